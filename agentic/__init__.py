@@ -1,0 +1,37 @@
+"""A persistent registry of live AI agents for asyncio, in memory, SQLite or Redis."""
+
+from agentic.agent import AgentInfo, AgentStatus
+from agentic.backends.memory import MemoryRegistry
+from agentic.backends.redis import RedisRegistry
+from agentic.backends.sqlite import SQLiteRegistry
+from agentic.config import RegistryConfig, open_registry
+from agentic.errors import (
+    AgentNotFoundError,
+    BackendError,
+    ConfigurationError,
+    InvalidAgentError,
+    RegistryClosedError,
+    RegistryError,
+)
+from agentic.reaper import Reaper
+from agentic.registry import AgentRegistry
+from agentic.session import AgentSession
+
+__all__ = [
+    "AgentInfo",
+    "AgentNotFoundError",
+    "AgentRegistry",
+    "AgentSession",
+    "AgentStatus",
+    "BackendError",
+    "ConfigurationError",
+    "InvalidAgentError",
+    "MemoryRegistry",
+    "Reaper",
+    "RedisRegistry",
+    "RegistryClosedError",
+    "RegistryConfig",
+    "RegistryError",
+    "SQLiteRegistry",
+    "open_registry",
+]

@@ -1,0 +1,1 @@
+"""The stores, blind to one another; each is the only importer of its driver."""

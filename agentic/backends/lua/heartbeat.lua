@@ -1,0 +1,39 @@
+-- Stamps the server's time on agents, turns offline ones available, and starts their time to live anew.
+-- KEYS   one per agent
+-- ARGV   1: time to live in milliseconds, 0 for none
+-- return per agent 1, or ABSENT, CORRUPT or WRONG_TYPE with nothing changed
+
+local ttl, stamp = tonumber(ARGV[1]), now()
+
+local function beaten(text)
+  local status_from, status_to, from, to = plain(text)
+  if status_from then
+    local status = sub(text, status_from, status_to)
+    if status ~= 'offline' then return sub(text, 1, from - 1) .. stamp .. sub(text, to + 1) end
+    return sub(text, 1, status_from - 1) .. 'available","last_heartbeat":"' .. stamp .. sub(text, to + 1)
+  end
+  local found = fields(text)
+  if not found then return nil end
+  local status = found.status
+  if status and sub(text, status.from, status.to) == '"offline"' then text = set_field(text, 'status', '"available"') end
+  return set_field(text, 'last_heartbeat', '"' .. stamp .. '"')
+end
+
+local results = {}
+for i = 1, #KEYS do
+  local record, outcome = read(KEYS[i])
+  if record then
+    local patched = beaten(record)
+    outcome = CORRUPT
+    if patched then
+      outcome = 1
+      if ttl > 0 then
+        redis.call('SET', KEYS[i], patched, 'PX', ttl)
+      else
+        redis.call('SET', KEYS[i], patched)
+      end
+    end
+  end
+  results[i] = outcome
+end
+return results

@@ -1,0 +1,154 @@
+"""Agents in this process's memory: for tests, and for a fleet that lives in one process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from msgspec.structs import replace
+
+from agentic.agent import AgentChanges, AgentInfo, AgentStatus, check_size
+from agentic.clock import NEVER, Clock, is_stale, system_clock, to_utc
+from agentic.errors import InvalidAgentError, RegistryError
+from agentic.registry import AgentRegistry
+
+PAGE_SIZE: Final = 1000
+
+
+@dataclass(slots=True)
+class _Lease:
+    agent: AgentInfo
+    renewed_at: datetime
+
+
+class MemoryRegistry(AgentRegistry):
+    """A registry in this process's memory; it keeps its agents as long as the object lives, open or closed.
+
+    Its store's clock is `clock`; an agent past its `ttl` is gone for every call, and dropped from memory by `reap`.
+    """
+
+    def __init__(
+        self,
+        *,
+        ttl: float | timedelta | None = None,
+        timeout: float | timedelta = 5.0,
+        clock: Clock = system_clock,
+    ) -> None:
+        """Make an empty registry.
+
+        Args:
+            ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it.
+            timeout: Seconds a call may take; no call of this store waits for anything.
+            clock: Returns the current instant as an aware `datetime`.
+
+        Raises:
+            ConfigurationError: `ttl` or `timeout` is not a finite number of seconds greater than 0.
+        """
+        super().__init__(ttl=ttl, timeout=timeout)
+        self.clock = clock
+        self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
+        self._leases: dict[str, _Lease] = {}
+
+    def __repr__(self) -> str:
+        return f"MemoryRegistry(ttl={self.ttl})"
+
+    async def _connect(self) -> None:
+        pass
+
+    async def _disconnect(self) -> None:
+        pass
+
+    async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
+        now = self._now()
+        stored = []
+        for agent in agents:
+            if agent.last_heartbeat is None or agent.last_heartbeat > now:
+                agent = replace(agent, last_heartbeat=now)
+            self._leases[agent.id] = _Lease(agent, renewed_at=now)
+            stored.append(_copy(agent))
+        return stored
+
+    async def _touch(self, ids: Sequence[str]) -> Sequence[bool]:
+        now = self._now()
+        leases = [self._lease(agent_id, now) for agent_id in ids]
+        for lease in leases:
+            if lease is not None:
+                status = lease.agent.status
+                if status is AgentStatus.OFFLINE:
+                    status = AgentStatus.AVAILABLE
+                lease.agent = replace(lease.agent, last_heartbeat=now, status=status)
+                lease.renewed_at = now
+        return [lease is not None for lease in leases]
+
+    async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | None]:
+        now = self._now()
+        leases = [self._lease(agent_id, now) for agent_id in ids]
+        return [None if lease is None else _copy(lease.agent) for lease in leases]
+
+    async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+        now = self._now()
+        return [self._patch_one(self._lease(agent_id, now), fields) for agent_id, fields in changes]
+
+    def _patch_one(self, lease: _Lease | None, fields: AgentChanges) -> AgentInfo | RegistryError | None:
+        if lease is None:
+            return None
+        changed = replace(lease.agent, **fields)
+        try:
+            check_size(changed)
+        except InvalidAgentError as error:
+            return error
+        lease.agent = changed
+        return _copy(changed)
+
+    async def _delete(self, ids: Sequence[str]) -> Sequence[bool]:
+        now = self._now()
+        present = [self._lease(agent_id, now) is not None for agent_id in ids]
+        for agent_id in ids:
+            self._leases.pop(agent_id, None)
+        return present
+
+    async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
+        for ids in self._id_pages():
+            yield [agent for agent in await self._fetch(ids) if agent is not None]
+
+    async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        for ids in self._id_pages():
+            now = self._now()
+            marked = []
+            for agent_id in ids:
+                lease = self._lease(agent_id, now)
+                if lease is None:
+                    self._leases.pop(agent_id, None)
+                elif lease.agent.status is not AgentStatus.OFFLINE and is_stale(
+                    lease.agent.last_heartbeat or NEVER, now, ttl
+                ):
+                    lease.agent = replace(lease.agent, status=AgentStatus.OFFLINE)
+                    marked.append(agent_id)
+            yield marked
+
+    async def _clear(self) -> AsyncGenerator[int, None]:
+        now = self._now()
+        count = sum(self._lease(agent_id, now) is not None for agent_id in self._leases)
+        self._leases.clear()
+        yield count
+
+    def _now(self) -> datetime:
+        return to_utc(self.clock())
+
+    def _lease(self, agent_id: str, now: datetime) -> _Lease | None:
+        """Return the agent's lease unless it has run out."""
+        lease = self._leases.get(agent_id)
+        if lease is None or (self._lifetime is not None and is_stale(lease.renewed_at, now, self._lifetime)):
+            return None
+        return lease
+
+    def _id_pages(self) -> Iterator[list[str]]:
+        ids = list(self._leases)
+        return (ids[start : start + PAGE_SIZE] for start in range(0, len(ids), PAGE_SIZE))
+
+
+def _copy(agent: AgentInfo) -> AgentInfo:
+    """Return the agent with a `metadata` of its own, so that a caller's changes to it reach nobody."""
+    return replace(agent, metadata=dict(agent.metadata))

@@ -1,0 +1,387 @@
+"""Agents in Redis or Valkey: one expiring key per agent, shared by any number of processes, and with the Go original."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, Final, TypeVar
+
+import anyio
+import msgspec
+import redis.asyncio as aioredis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from agentic.agent import (
+    MAX_RECORD_BYTES,
+    AgentChanges,
+    AgentInfo,
+    CorruptRecord,
+    decode_agent,
+    encode_around_heartbeat,
+    too_large,
+)
+from agentic.backends.redis_url import connection_options, redacted
+from agentic.clock import NEVER, format_instant, is_stale, parse_instant
+from agentic.errors import BackendError, ConfigurationError, RegistryError
+from agentic.registry import AgentRegistry
+
+logger = logging.getLogger("agentic.redis")
+
+T = TypeVar("T")
+
+PAGE_SIZE: Final = 1000
+CONNECT_TIMEOUT: Final = 5.0
+
+# The scripts' outcomes for one agent.
+_DONE, _ABSENT, _CORRUPT, _WRONG_TYPE = 1, 0, -1, -2
+
+
+class RedisRegistry(AgentRegistry):
+    """A registry in Redis 6.2 or later, or Valkey: the key `{prefix}:agent:{id}` holds an agent's JSON and expires.
+
+    Every change is one script, atomic in the server and on the server's clock. `list`, `scan`, `reap` and `flush` ask for
+    one page's records and the next page's keys in one round trip; they keep the ids they have seen, since the server may
+    repeat a key.
+
+    Attributes:
+        url: The URL, its password replaced by `***`; None where a client was passed.
+        prefix: What every key begins with.
+    """
+
+    def __init__(
+        self,
+        url: str = "redis://localhost:6379/0",
+        *,
+        client: aioredis.Redis | None = None,
+        password: str | None = None,
+        db: int | None = None,
+        prefix: str = "agentic",
+        ttl: float | timedelta | None = 300.0,
+        timeout: float | timedelta = 5.0,
+        max_connections: int = 16,
+    ) -> None:
+        """Check the options; no I/O.
+
+        Args:
+            url: `redis[s]://`, `valkey[s]://` or `unix://`.
+            client: A client of your own, used in place of `url` and left open; its retries are its own.
+            password: Overrides the URL's.
+            db: Overrides the URL's.
+            prefix: Keeps several registries apart in one database.
+            ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is gone; None keeps it.
+            timeout: Seconds a call may take, waiting for a free connection included.
+            max_connections: Connections at most; further calls wait for one.
+
+        Raises:
+            ConfigurationError: An option is wrong.
+        """
+        super().__init__(ttl=ttl, timeout=timeout)
+        self.prefix = _valid_prefix(prefix)
+        self.url: str | None = None
+        self._own_client = client is None
+        if client is None:
+            self._options = connection_options(url)
+            self.url = redacted(url)
+            self._options |= {name: value for name, value in (("password", password), ("db", db)) if value is not None}
+            self._options["max_connections"] = max_connections
+        else:
+            if client.connection_pool.connection_kwargs.get("decode_responses"):
+                raise ConfigurationError("client: must be made with decode_responses=False; records are bytes")
+            self._client = client
+        self._milliseconds = 0 if self.ttl is None else max(1, round(self.ttl * 1000))
+        self._key_prefix = f"{self.prefix}:agent:".encode()
+        self._pattern = _glob_escaped(self._key_prefix) + b"*"
+
+    def __repr__(self) -> str:
+        return f"RedisRegistry(url={self.url!r}, prefix={self.prefix!r}, ttl={self.ttl})"
+
+    async def _connect(self) -> None:
+        if self._own_client:
+            self._client = _make_client(self._options, self.timeout)
+        try:
+            await self._ping()
+        except BaseException:
+            await self._disconnect()
+            raise
+
+    async def _disconnect(self) -> None:
+        if self._own_client:
+            await self._client.aclose()
+
+    async def _ping(self) -> None:
+        seconds = min(CONNECT_TIMEOUT, self.timeout)
+        try:
+            with anyio.fail_after(seconds):
+                await self._client.ping()
+        except TimeoutError as error:
+            raise BackendError(f"failed to connect to Redis: no answer within {seconds:g} s") from error
+        except (RedisError, OSError) as error:
+            raise BackendError(f"failed to connect to Redis: {error}") from error
+
+    # --- agents, by id ---
+
+    async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
+        args: list[str | bytes] = []
+        for agent in agents:
+            before, after = encode_around_heartbeat(agent)
+            args += (before, "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat), after)
+        reply = await self._script("register", [agent.id for agent in agents], args, ttl=True)
+        now = parse_instant(reply[0].decode())
+        return [
+            _stamped(agent, now) if result == _DONE else _failure(result, agent.id)
+            for agent, result in zip(agents, reply[1:], strict=True)
+        ]
+
+    async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+        # A heartbeat may be repeated: it never creates, and a second one stamps what the first would have.
+        reply = await self._script("heartbeat", ids, (), ttl=True, repeatable=True)
+        return _facts(reply, ids)
+
+    async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
+        keys = [self._key(agent_id) for agent_id in ids]
+        records = await self._command("MGET", *keys, repeatable=True)
+        return [
+            None if record is None else self._decoded(key, record) for key, record in zip(keys, records, strict=True)
+        ]
+
+    async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+        args: list[str | bytes | int] = [MAX_RECORD_BYTES]
+        for _, fields in changes:
+            args.append(len(fields))
+            for name, value in fields.items():
+                args += (name, b"" if value in ((), {}) else msgspec.json.encode(value))
+        ids = [agent_id for agent_id, _ in changes]
+        reply = await self._script("update", ids, args)
+        return [
+            self._decoded(self._key(agent_id), result) if isinstance(result, bytes) else _failure(result, agent_id)
+            for agent_id, result in zip(ids, reply, strict=True)
+        ]
+
+    async def _delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+        return _facts(await self._script("deregister", ids, ()), ids)
+
+    # --- the whole fleet ---
+
+    async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
+        async for page in self._records():
+            agents = []
+            for key, record in page:
+                agent = self._decoded(key, record)
+                if isinstance(agent, AgentInfo):
+                    agents.append(agent)
+                else:
+                    logger.warning("skipped: %s", agent)
+            yield agents
+
+    async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        now = await self._now()
+        async for page in self._records():
+            stale: list[tuple[str, bytes]] = []
+            for key, record in page:
+                pulse = self._pulse(key, record)
+                if pulse is not None and pulse.status != "offline" and is_stale(pulse.instant(), now, ttl):
+                    stale.append((pulse.id, bytes(pulse.last_heartbeat)))
+            ids = [agent_id for agent_id, _ in stale]
+            marked = await self._script("reap", ids, [heartbeat for _, heartbeat in stale]) if stale else []
+            yield [agent_id for agent_id, done in zip(ids, marked, strict=True) if done]
+
+    async def _clear(self) -> AsyncGenerator[int, None]:
+        async for page in self._records():
+            # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
+            pulses = [self._pulse(key, record) for key, record in page]
+            ids = [pulse.id for pulse in pulses if pulse is not None]
+            yield sum(await self._script("deregister", ids, ())) if ids else 0
+
+    async def _records(self) -> AsyncGenerator[list[tuple[bytes, bytes]], None]:
+        """Yield the key and record of every agent, each key once, page by page."""
+        seen: set[bytes] = set()
+        cursor, found = await self._command(*self._scan(0), repeatable=True)
+        while True:
+            keys = [key for key in dict.fromkeys(found) if key not in seen]
+            seen.update(keys)
+            commands = []
+            if keys:
+                commands.append(("MGET", *keys))
+            if cursor:
+                commands.append(self._scan(cursor))
+            replies = await self._pipeline(commands)
+            if keys:
+                yield [(key, record) for key, record in zip(keys, replies[0], strict=True) if record is not None]
+            if not cursor:
+                return
+            cursor, found = replies[-1]
+
+    def _scan(self, cursor: int) -> tuple[Any, ...]:
+        return ("SCAN", cursor, "MATCH", self._pattern, "COUNT", PAGE_SIZE)
+
+    async def _now(self) -> datetime:
+        seconds, microseconds = await self._command("TIME", repeatable=True)
+        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
+
+    # --- keys and records ---
+
+    def _key(self, agent_id: str) -> bytes:
+        return self._key_prefix + agent_id.encode()
+
+    def _decoded(self, key: bytes, record: bytes) -> AgentInfo | BackendError:
+        """Return a record's agent, or the error that says why there is none in it."""
+        try:
+            agent = decode_agent(record)
+        except CorruptRecord as error:
+            return _corrupt(key, str(error))
+        if self._key(agent.id) != key:
+            return _corrupt(key, "it names the id of another key")
+        return agent
+
+    def _pulse(self, key: bytes, record: bytes) -> _Pulse | None:
+        """Return what a sweep needs to know of a record; None, with a logged warning, when it is corrupt."""
+        try:
+            pulse = _decode_pulse(record)
+            pulse.instant()
+        except (ValueError, RecursionError) as error:
+            logger.warning("skipped: %s", _corrupt(key, str(error)))
+            return None
+        if self._key(pulse.id) != key:
+            logger.warning("skipped: %s", _corrupt(key, "it names the id of another key"))
+            return None
+        return pulse
+
+    # --- the driver ---
+
+    async def _script(
+        self, name: str, ids: Sequence[str], args: Sequence[Any], *, ttl: bool = False, repeatable: bool = False
+    ) -> list[Any]:
+        """Run a script on the agents' keys, from the server's cache, or sent whole where it is not there."""
+        sha, text = _SCRIPTS[name]
+        rest = (len(ids), *map(self._key, ids), *((self._milliseconds,) if ttl else ()), *args)
+        try:
+            return await self._command("EVALSHA", sha, *rest, repeatable=repeatable)
+        except BackendError as error:
+            if not isinstance(error.__cause__, NoScriptError):
+                raise
+        return await self._command("EVAL", text, *rest, repeatable=repeatable)
+
+    async def _command(self, *command: Any, repeatable: bool = False) -> Any:
+        return await self._driven(lambda: self._client.execute_command(*command), repeatable)
+
+    async def _pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send reads in one round trip; nothing at all when there are none."""
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return await self._driven(pipeline.execute, repeatable=True)
+
+    async def _driven(self, call: Callable[[], Awaitable[T]], repeatable: bool) -> T:
+        """Await the driver, its errors mapped; a call that may be repeated is tried twice when the connection broke."""
+        try:
+            try:
+                return await call()
+            except AuthenticationError:
+                raise
+            except RedisConnectionError:
+                if not repeatable:
+                    raise
+            return await call()
+        except (RedisError, OSError) as error:
+            raise BackendError(f"Redis failed: {error}") from error
+
+
+def _make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis:
+    """Return a client with a pool of its own and none of the driver's retries, which would repeat writes."""
+    options = dict(options)
+    if options.pop("ssl", False):
+        connection_class: type[AbstractConnection] = aioredis.SSLConnection
+    else:
+        connection_class = aioredis.UnixDomainSocketConnection if "path" in options else aioredis.Connection
+    return aioredis.Redis.from_pool(
+        aioredis.BlockingConnectionPool(
+            connection_class=connection_class,
+            timeout=timeout,
+            # Deadlines are set here for each call; a second timer on each read costs a fifth of the driver's speed.
+            socket_timeout=None,
+            socket_connect_timeout=min(CONNECT_TIMEOUT, timeout),
+            retry=Retry(NoBackoff(), 0),
+            # Both would greet each new connection with commands that older servers answer with errors.
+            driver_info=None,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+            **options,
+        )
+    )
+
+
+class _Pulse(msgspec.Struct):
+    """The part of a record that a sweep reads; the heartbeat as it stands there, to be compared byte for byte."""
+
+    id: str
+    status: str | None = None
+    last_heartbeat: msgspec.Raw = msgspec.Raw()
+
+    def instant(self) -> datetime:
+        text = _decode_text(self.last_heartbeat) if self.last_heartbeat else None
+        return parse_instant(text) if text else NEVER
+
+
+_decode_pulse = msgspec.json.Decoder(_Pulse).decode
+_decode_text = msgspec.json.Decoder(str | None).decode
+
+
+def _stamped(agent: AgentInfo, now: datetime) -> AgentInfo:
+    if agent.last_heartbeat is None or agent.last_heartbeat > now:
+        return msgspec.structs.replace(agent, last_heartbeat=now)
+    return agent
+
+
+def _facts(reply: Sequence[int], ids: Sequence[str]) -> list[bool | RegistryError]:
+    return [
+        result == _DONE if result in (_DONE, _ABSENT) else _failure(result, agent_id) or False
+        for result, agent_id in zip(reply, ids, strict=True)
+    ]
+
+
+def _failure(result: int | list[int], agent_id: str) -> RegistryError | None:
+    """Return what a script's outcome for one agent means; None for an agent that is not there."""
+    if isinstance(result, list):
+        return too_large(result[1])
+    if result == _CORRUPT:
+        return BackendError(f"the record of agent {agent_id!r} is corrupt: it is no JSON object")
+    if result == _WRONG_TYPE:
+        return BackendError(f"the key of agent {agent_id!r} holds another type of value than a string")
+    return None
+
+
+def _corrupt(key: bytes, why: str) -> BackendError:
+    return BackendError(f"the record at key {key.decode(errors='replace')!r} is corrupt: {why}")
+
+
+def _valid_prefix(prefix: object) -> str:
+    if not isinstance(prefix, str) or not prefix:
+        raise ConfigurationError(f"prefix: must be a string that is not empty, got {prefix!r}")
+    try:
+        prefix.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError("prefix: holds a lone surrogate") from None
+    return prefix
+
+
+def _glob_escaped(text: bytes) -> bytes:
+    r"""Return a pattern that matches this text alone: `*`, `?`, `[`, `]`, `^`, `-` and `\` escaped."""
+    return re.sub(rb"([*?\[\]^\\-])", rb"\\\1", text)
+
+
+def _load(name: str) -> tuple[str, str]:
+    """Return a script's SHA-1 and text, what the scripts share included."""
+    folder = files("agentic.backends") / "lua"
+    text = (folder / "record.lua").read_text() + (folder / f"{name}.lua").read_text()
+    return sha1(text.encode(), usedforsecurity=False).hexdigest(), text
+
+
+_SCRIPTS: Final = {name: _load(name) for name in ("register", "heartbeat", "update", "deregister", "reap")}

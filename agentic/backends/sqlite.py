@@ -1,0 +1,273 @@
+"""Agents in a SQLite file: they survive a restart, and several processes of one host share them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final, TypeVar
+
+import aiosqlite
+import anyio
+import anyio.to_thread
+from msgspec.structs import replace
+
+from agentic.agent import AgentChanges, AgentInfo, check_size
+from agentic.backends.sqlite_schema import AGENT_COLUMNS, agent_of, expiry, json_text, prepare, row_of, transaction
+from agentic.clock import Clock, format_instant, stale_before, system_clock, to_utc
+from agentic.errors import BackendError, ConfigurationError, InvalidAgentError, RegistryError
+from agentic.registry import AgentRegistry
+
+logger = logging.getLogger("agentic.sqlite")
+
+T = TypeVar("T")
+
+DEFAULT_PATH: Final = "~/.config/agentic/registry.db"
+PAGE_SIZE: Final = 1000
+
+_PRESENT: Final = "(expires_at IS NULL OR expires_at >= :now)"
+_INSERT: Final = f"""
+INSERT INTO agents ({AGENT_COLUMNS}, expires_at, registered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET
+    name = excluded.name, capabilities = excluded.capabilities, status = excluded.status,
+    last_heartbeat = excluded.last_heartbeat, current_load = excluded.current_load, max_load = excluded.max_load,
+    metadata = excluded.metadata, expires_at = excluded.expires_at"""
+_TOUCH: Final = f"""
+UPDATE agents SET last_heartbeat = :now, expires_at = :expires_at,
+    status = CASE status WHEN 'offline' THEN 'available' ELSE status END
+WHERE id = :id AND {_PRESENT}"""
+_FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE id = :id AND {_PRESENT}"
+_DELETE: Final = f"DELETE FROM agents WHERE id = :id AND {_PRESENT}"
+_PAGE: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE id > :after AND {_PRESENT} ORDER BY id LIMIT {PAGE_SIZE}"
+_SWEEP: Final = f"""
+UPDATE agents SET status = 'offline' WHERE status <> 'offline' AND last_heartbeat < :stale_before AND {_PRESENT}
+RETURNING id"""
+_FORGET: Final = "DELETE FROM agents WHERE expires_at < :now"
+
+
+class SQLiteRegistry(AgentRegistry):
+    """A registry in a SQLite file, or in memory with the path `":memory:"`.
+
+    Every change is one transaction, run in one step in the connection's own thread, so a cancelled call leaves none open.
+    Write-ahead logging lets others read and write the file meanwhile. Its store's clock is `clock`; an agent past its
+    `ttl` is gone for every call, and deleted from the file by `reap`.
+
+    Attributes:
+        path: As given.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        ttl: float | timedelta | None = None,
+        timeout: float | timedelta = 5.0,
+        clock: Clock = system_clock,
+    ) -> None:
+        """Check the options; no I/O.
+
+        Args:
+            path: The file, created when it is not there; its folder must exist. None stands for
+                `~/.config/agentic/registry.db`, whose folder is created, readable by its owner alone.
+            ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it.
+            timeout: Seconds a call may take, waiting for other processes' writes included.
+            clock: Returns the current instant as an aware `datetime`; called in the connection's thread.
+
+        Raises:
+            ConfigurationError: An option is wrong.
+        """
+        super().__init__(ttl=ttl, timeout=timeout)
+        self.path = _valid_path(path)
+        self.clock = clock
+
+    def __repr__(self) -> str:
+        return f"SQLiteRegistry(path={self.path!r}, ttl={self.ttl})"
+
+    async def _connect(self) -> None:
+        path = str(Path(self.path).expanduser()) if self.path == DEFAULT_PATH else self.path
+        try:
+            with anyio.fail_after(self.timeout * 2):
+                if self.path == DEFAULT_PATH:
+                    await anyio.to_thread.run_sync(_make_private_file, Path(path))
+                self._db = await aiosqlite.connect(path, isolation_level=None)
+        except (sqlite3.Error, OSError) as error:
+            raise BackendError(f"failed to open {path!r}: {error}{_folder_hint(path)}") from error
+        try:
+            await self._run(lambda db: prepare(db, self.timeout))
+        except BaseException:
+            await self._disconnect()
+            raise
+
+    async def _disconnect(self) -> None:
+        await self._db.close()
+
+    # --- agents, by id ---
+
+    async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
+        def work(db: sqlite3.Connection) -> list[AgentInfo]:
+            with transaction(db):
+                now = self._now()
+                stored = [
+                    replace(agent, last_heartbeat=now)
+                    if agent.last_heartbeat is None or agent.last_heartbeat > now
+                    else agent
+                    for agent in agents
+                ]
+                stamp, expires_at = format_instant(now), expiry(now, self.ttl)
+                db.executemany(
+                    _INSERT,
+                    [
+                        (*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp)
+                        for agent in stored
+                    ],
+                )
+                return stored
+
+        return await self._run(work)
+
+    async def _touch(self, ids: Sequence[str]) -> Sequence[bool]:
+        def work(db: sqlite3.Connection) -> list[bool]:
+            with transaction(db):
+                now = self._now()
+                times = {"now": format_instant(now), "expires_at": expiry(now, self.ttl)}
+                return [db.execute(_TOUCH, {"id": agent_id, **times}).rowcount > 0 for agent_id in ids]
+
+        return await self._run(work)
+
+    async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
+        def work(db: sqlite3.Connection) -> list[AgentInfo | RegistryError | None]:
+            return [self._fetch_one(db, agent_id) for agent_id in ids]
+
+        return await self._run(work)
+
+    async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+        def work(db: sqlite3.Connection) -> list[AgentInfo | RegistryError | None]:
+            with transaction(db):
+                return [self._patch_one(db, agent_id, fields) for agent_id, fields in changes]
+
+        return await self._run(work)
+
+    async def _delete(self, ids: Sequence[str]) -> Sequence[bool]:
+        def work(db: sqlite3.Connection) -> list[bool]:
+            with transaction(db):
+                now = format_instant(self._now())
+                return [db.execute(_DELETE, {"id": agent_id, "now": now}).rowcount > 0 for agent_id in ids]
+
+        return await self._run(work)
+
+    def _fetch_one(self, db: sqlite3.Connection, agent_id: str) -> AgentInfo | RegistryError | None:
+        row = db.execute(_FETCH, {"id": agent_id, "now": format_instant(self._now())}).fetchone()
+        return None if row is None else _decoded(row)
+
+    def _patch_one(
+        self, db: sqlite3.Connection, agent_id: str, fields: AgentChanges
+    ) -> AgentInfo | RegistryError | None:
+        agent = self._fetch_one(db, agent_id)
+        if not isinstance(agent, AgentInfo):
+            return agent
+        changed = replace(agent, **fields)
+        try:
+            check_size(changed)
+        except InvalidAgentError as error:
+            return error
+        columns = {
+            name: json_text(value) if name in ("capabilities", "metadata") else value for name, value in fields.items()
+        }
+        assignments = ", ".join(f"{name} = :{name}" for name in columns)
+        db.execute(f"UPDATE agents SET {assignments} WHERE id = :id", {"id": agent_id, **columns})
+        return changed
+
+    # --- the whole fleet ---
+
+    async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
+        after: object = ""
+        while True:
+            parameters = {"after": after, "now": format_instant(self._now())}
+            rows = await self._run(lambda db: db.execute(_PAGE, parameters).fetchall())  # noqa: B023
+            agents = []
+            for row in rows:
+                agent = _decoded(row)
+                if isinstance(agent, AgentInfo):
+                    agents.append(agent)
+                else:
+                    logger.warning("skipped: %s", agent)
+            yield agents
+            if len(rows) < PAGE_SIZE:
+                return
+            after = rows[-1][0]
+
+    async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        def work(db: sqlite3.Connection) -> list[str]:
+            with transaction(db):
+                now = self._now()
+                parameters = {"now": format_instant(now), "stale_before": format_instant(stale_before(now, ttl))}
+                marked = db.execute(_SWEEP, parameters).fetchall()
+                db.execute(_FORGET, parameters)
+                return [agent_id for (agent_id,) in marked]
+
+        yield await self._run(work)
+
+    async def _clear(self) -> AsyncGenerator[int, None]:
+        def work(db: sqlite3.Connection) -> int:
+            with transaction(db):
+                db.execute(_FORGET, {"now": format_instant(self._now())})
+                return db.execute("DELETE FROM agents").rowcount
+
+        yield await self._run(work)
+
+    def _now(self) -> datetime:
+        return to_utc(self.clock())
+
+    # --- the driver ---
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function in the database's thread, all of it in one hop; one given up before it began never runs.
+
+        A function that has begun runs to its end although its caller was cancelled. `aiosqlite` offers this hop only as
+        the `_execute` that its own methods are made of.
+        """
+        abandoned = False
+
+        def hop() -> T | None:
+            return None if abandoned else work(self._db._conn)
+
+        try:
+            return await self._db._execute(hop)  # type: ignore[no-any-return, no-untyped-call]
+        except asyncio.CancelledError:
+            abandoned = True
+            raise
+        except (sqlite3.Error, OSError) as error:
+            raise BackendError(f"SQLite failed on {self.path!r}: {error}") from error
+
+
+def _decoded(row: tuple[object, ...]) -> AgentInfo | BackendError:
+    """Return a row's agent, or the error that says why there is none in it."""
+    try:
+        return agent_of(row)
+    except (ValueError, RecursionError) as error:
+        return BackendError(f"the row of agent {row[0]!r} is corrupt: {error}")
+
+
+def _valid_path(path: str | os.PathLike[str] | None) -> str:
+    if path is None:
+        return DEFAULT_PATH
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigurationError(f"path: must be a file's path or ':memory:', got {text!r}")
+    return text
+
+
+def _make_private_file(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def _folder_hint(path: str) -> str:
+    folder = Path(path).parent
+    return (
+        "" if path == ":memory:" or folder.is_dir() else f"; its folder {str(folder)!r} does not exist: create it first"
+    )

@@ -1,0 +1,94 @@
+"""Instants and durations: one text form, one check of durations, one boundary between alive and stale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from agentic.errors import ConfigurationError
+
+Clock = Callable[[], datetime]
+"""Returns the current instant as an aware `datetime`."""
+
+NEVER = datetime.min.replace(tzinfo=UTC)
+"""The year 1, which Go writes for a time that was never set: older than any heartbeat."""
+
+
+def system_clock() -> datetime:
+    """Return the host's wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+def to_utc(instant: datetime) -> datetime:
+    """Return the same instant in UTC; one that UTC cannot hold (within a day of year 1 or 9999) becomes the nearest it can."""
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        return NEVER if instant.year == 1 else datetime.max.replace(tzinfo=UTC)
+
+
+def format_instant(instant: datetime) -> str:
+    """Return the stored form of a UTC instant: `2026-11-23T08:00:00.123456Z`, of fixed width, so that text order is time order."""
+    return instant.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def parse_instant(text: str) -> datetime:
+    """Return the UTC instant that an RFC 3339 text names, rounded to microseconds.
+
+    Raises:
+        ValueError: The text is no RFC 3339 time, or has no offset.
+    """
+    instant = msgspec.convert(text, datetime)
+    if instant.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return to_utc(instant)
+
+
+def duration(value: float | timedelta, name: str) -> timedelta:
+    """Return a duration given as float seconds or as a `timedelta`; one too long for a `timedelta` becomes the longest.
+
+    Raises:
+        ConfigurationError: It is not a number, not finite, or negative; the message begins with `name`.
+    """
+    if isinstance(value, timedelta):
+        span = value
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(f"{name} must be seconds or a timedelta, got {type(value).__name__}")
+    elif not math.isfinite(value):
+        raise ConfigurationError(f"{name} must be finite, got {value}")
+    else:
+        try:
+            span = timedelta(seconds=value)
+        except OverflowError:
+            span = timedelta.max if value > 0 else timedelta.min
+    if span < timedelta(0):
+        raise ConfigurationError(f"{name} must not be negative, got {value}")
+    return span
+
+
+def positive_seconds(value: float | timedelta, name: str) -> float:
+    """Return a duration that must be longer than nothing, in float seconds.
+
+    Raises:
+        ConfigurationError: As `duration` does, and for zero.
+    """
+    seconds = duration(value, name).total_seconds()
+    if seconds == 0:
+        raise ConfigurationError(f"{name} must be greater than 0, got {value}")
+    return seconds
+
+
+def is_stale(last_heartbeat: datetime, now: datetime, ttl: timedelta) -> bool:
+    """Tell whether a heartbeat is older than `ttl`; one exactly `ttl` old is not."""
+    return now - last_heartbeat > ttl
+
+
+def stale_before(now: datetime, ttl: timedelta) -> datetime:
+    """Return the instant before which, and only before which, a heartbeat is stale: `is_stale` for stores that compare text."""
+    try:
+        return now - ttl
+    except OverflowError:
+        return NEVER

@@ -1,0 +1,77 @@
+"""What can go wrong, as exceptions: one base class, one child for each thing a caller can act on."""
+
+from __future__ import annotations
+
+
+class RegistryError(Exception):
+    """Base of every error this library raises on purpose.
+
+    Attributes:
+        code: An HTTP-like status: 400 for a caller's mistake, 404 for an absent agent, 500 for a store that failed.
+        message: One line that says what is wrong and, where known, what to do; never holds a secret.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidAgentError(RegistryError, ValueError):
+    """An agent, a field or an id was refused before any I/O; nothing has changed.
+
+    Attributes:
+        field: The field at fault, such as `"id"` or `"capabilities[2]"`.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(400, message)
+        self.args = (field, message)
+        self.field = field
+
+
+class ConfigurationError(RegistryError, ValueError):
+    """A URL, an option or a duration is wrong; nothing was opened and nothing has changed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
+        self.args = (message,)
+
+
+class AgentNotFoundError(RegistryError, LookupError):
+    """The store answered, and no such agent is registered.
+
+    Attributes:
+        agent_id: The id that was asked for.
+    """
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(404, f"agent not found: {agent_id}")
+        self.args = (agent_id,)
+        self.agent_id = agent_id
+
+
+class BackendError(RegistryError):
+    """The store failed or did not answer in time; `__cause__` is the driver's error where there is one.
+
+    A write that failed this way may still have happened: the store may have applied it and lost the answer.
+
+    Attributes:
+        reaped: The ids that a failed `reap` had already marked offline; empty for every other call.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(500, message)
+        self.args = (message,)
+        self.reaped: tuple[str, ...] = ()
+
+
+class RegistryClosedError(RegistryError):
+    """The registry is not open: it was never entered, or it has been closed."""
+
+    def __init__(self, message: str = "the registry is not open: use it inside 'async with'") -> None:
+        super().__init__(503, message)
+        self.args = (message,)

@@ -1,0 +1,359 @@
+"""The contract every store keeps: what each call promises, checked here, stored by a backend's primitives."""
+
+from __future__ import annotations
+
+import builtins
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from datetime import timedelta
+from types import TracebackType
+from typing import Final, Literal, ParamSpec, Self, TypeVar, Unpack
+
+import anyio
+import anyio.lowlevel
+
+from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes, valid_id
+from agentic.clock import duration, positive_seconds
+from agentic.errors import AgentNotFoundError, BackendError, InvalidAgentError, RegistryClosedError, RegistryError
+from agentic.session import AgentSession
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BATCH_SIZE: Final = 512
+"""How many agents one write to the store names at most."""
+
+
+class AgentRegistry(ABC):
+    """A registry of live agents; one contract, kept by every store.
+
+    Constructing does no I/O; entering (`async with registry:`) opens it, leaving closes only what it opened. Every call
+
+    - checks its arguments before any I/O and raises `InvalidAgentError` or `ConfigurationError`, with nothing changed;
+    - is atomic for one agent: its precondition is part of the write in the store;
+    - ends within `timeout` seconds (those that walk the fleet: within `timeout` for each page) and raises `BackendError`
+      when the store fails or does not answer: an outage is never an empty answer;
+    - may be cancelled without harm to any other caller; a cancelled or failed write may still have happened;
+    - raises `RegistryClosedError` outside `async with`.
+
+    An agent is alive while it heartbeats, offline (still listed) once `reap` finds it silent, and gone when nobody
+    registered it or sent its heartbeat for the registry's `ttl`. The store's clock decides, never the caller's.
+
+    Attributes:
+        ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it until deregistered.
+        timeout: Seconds a call may take.
+    """
+
+    def __init__(self, *, ttl: float | timedelta | None, timeout: float | timedelta) -> None:
+        """Check the options that every store has.
+
+        Raises:
+            ConfigurationError: `ttl` or `timeout` is not a finite number of seconds greater than 0.
+        """
+        self.ttl = None if ttl is None else positive_seconds(ttl, "ttl")
+        self.timeout = positive_seconds(timeout, "timeout")
+        self._state: Literal["closed", "opening", "open"] = "closed"
+
+    # --- lifecycle ---
+
+    async def open(self) -> None:
+        """Connect, and prove that the store answers; for those who cannot use `async with`.
+
+        Raises:
+            BackendError: The store cannot be reached or used; nothing stays open.
+            RegistryError: The registry is open already.
+        """
+        if self._state != "closed":
+            raise RegistryError(400, "the registry is open already")
+        self._state = "opening"
+        try:
+            await self._connect()
+        except BaseException:
+            self._state = "closed"
+            raise
+        self._state = "open"
+
+    async def aclose(self) -> None:
+        """Close what `open` opened, even when cancelled; does nothing when the registry is not open.
+
+        Raises:
+            BackendError: The store did not close within `timeout`.
+        """
+        if self._state == "open":
+            self._state = "closed"
+            try:
+                with anyio.fail_after(self.timeout, shield=True):
+                    await self._disconnect()
+            except TimeoutError as error:
+                raise BackendError(f"the store did not close within {self.timeout:g} s") from error
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # --- one agent ---
+
+    async def register(self, agent: AgentInfo) -> AgentInfo:
+        """Add an agent, or replace the one with its id, and start its `ttl` anew.
+
+        A `last_heartbeat` of None, or one in the store's future, is stored as the store's now.
+
+        Returns:
+            The agent as stored.
+
+        Raises:
+            InvalidAgentError: A field is wrong; the message names it.
+            BackendError: The store failed; the agent may be registered all the same.
+        """
+        agent = valid_agent(agent)
+        (stored,) = await self._bounded(self._insert, [agent])
+        return _settled(stored, agent.id)
+
+    async def heartbeat(self, agent_id: str) -> None:
+        """Stamp the store's time on an agent and start its `ttl` anew; an offline one becomes available.
+
+        Never creates an agent, and changes nothing else of it: a busy one stays busy.
+
+        Raises:
+            AgentNotFoundError: No such agent: never registered, deregistered, or gone after its `ttl`.
+            InvalidAgentError: The id is wrong.
+            BackendError: The store failed; the heartbeat may have been stamped all the same.
+        """
+        agent_id = valid_id(agent_id)
+        (present,) = await self._bounded(self._touch, [agent_id])
+        _settled(present, agent_id)
+
+    async def heartbeat_many(self, ids: Iterable[str]) -> set[str]:
+        """Do what `heartbeat` does for many agents, in as few round trips as the store allows.
+
+        Atomic for each agent, not for all together.
+
+        Returns:
+            The ids that were not there.
+
+        Raises:
+            InvalidAgentError: One of the ids is wrong; no heartbeat was stamped.
+            BackendError: The store failed, or the record of one agent is corrupt; others may have been stamped.
+        """
+        if isinstance(ids, str):
+            raise InvalidAgentError("ids", "ids: must be an iterable of ids, got one string")
+        unique = list(dict.fromkeys(valid_id(agent_id) for agent_id in ids))
+        absent: set[str] = set()
+        for start in range(0, len(unique), BATCH_SIZE):
+            batch = unique[start : start + BATCH_SIZE]
+            outcomes = await self._bounded(self._touch, batch)
+            for agent_id, present in zip(batch, outcomes, strict=True):
+                if isinstance(present, RegistryError):
+                    raise present
+                if not present:
+                    absent.add(agent_id)
+        return absent
+
+    async def get(self, agent_id: str) -> AgentInfo:
+        """Return an agent.
+
+        Raises:
+            AgentNotFoundError: No such agent.
+            InvalidAgentError: The id is wrong.
+            BackendError: The store failed, or the stored record is corrupt.
+        """
+        agent_id = valid_id(agent_id)
+        (found,) = await self._bounded(self._fetch, [agent_id])
+        return _settled(found, agent_id)
+
+    async def update(self, agent_id: str, **changes: Unpack[AgentChanges]) -> AgentInfo:
+        """Change the named fields of an agent in one atomic step and leave every other one as it is.
+
+        Neither a heartbeat nor a renewal of the `ttl`. Fields: `status`, `current_load`, `name`, `capabilities`,
+        `max_load`, `metadata` (replaced whole).
+
+        Returns:
+            The agent after the change.
+
+        Raises:
+            AgentNotFoundError: No such agent.
+            InvalidAgentError: A value is wrong, or the record would be too long.
+            TypeError: A name is none of the fields above.
+            BackendError: The store failed; the change may have been made all the same.
+        """
+        agent_id = valid_id(agent_id)
+        checked = valid_changes(changes)
+        if not checked:
+            return await self.get(agent_id)
+        (changed,) = await self._bounded(self._patch, [(agent_id, checked)])
+        return _settled(changed, agent_id)
+
+    async def deregister(self, agent_id: str) -> None:
+        """Remove an agent; only `register` brings it back.
+
+        Raises:
+            AgentNotFoundError: No such agent.
+            InvalidAgentError: The id is wrong.
+            BackendError: The store failed; the agent may be removed all the same.
+        """
+        agent_id = valid_id(agent_id)
+        (removed,) = await self._bounded(self._delete, [agent_id])
+        _settled(removed, agent_id)
+
+    def session(self, agent: AgentInfo, *, interval: float | timedelta | None = None) -> AgentSession:
+        """Return an `async with` that keeps an agent registered and heartbeating while its body runs.
+
+        Args:
+            agent: Registered on entry, deregistered on exit.
+            interval: Seconds between heartbeats; 10 by default, or a third of the registry's `ttl` where that is shorter.
+
+        Raises:
+            ConfigurationError: `interval` is not a finite number of seconds greater than 0, or not shorter than `ttl`.
+        """
+        return AgentSession(self, agent, interval=interval)
+
+    # --- the whole fleet ---
+
+    async def list(self) -> list[AgentInfo]:
+        """Return every agent once, in no particular order; a corrupt record is skipped with a logged warning.
+
+        An agent registered or removed meanwhile may or may not be among them; every other one is.
+
+        Raises:
+            BackendError: The store failed: never a shorter list.
+        """
+        agents: list[AgentInfo] = []
+        async with aclosing(self._walk(self._pages())) as pages:
+            async for page in pages:
+                agents += page
+        return agents
+
+    async def scan(self) -> AsyncGenerator[AgentInfo, None]:
+        """Yield what `list` returns, page by page, holding one page of agents in memory.
+
+        Raises:
+            BackendError: The store failed, perhaps after some agents were yielded.
+        """
+        async with aclosing(self._walk(self._pages())) as pages:
+            async for page in pages:
+                for agent in page:
+                    yield agent
+
+    async def reap(self, ttl: float | timedelta) -> builtins.list[str]:
+        """Mark offline every agent whose last heartbeat is more than `ttl` ago by the store's clock.
+
+        One exactly `ttl` old is alive. Each is marked in one atomic step that a heartbeat landing first prevents.
+        The agent's remaining time in the registry is kept. A cancelled call does not report what it had marked.
+
+        Args:
+            ttl: Seconds or a `timedelta`; finite and not negative.
+
+        Returns:
+            The ids that this call marked; no other call returns them for the same silence.
+
+        Raises:
+            ConfigurationError: `ttl` is wrong.
+            BackendError: The store failed; its `reaped` holds the ids marked before that.
+        """
+        reaped: builtins.list[str] = []
+        span = duration(ttl, "ttl")
+        try:
+            async with aclosing(self._walk(self._sweep(span))) as pages:
+                async for page in pages:
+                    reaped += page
+        except BackendError as error:
+            error.reaped = tuple(reaped)
+            raise
+        return reaped
+
+    async def flush(self) -> int:
+        """Delete every agent of this registry, and nothing else in the store.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            BackendError: The store failed; some agents may be deleted.
+        """
+        deleted = 0
+        async with aclosing(self._walk(self._clear())) as counts:
+            async for count in counts:
+                deleted += count
+        return deleted
+
+    # --- what a backend implements: batches in, one outcome each out, in order ---
+    # An outcome is the fact asked for, nothing (False or None) when there is no such agent, or the error that is this
+    # agent's alone. What fails the whole batch is raised, as BackendError.
+
+    @abstractmethod
+    async def _connect(self) -> None:
+        """Open the store and prove that it answers, within `timeout`; leave nothing open on failure."""
+
+    @abstractmethod
+    async def _disconnect(self) -> None:
+        """Close what `_connect` opened."""
+
+    @abstractmethod
+    async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
+        """Store each agent, stamped; return them as stored."""
+
+    @abstractmethod
+    async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+        """Stamp a heartbeat on each agent that is there."""
+
+    @abstractmethod
+    async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
+        """Return each agent that is there."""
+
+    @abstractmethod
+    async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+        """Change the given fields of each agent that is there; return it as it then is."""
+
+    @abstractmethod
+    async def _delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+        """Remove each agent that is there."""
+
+    @abstractmethod
+    def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
+        """Yield every agent once, in pages."""
+
+    @abstractmethod
+    def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        """Mark the stale agents offline, page by page; yield the ids that were marked."""
+
+    @abstractmethod
+    def _clear(self) -> AsyncGenerator[int, None]:
+        """Delete every agent, page by page; yield how many went."""
+
+    # --- how calls are bounded ---
+
+    async def _bounded(self, primitive: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Await one call to the store, within `timeout`."""
+        if self._state != "open":
+            raise RegistryClosedError
+        try:
+            with anyio.fail_after(self.timeout):
+                return await primitive(*args, **kwargs)
+        except TimeoutError as error:
+            raise BackendError(f"the store did not answer within {self.timeout:g} s") from error
+
+    async def _walk(self, pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """Yield pages, each awaited within `timeout`, with a turn of the event loop between them."""
+        async with aclosing(pages):
+            while True:
+                try:
+                    page = await self._bounded(pages.__anext__)
+                except StopAsyncIteration:
+                    return
+                yield page
+                await anyio.lowlevel.checkpoint()
+
+
+def _settled(outcome: T | RegistryError | None, agent_id: str) -> T:
+    """Return one agent's outcome, or raise what it means."""
+    if isinstance(outcome, RegistryError):
+        raise outcome
+    if not outcome:
+        raise AgentNotFoundError(agent_id)
+    return outcome
