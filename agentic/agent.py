@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Final, TypedDict
 
 import msgspec
+import msgspec.structs
 
 from agentic.clock import NEVER, format_instant, parse_instant, to_utc
 from agentic.errors import InvalidAgentError
@@ -41,8 +42,7 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False):
         name: What people call it.
         capabilities: What it can do.
         status: `AVAILABLE` unless said otherwise.
-        last_heartbeat: An aware instant. None when registering: the store stamps its own time. Never None when read from
-            a store.
+        last_heartbeat: An aware instant. None when registering: the store stamps its own time. Never None when read.
         current_load: The work it has, 0 to 2**63 - 1.
         max_load: The work it can take at once, 0 to 2**63 - 1; 0 means unlimited.
         metadata: Whatever else belongs to it, text to text.
@@ -56,6 +56,12 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False):
     current_load: int = 0
     max_load: int = 0
     metadata: dict[str, str] = {}
+
+    def stamped(self, now: datetime) -> AgentInfo:
+        """Return the agent as a store whose time is `now` keeps it: never heard from later than that."""
+        if self.last_heartbeat is None or self.last_heartbeat > now:
+            return msgspec.structs.replace(self, last_heartbeat=now)
+        return self
 
 
 class AgentChanges(TypedDict, total=False):
@@ -222,7 +228,7 @@ class _Tail(msgspec.Struct, omit_defaults=True):
 
 
 def encode_around_heartbeat(agent: AgentInfo) -> tuple[bytes, bytes]:
-    """Return the record's JSON before and after the heartbeat's text, for a store that stamps its own time between them."""
+    """Return the record's JSON before and after the heartbeat's text, for a store that stamps its own between them."""
     head = msgspec.json.encode(
         _Head(id=agent.id, name=agent.name, capabilities=agent.capabilities, status=agent.status)
     )
@@ -260,8 +266,8 @@ _decode_foreign = msgspec.json.Decoder(_ForeignAgent).decode
 def decode_agent(record: bytes | str) -> AgentInfo:
     """Return the agent that a record's JSON describes, whoever wrote it.
 
-    Unknown fields are passed over; an unknown or empty status is `UNKNOWN`; a time is rounded to microseconds and put in
-    UTC, an absent one is the year 1; `null` stands for an empty value.
+    Unknown fields are passed over; an unknown or empty status is `UNKNOWN`; a time is rounded to microseconds and put
+    in UTC, an absent one is the year 1; `null` stands for an empty value.
 
     Raises:
         CorruptRecord: It is no JSON object, has no id, or a field has a type that no writer gives it.

@@ -23,7 +23,7 @@ def system_clock() -> datetime:
 
 
 def to_utc(instant: datetime) -> datetime:
-    """Return the same instant in UTC; one that UTC cannot hold (within a day of year 1 or 9999) becomes the nearest it can."""
+    """Return the same instant in UTC, or the nearest that UTC can hold, at the very ends of the calendar."""
     try:
         return instant.astimezone(UTC)
     except OverflowError:
@@ -31,7 +31,7 @@ def to_utc(instant: datetime) -> datetime:
 
 
 def format_instant(instant: datetime) -> str:
-    """Return the stored form of a UTC instant: `2026-11-23T08:00:00.123456Z`, of fixed width, so that text order is time order."""
+    """Return a UTC instant as `2026-11-23T08:00:00.123456Z`: of fixed width, so that text order is time order."""
     return instant.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
@@ -87,7 +87,7 @@ def is_stale(last_heartbeat: datetime, now: datetime, ttl: timedelta) -> bool:
 
 
 def stale_before(now: datetime, ttl: timedelta) -> datetime:
-    """Return the instant before which, and only before which, a heartbeat is stale: `is_stale` for stores that compare text."""
+    """Return the instant before which a heartbeat is stale: `is_stale` for a store that compares text."""
     try:
         return now - ttl
     except OverflowError:

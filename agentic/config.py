@@ -24,8 +24,8 @@ class RegistryConfig:
     """Which store to use and how; `open_registry` checks it.
 
     Attributes:
-        backend: `"memory"` (also when empty), `"sqlite"` or `"redis"`. Where a `url` is given, its scheme decides; another
-            `backend` than memory must agree with it.
+        backend: `"memory"` (also when empty), `"sqlite"` or `"redis"`. Where a `url` is given, its scheme decides;
+            another `backend` than memory must agree with it.
         path: The SQLite file; `~/.config/agentic/registry.db` when empty.
         url: The store's URL, as `open_registry` takes it; `redis://localhost:6379/0` for Redis when empty.
         prefix: What every Redis key begins with; `"agentic"` when empty. Other stores have none.
@@ -57,7 +57,9 @@ class RegistryConfig:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Read `AGENTIC_BACKEND`, `AGENTIC_PATH`, `AGENTIC_URL`, `AGENTIC_PREFIX` and `AGENTIC_TTL`; empty means unset.
+        """Read the environment.
+
+        Variables: `AGENTIC_BACKEND`, `AGENTIC_PATH`, `AGENTIC_URL`, `AGENTIC_PREFIX`, `AGENTIC_TTL`; empty means unset.
 
         Raises:
             ConfigurationError: `AGENTIC_TTL` is no number.
@@ -68,15 +70,16 @@ class RegistryConfig:
 
     def __repr__(self) -> str:
         url = redacted(self.url) if self.url else ""
-        return f"RegistryConfig(backend={self.backend!r}, path={self.path!r}, url={url!r}, prefix={self.prefix!r}, ttl={self.ttl})"
+        options = f"backend={self.backend!r}, path={self.path!r}, url={url!r}, prefix={self.prefix!r}, ttl={self.ttl}"
+        return f"RegistryConfig({options})"
 
 
 def open_registry(url_or_config: str | RegistryConfig | Mapping[str, Any] | None = None) -> AgentRegistry:
-    """Return the registry that a URL or a configuration names, not yet open: use it as `async with open_registry(...)`.
+    """Return the registry that a URL or a configuration names, not yet open: enter it with `async with`.
 
     URLs: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite://` (the default file),
-    `redis[s]://[[user]:password@]host[:port][/db]`, the same with `valkey[s]://`, and `unix:///path/to/socket?db=0`. Query
-    parameters: `ttl` in seconds, and `prefix` for Redis.
+    `redis[s]://[[user]:password@]host[:port][/db]`, the same with `valkey[s]://`, and `unix:///path/to/socket?db=0`.
+    Query parameters: `ttl` in seconds, and `prefix` for Redis.
 
     Args:
         url_or_config: A URL, a `RegistryConfig`, a mapping with its fields, or None for the environment's `AGENTIC_*`

@@ -1,4 +1,4 @@
-"""A store outage as a loop sees it: told once when it begins and once when it is over, with growing pauses between tries."""
+"""A store outage as a loop sees it: told when it begins and when it is over, with growing pauses between tries."""
 
 from __future__ import annotations
 

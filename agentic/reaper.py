@@ -26,11 +26,11 @@ OnReaped = Callable[[list[str]], Awaitable[object] | object]
 class Reaper(anyio.AsyncContextManagerMixin):
     """Marks agents offline once they have been silent for longer than `ttl`.
 
-    Either `await reaper.run()` in a task group of your own, or `async with Reaper(...)` to run it beside a body. Any number
-    of reapers may share a store: each agent's going offline is reported by exactly one of them.
+    Either `await reaper.run()` in a task group of your own, or `async with Reaper(...)` to run it beside a body. Any
+    number of reapers may share a store: each agent's going offline is reported by exactly one of them.
 
-    - A store outage is logged once, retried after half a second and then at doubling pauses up to `interval`, and logged
-      once more when it is over.
+    - A store outage is logged once, retried after half a second and then at doubling pauses up to `interval`, and
+      logged once more when it is over.
     - A bug is logged and raised out of `run`; in the `async with` form it cancels the body and comes out as it is.
     - A sweep under way when the reaper is cancelled, with its `on_reaped`, has the registry's `timeout` to end.
 
@@ -52,12 +52,12 @@ class Reaper(anyio.AsyncContextManagerMixin):
             registry: Open while the reaper runs.
             ttl: Seconds or a `timedelta`, shorter than the registry's own `ttl` where it has one.
             interval: Seconds or a `timedelta`.
-            on_reaped: Called, and awaited where it returns an awaitable, with the ids of each sweep that marked any. Its
-                exceptions are logged and do not end the reaper.
+            on_reaped: Called, and awaited where it returns an awaitable, with the ids of each sweep that marked any.
+                Its exceptions are logged and do not end the reaper.
 
         Raises:
-            ConfigurationError: A duration is not finite or not greater than 0, or `ttl` is not shorter than the registry's:
-                an agent would be gone before it could be marked offline.
+            ConfigurationError: A duration is not finite or not greater than 0, or `ttl` is not shorter than the
+                registry's: an agent would be gone before it could be marked offline.
         """
         self._registry = registry
         self.ttl = positive_seconds(ttl, "ttl")

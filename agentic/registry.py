@@ -32,8 +32,8 @@ class AgentRegistry(ABC):
 
     - checks its arguments before any I/O and raises `InvalidAgentError` or `ConfigurationError`, with nothing changed;
     - is atomic for one agent: its precondition is part of the write in the store;
-    - ends within `timeout` seconds (those that walk the fleet: within `timeout` for each page) and raises `BackendError`
-      when the store fails or does not answer: an outage is never an empty answer;
+    - ends within `timeout` seconds (those that walk the fleet: within `timeout` for each page) and raises
+      `BackendError` when the store fails or does not answer: an outage is never an empty answer;
     - may be cancelled without harm to any other caller; a cancelled or failed write may still have happened;
     - raises `RegistryClosedError` outside `async with`.
 
@@ -41,7 +41,8 @@ class AgentRegistry(ABC):
     registered it or sent its heartbeat for the registry's `ttl`. The store's clock decides, never the caller's.
 
     Attributes:
-        ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it until deregistered.
+        ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it until
+            deregistered.
         timeout: Seconds a call may take.
     """
 
@@ -71,6 +72,8 @@ class AgentRegistry(ABC):
             await self._connect()
         except BaseException:
             self._state = "closed"
+            with anyio.CancelScope(shield=True):
+                await self._disconnect()
             raise
         self._state = "open"
 
@@ -206,7 +209,8 @@ class AgentRegistry(ABC):
 
         Args:
             agent: Registered on entry, deregistered on exit.
-            interval: Seconds between heartbeats; 10 by default, or a third of the registry's `ttl` where that is shorter.
+            interval: Seconds between heartbeats; 10 by default, or a third of the registry's `ttl` where that is
+                shorter.
 
         Raises:
             ConfigurationError: `interval` is not a finite number of seconds greater than 0, or not shorter than `ttl`.
@@ -288,11 +292,11 @@ class AgentRegistry(ABC):
 
     @abstractmethod
     async def _connect(self) -> None:
-        """Open the store and prove that it answers, within `timeout`; leave nothing open on failure."""
+        """Open the store and prove that it answers, within `timeout`; `_disconnect` follows where it fails."""
 
     @abstractmethod
     async def _disconnect(self) -> None:
-        """Close what `_connect` opened."""
+        """Close what `_connect` opened, all of it or the part it came to."""
 
     @abstractmethod
     async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:

@@ -53,7 +53,7 @@ class AgentSession(anyio.AsyncContextManagerMixin):
         self.interval = _interval(interval, registry.ttl)
         self.healthy = False
         self.last_beat_at: datetime | None = None
-        # Held while the record is written, so that a registration never carries fields that an update has just replaced.
+        # Held while the record is written, so that no registration carries fields that an update has just replaced.
         self._writing = anyio.Lock()
 
     @property

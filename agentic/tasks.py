@@ -26,9 +26,9 @@ async def background(task: Callable[[], Coroutine[Any, Any, None]]) -> AsyncGene
             yield
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        if len(group.exceptions) > 1:
+        alone, *others = group.exceptions
+        if others:
             raise
-        alone = group.exceptions[0]
     if alone is not None:
         # Raised here, outside the handler, so that the group does not become its context.
         raise alone
@@ -50,7 +50,7 @@ async def finish(call: Coroutine[Any, Any, T], grace: float) -> T:
             while not task.done() and (left := end - loop.time()) > 0:
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([task], timeout=left)
-        if not task.cancel():
-            task.cancelled() or task.exception()  # Retrieved, so that asyncio does not report it as forgotten.
+        if not task.cancel() and not task.cancelled():
+            task.exception()  # Retrieved, so that asyncio does not report it as forgotten.
         raise
     return task.result()

@@ -64,10 +64,9 @@ class MemoryRegistry(AgentRegistry):
         now = self._now()
         stored = []
         for agent in agents:
-            if agent.last_heartbeat is None or agent.last_heartbeat > now:
-                agent = replace(agent, last_heartbeat=now)
-            self._leases[agent.id] = _Lease(agent, renewed_at=now)
-            stored.append(_copy(agent))
+            stamped = agent.stamped(now)
+            self._leases[agent.id] = _Lease(stamped, renewed_at=now)
+            stored.append(_copy(stamped))
         return stored
 
     async def _touch(self, ids: Sequence[str]) -> Sequence[bool]:

@@ -1,4 +1,4 @@
-"""Agents in Redis or Valkey: one expiring key per agent, shared by any number of processes, and with the Go original."""
+"""Agents in Redis or Valkey: one expiring key per agent, shared by any number of processes and with the Go original."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ _DONE, _ABSENT, _CORRUPT, _WRONG_TYPE = 1, 0, -1, -2
 class RedisRegistry(AgentRegistry):
     """A registry in Redis 6.2 or later, or Valkey: the key `{prefix}:agent:{id}` holds an agent's JSON and expires.
 
-    Every change is one script, atomic in the server and on the server's clock. `list`, `scan`, `reap` and `flush` ask for
-    one page's records and the next page's keys in one round trip; they keep the ids they have seen, since the server may
-    repeat a key.
+    Every change is one script, atomic in the server and on the server's clock. `list`, `scan`, `reap` and `flush` ask
+    for one page's records and the next page's keys in one round trip; they keep the ids they have seen, since the
+    server may repeat a key.
 
     Attributes:
         url: The URL, its password replaced by `***`; None where a client was passed.
@@ -77,7 +77,8 @@ class RedisRegistry(AgentRegistry):
             password: Overrides the URL's.
             db: Overrides the URL's.
             prefix: Keeps several registries apart in one database.
-            ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is gone; None keeps it.
+            ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is gone; None
+                keeps it.
             timeout: Seconds a call may take, waiting for a free connection included.
             max_connections: Connections at most; further calls wait for one.
 
@@ -107,11 +108,7 @@ class RedisRegistry(AgentRegistry):
     async def _connect(self) -> None:
         if self._own_client:
             self._client = _make_client(self._options, self.timeout)
-        try:
-            await self._ping()
-        except BaseException:
-            await self._disconnect()
-            raise
+        await self._ping()
 
     async def _disconnect(self) -> None:
         if self._own_client:
@@ -137,7 +134,7 @@ class RedisRegistry(AgentRegistry):
         reply = await self._script("register", [agent.id for agent in agents], args, ttl=True)
         now = parse_instant(reply[0].decode())
         return [
-            _stamped(agent, now) if result == _DONE else _failure(result, agent.id)
+            agent.stamped(now) if result == _DONE else _failure(result, agent.id)
             for agent, result in zip(agents, reply[1:], strict=True)
         ]
 
@@ -161,10 +158,12 @@ class RedisRegistry(AgentRegistry):
                 args += (name, b"" if value in ((), {}) else msgspec.json.encode(value))
         ids = [agent_id for agent_id, _ in changes]
         reply = await self._script("update", ids, args)
-        return [
-            self._decoded(self._key(agent_id), result) if isinstance(result, bytes) else _failure(result, agent_id)
-            for agent_id, result in zip(ids, reply, strict=True)
-        ]
+        return [self._patched(result, agent_id) for agent_id, result in zip(ids, reply, strict=True)]
+
+    def _patched(self, result: bytes | int | list[int], agent_id: str) -> AgentInfo | RegistryError | None:
+        if isinstance(result, bytes):
+            return self._decoded(self._key(agent_id), result)
+        return None if result == _ABSENT else _failure(result, agent_id)
 
     async def _delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
         return _facts(await self._script("deregister", ids, ()), ids)
@@ -264,14 +263,15 @@ class RedisRegistry(AgentRegistry):
         sha, text = _SCRIPTS[name]
         rest = (len(ids), *map(self._key, ids), *((self._milliseconds,) if ttl else ()), *args)
         try:
-            return await self._command("EVALSHA", sha, *rest, repeatable=repeatable)
+            return list(await self._command("EVALSHA", sha, *rest, repeatable=repeatable))
         except BackendError as error:
             if not isinstance(error.__cause__, NoScriptError):
                 raise
-        return await self._command("EVAL", text, *rest, repeatable=repeatable)
+        return list(await self._command("EVAL", text, *rest, repeatable=repeatable))
 
     async def _command(self, *command: Any, repeatable: bool = False) -> Any:
-        return await self._driven(lambda: self._client.execute_command(*command), repeatable)
+        execute: Callable[..., Awaitable[Any]] = self._client.execute_command
+        return await self._driven(lambda: execute(*command), repeatable)
 
     async def _pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Send reads in one round trip; nothing at all when there are none."""
@@ -334,28 +334,20 @@ _decode_pulse = msgspec.json.Decoder(_Pulse).decode
 _decode_text = msgspec.json.Decoder(str | None).decode
 
 
-def _stamped(agent: AgentInfo, now: datetime) -> AgentInfo:
-    if agent.last_heartbeat is None or agent.last_heartbeat > now:
-        return msgspec.structs.replace(agent, last_heartbeat=now)
-    return agent
-
-
 def _facts(reply: Sequence[int], ids: Sequence[str]) -> list[bool | RegistryError]:
     return [
-        result == _DONE if result in (_DONE, _ABSENT) else _failure(result, agent_id) or False
+        result == _DONE if result in (_DONE, _ABSENT) else _failure(result, agent_id)
         for result, agent_id in zip(reply, ids, strict=True)
     ]
 
 
-def _failure(result: int | list[int], agent_id: str) -> RegistryError | None:
-    """Return what a script's outcome for one agent means; None for an agent that is not there."""
+def _failure(result: int | list[int], agent_id: str) -> RegistryError:
+    """Return the error that a script's outcome for one agent stands for."""
     if isinstance(result, list):
         return too_large(result[1])
     if result == _CORRUPT:
         return BackendError(f"the record of agent {agent_id!r} is corrupt: it is no JSON object")
-    if result == _WRONG_TYPE:
-        return BackendError(f"the key of agent {agent_id!r} holds another type of value than a string")
-    return None
+    return BackendError(f"the key of agent {agent_id!r} holds another type of value than a string")
 
 
 def _corrupt(key: bytes, why: str) -> BackendError:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from agentic.agent import AgentChanges, AgentInfo, check_size
 from agentic.backends.sqlite_schema import AGENT_COLUMNS, agent_of, expiry, json_text, prepare, row_of, transaction
 from agentic.clock import Clock, format_instant, stale_before, system_clock, to_utc
-from agentic.errors import BackendError, ConfigurationError, InvalidAgentError, RegistryError
+from agentic.errors import BackendError, ConfigurationError, InvalidAgentError, RegistryClosedError, RegistryError
 from agentic.registry import AgentRegistry
 
 logger = logging.getLogger("agentic.sqlite")
@@ -52,9 +52,9 @@ _FORGET: Final = "DELETE FROM agents WHERE expires_at < :now"
 class SQLiteRegistry(AgentRegistry):
     """A registry in a SQLite file, or in memory with the path `":memory:"`.
 
-    Every change is one transaction, run in one step in the connection's own thread, so a cancelled call leaves none open.
-    Write-ahead logging lets others read and write the file meanwhile. Its store's clock is `clock`; an agent past its
-    `ttl` is gone for every call, and deleted from the file by `reap`.
+    Every change is one transaction, run in one step in the connection's own thread, so a cancelled call leaves none
+    open. Write-ahead logging lets others read and write the file meanwhile. Its store's clock is `clock`; an agent
+    past its `ttl` is gone for every call, and deleted from the file by `reap`.
 
     Attributes:
         path: As given.
@@ -72,7 +72,7 @@ class SQLiteRegistry(AgentRegistry):
 
         Args:
             path: The file, created when it is not there; its folder must exist. None stands for
-                `~/.config/agentic/registry.db`, whose folder is created, readable by its owner alone.
+                `~/.config/agentic/registry.db`, whose folder is created; both are readable by their owner alone.
             ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it.
             timeout: Seconds a call may take, waiting for other processes' writes included.
             clock: Returns the current instant as an aware `datetime`; called in the connection's thread.
@@ -83,27 +83,23 @@ class SQLiteRegistry(AgentRegistry):
         super().__init__(ttl=ttl, timeout=timeout)
         self.path = _valid_path(path)
         self.clock = clock
+        self._db: aiosqlite.Connection | None = None
 
     def __repr__(self) -> str:
         return f"SQLiteRegistry(path={self.path!r}, ttl={self.ttl})"
 
     async def _connect(self) -> None:
-        path = str(Path(self.path).expanduser()) if self.path == DEFAULT_PATH else self.path
         try:
-            with anyio.fail_after(self.timeout * 2):
-                if self.path == DEFAULT_PATH:
-                    await anyio.to_thread.run_sync(_make_private_file, Path(path))
-                self._db = await aiosqlite.connect(path, isolation_level=None)
+            path = await anyio.to_thread.run_sync(_make_private_file) if self.path == DEFAULT_PATH else self.path
+            self._db = await aiosqlite.connect(path, isolation_level=None)
         except (sqlite3.Error, OSError) as error:
-            raise BackendError(f"failed to open {path!r}: {error}{_folder_hint(path)}") from error
-        try:
-            await self._run(lambda db: prepare(db, self.timeout))
-        except BaseException:
-            await self._disconnect()
-            raise
+            raise BackendError(f"failed to open {self.path!r}: {error}{_folder_hint(self.path)}") from error
+        await self._run(lambda db: prepare(db, self.timeout))
 
     async def _disconnect(self) -> None:
-        await self._db.close()
+        if self._db is not None:
+            db, self._db = self._db, None
+            await db.close()
 
     # --- agents, by id ---
 
@@ -111,12 +107,7 @@ class SQLiteRegistry(AgentRegistry):
         def work(db: sqlite3.Connection) -> list[AgentInfo]:
             with transaction(db):
                 now = self._now()
-                stored = [
-                    replace(agent, last_heartbeat=now)
-                    if agent.last_heartbeat is None or agent.last_heartbeat > now
-                    else agent
-                    for agent in agents
-                ]
+                stored = [agent.stamped(now) for agent in agents]
                 stamp, expires_at = format_instant(now), expiry(now, self.ttl)
                 db.executemany(
                     _INSERT,
@@ -230,13 +221,16 @@ class SQLiteRegistry(AgentRegistry):
         A function that has begun runs to its end although its caller was cancelled. `aiosqlite` offers this hop only as
         the `_execute` that its own methods are made of.
         """
+        connection = self._db
+        if connection is None:
+            raise RegistryClosedError
         abandoned = False
 
         def hop() -> T | None:
-            return None if abandoned else work(self._db._conn)
+            return None if abandoned else work(connection._conn)
 
         try:
-            return await self._db._execute(hop)  # type: ignore[no-any-return, no-untyped-call]
+            return await connection._execute(hop)  # type: ignore[no-any-return, no-untyped-call]
         except asyncio.CancelledError:
             abandoned = True
             raise
@@ -261,9 +255,12 @@ def _valid_path(path: str | os.PathLike[str] | None) -> str:
     return text
 
 
-def _make_private_file(path: Path) -> None:
+def _make_private_file() -> str:
+    """Make the default file and its folder where they are not there yet, and return the file's path."""
+    path = Path(DEFAULT_PATH).expanduser()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    return str(path)
 
 
 def _folder_hint(path: str) -> str:
