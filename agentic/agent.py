@@ -135,9 +135,12 @@ def check_size(agent: AgentInfo) -> None:
     Raises:
         InvalidAgentError: It would.
     """
-    size = len(encode_agent(agent))
-    if size > MAX_RECORD_BYTES:
-        raise too_large(size)
+    texts = (agent.id, agent.name, *agent.capabilities, *agent.metadata, *agent.metadata.values())
+    # JSON takes at most six bytes for a character; only what may be too long is measured.
+    if 6 * sum(map(len, texts)) + 4 * len(texts) + 256 > MAX_RECORD_BYTES:
+        size = len(encode_agent(agent))
+        if size > MAX_RECORD_BYTES:
+            raise too_large(size)
 
 
 def too_large(size: int) -> InvalidAgentError:
@@ -252,7 +255,7 @@ class _ForeignAgent(msgspec.Struct):
     id: str
     name: str | None = None
     capabilities: tuple[str, ...] | None = None
-    status: str | None = None
+    status: str | None = "available"
     last_heartbeat: str | None = None
     current_load: int | None = None
     max_load: int | None = None

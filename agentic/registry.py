@@ -8,21 +8,21 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from contextlib import aclosing
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, Literal, ParamSpec, Self, TypeVar, Unpack
+from typing import ClassVar, ParamSpec, Self, TypeVar, Unpack
 
 import anyio
 import anyio.lowlevel
 
 from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes, valid_id
 from agentic.clock import duration, positive_seconds
+from agentic.coalescing import BATCH_SIZE, Coalescer, alone
 from agentic.errors import AgentNotFoundError, BackendError, InvalidAgentError, RegistryClosedError, RegistryError
 from agentic.session import AgentSession
+from agentic.tasks import finish
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-BATCH_SIZE: Final = 512
-"""How many agents one write to the store names at most."""
+R = TypeVar("R")
 
 
 class AgentRegistry(ABC):
@@ -32,6 +32,7 @@ class AgentRegistry(ABC):
 
     - checks its arguments before any I/O and raises `InvalidAgentError` or `ConfigurationError`, with nothing changed;
     - is atomic for one agent: its precondition is part of the write in the store;
+    - takes effect on one agent in the order in which this registry's calls on it were issued;
     - ends within `timeout` seconds (those that walk the fleet: within `timeout` for each page) and raises
       `BackendError` when the store fails or does not answer: an outage is never an empty answer;
     - may be cancelled without harm to any other caller; a cancelled or failed write may still have happened;
@@ -54,7 +55,8 @@ class AgentRegistry(ABC):
         """
         self.ttl = None if ttl is None else positive_seconds(ttl, "ttl")
         self.timeout = positive_seconds(timeout, "timeout")
-        self._state: Literal["closed", "opening", "open"] = "closed"
+        self._opening = False
+        self._open_lanes: _Lanes | None = None
 
     # --- lifecycle ---
 
@@ -65,31 +67,38 @@ class AgentRegistry(ABC):
             BackendError: The store cannot be reached or used; nothing stays open.
             RegistryError: The registry is open already.
         """
-        if self._state != "closed":
+        if self._opening or self._open_lanes is not None:
             raise RegistryError(400, "the registry is open already")
-        self._state = "opening"
+        self._opening = True
         try:
             await self._connect()
+            self._open_lanes = _Lanes(self)
         except BaseException:
-            self._state = "closed"
             with anyio.CancelScope(shield=True):
                 await self._disconnect()
             raise
-        self._state = "open"
+        finally:
+            self._opening = False
 
     async def aclose(self) -> None:
         """Close what `open` opened, even when cancelled; does nothing when the registry is not open.
 
+        Calls already issued are let finish, within `timeout`; the rest fail with `RegistryClosedError`.
+
         Raises:
             BackendError: The store did not close within `timeout`.
         """
-        if self._state == "open":
-            self._state = "closed"
-            try:
-                with anyio.fail_after(self.timeout, shield=True):
-                    await self._disconnect()
-            except TimeoutError as error:
-                raise BackendError(f"the store did not close within {self.timeout:g} s") from error
+        if self._open_lanes is not None:
+            lanes, self._open_lanes = self._open_lanes, None
+            await finish(self._close(lanes), 2 * self.timeout)
+
+    async def _close(self, lanes: _Lanes) -> None:
+        await lanes.drain()
+        try:
+            with anyio.fail_after(self.timeout):
+                await self._disconnect()
+        except TimeoutError as error:
+            raise BackendError(f"the store did not close within {self.timeout:g} s") from error
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -115,7 +124,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed; the agent may be registered all the same.
         """
         agent = valid_agent(agent)
-        (stored,) = await self._bounded(self._insert, [agent])
+        stored = await self._lanes.insert(agent.id, agent)
         return _settled(stored, agent.id)
 
     async def heartbeat(self, agent_id: str) -> None:
@@ -129,7 +138,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed; the heartbeat may have been stamped all the same.
         """
         agent_id = valid_id(agent_id)
-        (present,) = await self._bounded(self._touch, [agent_id])
+        present = await self._lanes.touch(agent_id, agent_id)
         _settled(present, agent_id)
 
     async def heartbeat_many(self, ids: Iterable[str]) -> set[str]:
@@ -167,7 +176,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed, or the stored record is corrupt.
         """
         agent_id = valid_id(agent_id)
-        (found,) = await self._bounded(self._fetch, [agent_id])
+        found = await self._lanes.fetch(agent_id, agent_id)
         return _settled(found, agent_id)
 
     async def update(self, agent_id: str, **changes: Unpack[AgentChanges]) -> AgentInfo:
@@ -189,7 +198,7 @@ class AgentRegistry(ABC):
         checked = valid_changes(changes)
         if not checked:
             return await self.get(agent_id)
-        (changed,) = await self._bounded(self._patch, [(agent_id, checked)])
+        changed = await self._lanes.patch(agent_id, (agent_id, checked))
         return _settled(changed, agent_id)
 
     async def deregister(self, agent_id: str) -> None:
@@ -201,7 +210,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed; the agent may be removed all the same.
         """
         agent_id = valid_id(agent_id)
-        (removed,) = await self._bounded(self._delete, [agent_id])
+        removed = await self._lanes.delete(agent_id, agent_id)
         _settled(removed, agent_id)
 
     def session(self, agent: AgentInfo, *, interval: float | timedelta | None = None) -> AgentSession:
@@ -330,11 +339,20 @@ class AgentRegistry(ABC):
     def _clear(self) -> AsyncGenerator[int, None]:
         """Delete every agent, page by page; yield how many went."""
 
-    # --- how calls are bounded ---
+    # --- how calls reach the primitives ---
+
+    _flushes_per_lane: ClassVar[int] = 0
+    """How many flushes of one kind of call may be under way at once; 0 where coalescing gains nothing."""
+
+    @property
+    def _lanes(self) -> _Lanes:
+        if self._open_lanes is None:
+            raise RegistryClosedError
+        return self._open_lanes
 
     async def _bounded(self, primitive: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Await one call to the store, within `timeout`."""
-        if self._state != "open":
+        if self._open_lanes is None:
             raise RegistryClosedError
         try:
             with anyio.fail_after(self.timeout):
@@ -352,6 +370,28 @@ class AgentRegistry(ABC):
                     return
                 yield page
                 await anyio.lowlevel.checkpoint()
+
+
+class _Lanes:
+    """Single calls on their way to the primitives, which take batches."""
+
+    def __init__(self, registry: AgentRegistry) -> None:
+        flushes = registry._flushes_per_lane
+        self._coalescer = Coalescer(registry.timeout, flushes) if flushes else None
+        self.insert = self._lane(registry._insert)
+        self.touch = self._lane(registry._touch, commutes=True)
+        self.fetch = self._lane(registry._fetch, commutes=True)
+        self.patch = self._lane(registry._patch)
+        self.delete = self._lane(registry._delete)
+
+    def _lane(
+        self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, commutes: bool = False
+    ) -> Callable[[str, T], Awaitable[R]]:
+        return alone(send) if self._coalescer is None else self._coalescer.lane(send, commutes=commutes)
+
+    async def drain(self) -> None:
+        if self._coalescer is not None:
+            await self._coalescer.drain()
 
 
 def _settled(outcome: T | RegistryError | None, agent_id: str) -> T:

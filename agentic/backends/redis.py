@@ -57,6 +57,8 @@ class RedisRegistry(AgentRegistry):
         prefix: What every key begins with.
     """
 
+    _flushes_per_lane = 2
+
     def __init__(
         self,
         url: str = "redis://localhost:6379/0",

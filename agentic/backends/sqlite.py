@@ -36,10 +36,11 @@ ON CONFLICT (id) DO UPDATE SET
     name = excluded.name, capabilities = excluded.capabilities, status = excluded.status,
     last_heartbeat = excluded.last_heartbeat, current_load = excluded.current_load, max_load = excluded.max_load,
     metadata = excluded.metadata, expires_at = excluded.expires_at"""
-_TOUCH: Final = f"""
-UPDATE agents SET last_heartbeat = :now, expires_at = :expires_at,
+_TOUCH: Final = """
+UPDATE agents SET last_heartbeat = ?, expires_at = ?,
     status = CASE status WHEN 'offline' THEN 'available' ELSE status END
-WHERE id = :id AND {_PRESENT}"""
+WHERE id = ? AND (expires_at IS NULL OR expires_at >= ?)"""
+_IS_PRESENT: Final = f"SELECT 1 FROM agents WHERE id = :id AND {_PRESENT}"
 _FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE id = :id AND {_PRESENT}"
 _DELETE: Final = f"DELETE FROM agents WHERE id = :id AND {_PRESENT}"
 _PAGE: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE id > :after AND {_PRESENT} ORDER BY id LIMIT {PAGE_SIZE}"
@@ -59,6 +60,8 @@ class SQLiteRegistry(AgentRegistry):
     Attributes:
         path: As given.
     """
+
+    _flushes_per_lane = 1
 
     def __init__(
         self,
@@ -124,21 +127,29 @@ class SQLiteRegistry(AgentRegistry):
         def work(db: sqlite3.Connection) -> list[bool]:
             with transaction(db):
                 now = self._now()
-                times = {"now": format_instant(now), "expires_at": expiry(now, self.ttl)}
-                return [db.execute(_TOUCH, {"id": agent_id, **times}).rowcount > 0 for agent_id in ids]
+                stamp, expires_at = format_instant(now), expiry(now, self.ttl)
+                touched = db.executemany(_TOUCH, [(stamp, expires_at, agent_id, stamp) for agent_id in ids]).rowcount
+                if touched == len(ids):
+                    return [True] * touched
+                # The write lock is held: who is there now was there to be touched.
+                return [
+                    db.execute(_IS_PRESENT, {"id": agent_id, "now": stamp}).fetchone() is not None for agent_id in ids
+                ]
 
         return await self._run(work)
 
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         def work(db: sqlite3.Connection) -> list[AgentInfo | RegistryError | None]:
-            return [self._fetch_one(db, agent_id) for agent_id in ids]
+            now = format_instant(self._now())
+            return [_fetch_one(db, agent_id, now) for agent_id in ids]
 
         return await self._run(work)
 
     async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         def work(db: sqlite3.Connection) -> list[AgentInfo | RegistryError | None]:
             with transaction(db):
-                return [self._patch_one(db, agent_id, fields) for agent_id, fields in changes]
+                now = format_instant(self._now())
+                return [_patch_one(db, agent_id, fields, now) for agent_id, fields in changes]
 
         return await self._run(work)
 
@@ -149,28 +160,6 @@ class SQLiteRegistry(AgentRegistry):
                 return [db.execute(_DELETE, {"id": agent_id, "now": now}).rowcount > 0 for agent_id in ids]
 
         return await self._run(work)
-
-    def _fetch_one(self, db: sqlite3.Connection, agent_id: str) -> AgentInfo | RegistryError | None:
-        row = db.execute(_FETCH, {"id": agent_id, "now": format_instant(self._now())}).fetchone()
-        return None if row is None else _decoded(row)
-
-    def _patch_one(
-        self, db: sqlite3.Connection, agent_id: str, fields: AgentChanges
-    ) -> AgentInfo | RegistryError | None:
-        agent = self._fetch_one(db, agent_id)
-        if not isinstance(agent, AgentInfo):
-            return agent
-        changed = replace(agent, **fields)
-        try:
-            check_size(changed)
-        except InvalidAgentError as error:
-            return error
-        columns = {
-            name: json_text(value) if name in ("capabilities", "metadata") else value for name, value in fields.items()
-        }
-        assignments = ", ".join(f"{name} = :{name}" for name in columns)
-        db.execute(f"UPDATE agents SET {assignments} WHERE id = :id", {"id": agent_id, **columns})
-        return changed
 
     # --- the whole fleet ---
 
@@ -236,6 +225,30 @@ class SQLiteRegistry(AgentRegistry):
             raise
         except (sqlite3.Error, OSError) as error:
             raise BackendError(f"SQLite failed on {self.path!r}: {error}") from error
+
+
+def _fetch_one(db: sqlite3.Connection, agent_id: str, now: str) -> AgentInfo | RegistryError | None:
+    row = db.execute(_FETCH, {"id": agent_id, "now": now}).fetchone()
+    return None if row is None else _decoded(row)
+
+
+def _patch_one(
+    db: sqlite3.Connection, agent_id: str, fields: AgentChanges, now: str
+) -> AgentInfo | RegistryError | None:
+    agent = _fetch_one(db, agent_id, now)
+    if not isinstance(agent, AgentInfo):
+        return agent
+    changed = replace(agent, **fields)
+    try:
+        check_size(changed)
+    except InvalidAgentError as error:
+        return error
+    columns = {
+        name: json_text(value) if name in ("capabilities", "metadata") else value for name, value in fields.items()
+    }
+    assignments = ", ".join(f"{name} = :{name}" for name in columns)
+    db.execute(f"UPDATE agents SET {assignments} WHERE id = :id", {"id": agent_id, **columns})
+    return changed
 
 
 def _decoded(row: tuple[object, ...]) -> AgentInfo | BackendError:

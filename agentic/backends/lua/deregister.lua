@@ -5,9 +5,9 @@
 
 local results = {}
 for i = 1, #KEYS do
-  local kind = redis.call('TYPE', KEYS[i]).ok
+  local kind = call('TYPE', KEYS[i]).ok
   if kind == 'string' then
-    results[i] = redis.call('DEL', KEYS[i])
+    results[i] = call('DEL', KEYS[i])
   else
     results[i] = kind == 'none' and ABSENT or WRONG_TYPE
   end

@@ -19,21 +19,15 @@ local function beaten(text)
   return set_field(text, 'last_heartbeat', '"' .. stamp .. '"')
 end
 
-local results = {}
+local records, results = read_all(), {}
 for i = 1, #KEYS do
-  local record, outcome = read(KEYS[i])
-  if record then
-    local patched = beaten(record)
-    outcome = CORRUPT
-    if patched then
-      outcome = 1
-      if ttl > 0 then
-        redis.call('SET', KEYS[i], patched, 'PX', ttl)
-      else
-        redis.call('SET', KEYS[i], patched)
-      end
-    end
+  local record = records[i]
+  local patched = record and beaten(record)
+  if patched then
+    store(KEYS[i], patched, ttl)
+    results[i] = 1
+  else
+    results[i] = record and CORRUPT or missing(KEYS[i])
   end
-  results[i] = outcome
 end
 return results

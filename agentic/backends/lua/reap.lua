@@ -17,11 +17,10 @@ local function marked(text, heartbeat)
   return set_field(text, 'status', '"offline"')
 end
 
-local results = {}
+local records, results = read_all(), {}
 for i = 1, #KEYS do
-  local record = read(KEYS[i])
-  local text = record and marked(record, ARGV[i])
-  if text then redis.call('SET', KEYS[i], text, 'KEEPTTL') end
+  local text = records[i] and marked(records[i], ARGV[i])
+  if text then call('SET', KEYS[i], text, 'KEEPTTL') end
   results[i] = text and 1 or 0
 end
 return results

