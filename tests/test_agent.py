@@ -16,7 +16,7 @@ from agentic.clock import NEVER
 
 GO_RECORDS = (Path(__file__).parent / "data" / "go-records.jsonl").read_text(encoding="utf-8").splitlines()
 
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
 agents = st.builds(
     AgentInfo,
     id=texts.filter(bool),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
@@ -355,5 +356,5 @@ async def test_a_corrupt_record_is_an_error_for_its_own_callers_alone(store: Sto
             await registry.get("bad")
 
 
-def _contents(agent: AgentInfo) -> dict[str, object]:
+def _contents(agent: AgentInfo) -> dict[str, Any]:
     return {f: getattr(agent, f) for f in agent.__struct_fields__ if f not in ("id", "last_heartbeat")}

@@ -1,0 +1,195 @@
+"""The reaper: what it marks, whom it tells, and how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from agentic import (
+    AgentInfo,
+    AgentRegistry,
+    AgentStatus,
+    BackendError,
+    ConfigurationError,
+    MemoryRegistry,
+    Reaper,
+    RedisRegistry,
+    RegistryClosedError,
+)
+from tests.redis_server import RedisServer
+from tests.stores import RedisStore
+from tests.waiting import wait_until
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+SILENT = AgentInfo("silent", last_heartbeat=LONG_AGO)
+
+
+async def test_silent_agents_are_marked_and_told_once(registry: AgentRegistry) -> None:
+    told: list[list[str]] = []
+    await registry.register(AgentInfo("alive"))
+    await registry.register(SILENT)
+    async with Reaper(registry, ttl=60, interval=0.01, on_reaped=told.append):
+        await wait_until(lambda: bool(told), "the silent agent is told")
+        await registry.heartbeat("silent")
+        await registry.register(SILENT)
+        await wait_until(lambda: len(told) > 1, "the agent that fell silent again is told again")
+    assert told == [["silent"], ["silent"]]
+    assert (await registry.get("silent")).status is AgentStatus.OFFLINE
+    assert (await registry.get("alive")).status is AgentStatus.AVAILABLE
+
+
+async def test_run_sweeps_in_the_callers_task_group() -> None:
+    told = asyncio.Event()
+
+    async def on_reaped(ids: list[str]) -> None:
+        await asyncio.sleep(0)
+        assert ids == ["silent"]
+        told.set()
+
+    async with MemoryRegistry() as registry:
+        await registry.register(SILENT)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Reaper(registry, 60, 0.01, on_reaped).run)
+            await told.wait()
+            tasks.cancel_scope.cancel()
+
+
+async def test_what_on_reaped_raises_is_logged_and_the_reaper_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+
+    def on_reaped(ids: list[str]) -> None:
+        told.extend(ids)
+        raise ZeroDivisionError("in the callback")
+
+    async with MemoryRegistry() as registry:
+        await registry.register(SILENT)
+        async with Reaper(registry, ttl=60, interval=0.01, on_reaped=on_reaped):
+            await wait_until(lambda: len(told) == 1, "told of the first")
+            await registry.register(AgentInfo("next", last_heartbeat=LONG_AGO))
+            await wait_until(lambda: len(told) == 2, "told of the next")
+    assert "in the callback" in caplog.text
+
+
+async def test_many_reapers_tell_of_each_agent_once(redis_store: RedisStore) -> None:
+    told: list[str] = []
+    async with AsyncExitStack() as stack:
+        registries = [await stack.enter_async_context(redis_store.make()) for _ in range(4)]
+        for registry in registries:
+            await stack.enter_async_context(Reaper(registry, ttl=60, interval=0.001, on_reaped=told.extend))
+        for round_ in range(5):
+            ids = [f"agent-{round_}-{n}" for n in range(400)]
+            await asyncio.gather(*(registries[0].register(AgentInfo(i, last_heartbeat=LONG_AGO)) for i in ids))
+            await wait_until(lambda count=400 * (round_ + 1): len(told) >= count, "all are told")  # type: ignore[misc]
+    assert len(told) == len(set(told)) == 2000
+
+
+# --- failure ---
+
+
+class Failing(MemoryRegistry):
+    """Its sweeps can be made to fail after the first page, or to wait."""
+
+    error: Exception | None = None
+    gate: asyncio.Event | None = None
+
+    async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        async for page in super()._sweep(ttl):
+            if self.gate:
+                await self.gate.wait()
+            yield page
+            if self.error:
+                raise self.error
+
+
+async def test_what_a_failed_sweep_had_marked_is_told() -> None:
+    told: list[str] = []
+    async with Failing() as registry:
+        await registry.register(SILENT)
+        registry.error = BackendError("down")
+        with pytest.raises(BackendError) as caught:
+            await registry.reap(60)
+        assert caught.value.reaped == ("silent",)
+        await registry.register(SILENT)
+        async with Reaper(registry, ttl=60, interval=0.01, on_reaped=told.extend):
+            await wait_until(lambda: bool(told), "told")
+    assert told == ["silent"]
+
+
+async def test_an_outage_is_logged_once_and_once_when_over(own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "agentic")
+    told: list[str] = []
+    async with RedisRegistry(own_redis_server.url, timeout=0.5) as registry:
+        async with Reaper(registry, ttl=60, interval=0.01, on_reaped=told.extend):
+            own_redis_server.stop()
+            await wait_until(lambda: "trying on" in caplog.text, "the outage is logged")
+            own_redis_server.start()
+            await wait_until(lambda: "is back" in caplog.text, "its end is logged")
+            await registry.register(SILENT)
+            await wait_until(lambda: bool(told), "the reaper works again")
+    outages = [record.message for record in caplog.records if record.name == "agentic.reaper"]
+    assert [("trying on" in text, "is back" in text) for text in outages] == [(True, False), (False, True)]
+
+
+async def test_a_bug_is_logged_and_comes_out_of_run_and_of_the_block(caplog: pytest.LogCaptureFixture) -> None:
+    async with Failing() as registry:
+        registry.error = ZeroDivisionError()
+        await registry.register(SILENT)
+        with pytest.raises(ZeroDivisionError):
+            await Reaper(registry, ttl=60).run()
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with Reaper(registry, ttl=60):
+                await asyncio.Event().wait()
+        assert caught.value is registry.error
+    assert caplog.text.count("the reaper ends") == 2
+
+
+async def test_a_registry_that_is_not_open_is_told_loudly() -> None:
+    with pytest.raises(RegistryClosedError):
+        await Reaper(MemoryRegistry(), ttl=60).run()
+
+
+async def test_a_sweep_under_way_is_finished_and_told_when_the_reaper_is_cancelled() -> None:
+    told: list[str] = []
+    async with Failing() as registry:
+        registry.gate = asyncio.Event()
+        await registry.register(SILENT)
+        task = asyncio.create_task(Reaper(registry, ttl=60, on_reaped=told.extend).run())
+        await wait_until(lambda: registry._leases["silent"].agent.status is AgentStatus.OFFLINE, "the agent is marked")
+        task.cancel()
+        await asyncio.sleep(0)
+        registry.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert told == ["silent"]
+
+
+# --- options ---
+
+
+def test_the_interval_is_a_third_of_the_ttl() -> None:
+    reaper = Reaper(MemoryRegistry())
+    assert (reaper.ttl, reaper.interval) == (30, 10)
+    reaper = Reaper(MemoryRegistry(), timedelta(minutes=1), timedelta(seconds=5))
+    assert (reaper.ttl, reaper.interval) == (60, 5)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "1"])
+def test_durations_that_cannot_work_are_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="^ttl must"):
+        Reaper(MemoryRegistry(), ttl=wrong)
+    with pytest.raises(ConfigurationError, match="^interval must"):
+        Reaper(MemoryRegistry(), interval=wrong)
+
+
+@pytest.mark.parametrize("ttl", [60, 61])
+def test_a_reaper_slower_than_the_registrys_ttl_is_refused(ttl: float) -> None:
+    with pytest.raises(ConfigurationError, match="must be shorter than the registry's"):
+        Reaper(MemoryRegistry(ttl=60), ttl=ttl)
+    Reaper(MemoryRegistry(ttl=60), ttl=59.9)

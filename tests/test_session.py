@@ -1,0 +1,261 @@
+"""A session: presence that begins, lasts and ends as its docstring says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from agentic import (
+    AgentInfo,
+    AgentNotFoundError,
+    AgentRegistry,
+    AgentStatus,
+    BackendError,
+    ConfigurationError,
+    InvalidAgentError,
+    MemoryRegistry,
+    RedisRegistry,
+)
+from tests.redis_server import RedisServer
+from tests.stores import Store
+from tests.waiting import wait_until
+
+QUICK = 0.02
+
+
+async def is_registered(registry: AgentRegistry, agent_id: str = "a") -> bool:
+    try:
+        await registry.get(agent_id)
+    except AgentNotFoundError:
+        return False
+    return True
+
+
+async def test_a_session_registers_beats_and_deregisters(registry: AgentRegistry) -> None:
+    async with registry.session(AgentInfo("a", name="n"), interval=QUICK) as session:
+        assert session.healthy
+        first = await registry.get("a")
+        assert first.name == "n"
+        assert session.last_beat_at is not None
+        started_at = session.last_beat_at
+
+        async def beaten() -> bool:
+            return (await registry.get("a")).last_heartbeat > first.last_heartbeat  # type: ignore[operator]
+
+        await wait_until(beaten, "a heartbeat was stamped")
+        await wait_until(lambda: session.last_beat_at > started_at, "the session knows")  # type: ignore[operator]
+    assert not await is_registered(registry)
+    assert not session.healthy
+
+
+async def test_a_session_brings_its_agent_back_from_offline(registry: AgentRegistry) -> None:
+    async with registry.session(AgentInfo("a"), interval=QUICK):
+        await registry.reap(0)
+
+        async def available() -> bool:
+            return (await registry.get("a")).status is AgentStatus.AVAILABLE
+
+        await wait_until(available, "the agent is available again")
+
+
+async def test_a_lost_agent_is_registered_again_with_its_updates(registry: AgentRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    async with registry.session(AgentInfo("a", name="n", metadata={"k": "v"}), interval=QUICK) as session:
+        await session.update(status=AgentStatus.BUSY, current_load=3)
+        updated = await session.update(capabilities=("go",))
+        assert (updated.current_load, updated.capabilities) == (3, ("go",))
+        await registry.flush()
+        await wait_until(lambda: is_registered(registry), "the agent is there again")
+        found = await registry.get("a")
+        assert (found.name, found.status, found.current_load) == ("n", AgentStatus.BUSY, 3)
+        assert (found.capabilities, found.metadata) == (("go",), {"k": "v"})
+    assert "registered again" in caplog.text
+
+
+async def test_an_update_of_a_lost_agent_registers_it_with_the_change(registry: AgentRegistry) -> None:
+    async with registry.session(AgentInfo("a", name="n"), interval=60) as session:
+        await registry.flush()
+        updated = await session.update(current_load=3)
+        assert (updated.name, updated.current_load) == ("n", 3)
+        assert await registry.get("a") == updated
+
+
+async def test_concurrent_updates_are_all_kept(registry: AgentRegistry) -> None:
+    async with registry.session(AgentInfo("a"), interval=60) as session:
+        await asyncio.gather(session.update(name="n"), session.update(current_load=3), session.update(max_load=5))
+        assert (session.agent.name, session.agent.current_load, session.agent.max_load) == ("n", 3, 5)
+        await registry.flush()
+        await session.update(status=AgentStatus.BUSY)
+        found = await registry.get("a")
+        assert (found.name, found.current_load, found.max_load) == ("n", 3, 5)
+
+
+async def test_a_wrong_update_changes_nothing() -> None:
+    async with MemoryRegistry() as registry, registry.session(AgentInfo("a")) as session:
+        with pytest.raises(InvalidAgentError, match="current_load"):
+            await session.update(current_load=-1)
+        with pytest.raises(TypeError):
+            await session.update(id="b")  # type: ignore[call-arg]
+        assert session.agent == AgentInfo("a")
+
+
+# --- how it ends ---
+
+
+async def test_an_exception_of_the_body_comes_out_as_it_is(registry: AgentRegistry) -> None:
+    original = KeyError("body")
+    with pytest.raises(KeyError) as caught:
+        async with registry.session(AgentInfo("a"), interval=QUICK):
+            raise original
+    assert caught.value is original
+    assert not await is_registered(registry)
+
+
+async def in_session(registry: AgentRegistry, entered: asyncio.Event) -> None:
+    async with registry.session(AgentInfo("a"), interval=QUICK):
+        entered.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("times", [1, 4])
+async def test_a_cancelled_session_deregisters(registry: AgentRegistry, times: int) -> None:
+    entered = asyncio.Event()
+    task = asyncio.create_task(in_session(registry, entered))
+    await entered.wait()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not await is_registered(registry)
+
+
+async def test_a_session_in_a_cancelled_scope_deregisters(registry: AgentRegistry) -> None:
+    with anyio.CancelScope() as scope:
+        async with registry.session(AgentInfo("a"), interval=QUICK):
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert not await is_registered(registry)
+
+
+async def test_a_session_that_times_out_deregisters(registry: AgentRegistry) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05), registry.session(AgentInfo("a"), interval=QUICK):
+            await asyncio.Event().wait()
+    assert not await is_registered(registry)
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_session_cancelled_while_it_begins_leaves_no_agent(registry: AgentRegistry, turns: int) -> None:
+    task = asyncio.create_task(in_session(registry, asyncio.Event()))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not await is_registered(registry)
+
+
+async def test_an_agent_that_is_gone_at_the_end_is_no_error(registry: AgentRegistry) -> None:
+    async with registry.session(AgentInfo("a"), interval=60):
+        await registry.deregister("a")
+
+
+class Failing(MemoryRegistry):
+    """Its calls can be made to raise."""
+
+    heartbeat_error: Exception | None = None
+    deregister_error: Exception | None = None
+    register_error: Exception | None = None
+
+    async def _touch(self, ids: Any) -> Any:
+        if self.heartbeat_error:
+            raise self.heartbeat_error
+        return await super()._touch(ids)
+
+    async def _delete(self, ids: Any) -> Any:
+        if self.deregister_error:
+            raise self.deregister_error
+        return await super()._delete(ids)
+
+    async def _insert(self, agents: Any) -> Any:
+        if self.register_error:
+            raise self.register_error
+        return await super()._insert(agents)
+
+
+async def test_a_bug_in_the_heartbeat_cancels_the_body_and_comes_out_as_it_is() -> None:
+    async with Failing() as registry:
+        registry.heartbeat_error = ZeroDivisionError()
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with registry.session(AgentInfo("a"), interval=QUICK):
+                await asyncio.Event().wait()
+        assert caught.value is registry.heartbeat_error
+        assert not await is_registered(registry)
+
+
+async def test_a_store_that_fails_at_the_start_raises_and_there_is_no_session() -> None:
+    async with Failing() as registry:
+        registry.register_error = BackendError("down")
+        registry.deregister_error = ZeroDivisionError()  # would come out if the session tried to deregister
+        with pytest.raises(BackendError, match="down"):
+            async with registry.session(AgentInfo("a")):
+                pytest.fail("the body ran")
+
+
+async def test_a_store_that_fails_at_the_end_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with Failing() as registry:
+        registry.deregister_error = BackendError("down")
+        async with registry.session(AgentInfo("a")):
+            pass
+    assert "could not be deregistered and will go offline: down" in caplog.text
+
+
+async def test_an_outage_does_not_end_the_session(own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "agentic")
+    async with RedisRegistry(own_redis_server.url, timeout=0.5) as registry:
+        async with registry.session(AgentInfo("a", name="n"), interval=QUICK) as session:
+            own_redis_server.stop()
+            await wait_until(lambda: not session.healthy, "the session sees the outage")
+            with pytest.raises(BackendError):
+                await session.update(name="lost")
+            beaten_at = session.last_beat_at
+            own_redis_server.start()
+            await wait_until(lambda: session.healthy, "the session sees the store again")
+            assert session.last_beat_at > beaten_at  # type: ignore[operator]
+            assert (await registry.get("a")).name == "n"
+    outages = [record.message for record in caplog.records if "the store" in record.message and "session of agent 'a'" in record.message]
+    assert [("trying on" in text, "is back" in text) for text in outages] == [(True, False), (False, True)]
+
+
+# --- intervals ---
+
+
+async def test_the_interval_is_ten_seconds_or_a_third_of_the_ttl(store: Store) -> None:
+    assert store.make(ttl=None).session(AgentInfo("a")).interval == 10
+    assert store.make(ttl=300).session(AgentInfo("a")).interval == 10
+    assert store.make(ttl=6).session(AgentInfo("a")).interval == 2
+    assert store.make(ttl=6).session(AgentInfo("a"), interval=timedelta(seconds=1)).interval == 1
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "1", 6, 7])
+def test_an_interval_that_cannot_work_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="^interval must"):
+        MemoryRegistry(ttl=6).session(AgentInfo("a"), interval=wrong)
+
+
+def test_a_wrong_agent_is_refused_before_the_session_begins() -> None:
+    with pytest.raises(InvalidAgentError):
+        MemoryRegistry().session(AgentInfo(""))
+
+
+def test_the_pause_is_never_longer_than_the_interval() -> None:
+    session = MemoryRegistry().session(AgentInfo("a"), interval=10)
+    pauses = [session._jittered() for _ in range(1000)]
+    assert 8 <= min(pauses) < max(pauses) <= 10
+    assert max(pauses) - min(pauses) > 1

@@ -1,0 +1,277 @@
+"""What only SQLite can show: the file, other processes, other writers' rows, and cancelled transactions."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agentic import (
+    AgentInfo,
+    AgentNotFoundError,
+    AgentStatus,
+    BackendError,
+    ConfigurationError,
+    SQLiteRegistry,
+)
+from agentic.backends.sqlite_schema import SCHEMA_VERSION
+from agentic.clock import NEVER
+
+GO_TABLE = """CREATE TABLE agents (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL DEFAULT '', capabilities TEXT NOT NULL DEFAULT '[]',
+    status TEXT NOT NULL DEFAULT 'available', last_heartbeat DATETIME NOT NULL DEFAULT '', current_load INTEGER NOT NULL DEFAULT 0,
+    max_load INTEGER NOT NULL DEFAULT 0, registered_at DATETIME NOT NULL DEFAULT '')"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "registry.db"
+
+
+@pytest.fixture
+def raw(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        yield db
+
+
+# --- the file ---
+
+
+async def test_the_file_is_in_wal_mode_and_says_its_version(path: Path, raw: sqlite3.Connection) -> None:
+    async with SQLiteRegistry(path):
+        assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert raw.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+
+
+async def test_agents_survive_the_process(path: Path) -> None:
+    async with SQLiteRegistry(path) as registry:
+        stored = await registry.register(AgentInfo("a", capabilities=("x",), metadata={"k": "v"}))
+    async with SQLiteRegistry(str(path)) as registry:
+        assert await registry.list() == [stored]
+
+
+async def test_the_default_file_and_its_folder_are_the_owners_alone() -> None:
+    registry = SQLiteRegistry()
+    async with registry:
+        await registry.register(AgentInfo("a"))
+        file = Path("~/.config/agentic/registry.db").expanduser()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert stat.S_IMODE(file.with_name("registry.db-wal").stat().st_mode) == 0o600
+        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert registry.path == "~/.config/agentic/registry.db"
+
+
+async def test_a_missing_folder_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="'.*missing' does not exist: create it first"):
+        await SQLiteRegistry(tmp_path / "missing" / "registry.db").open()
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("wrong", ["", "a\0b", b"bytes.db"])
+def test_what_is_no_path_is_refused(wrong: str) -> None:
+    with pytest.raises(ConfigurationError, match="^path: "):
+        SQLiteRegistry(wrong)
+
+
+async def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.write_text("not a database, but long enough to be looked at by SQLite\n" * 50)
+    before = path.read_bytes()
+    with pytest.raises(BackendError, match="not a database"):
+        await SQLiteRegistry(path).open()
+    assert path.read_bytes() == before
+
+
+async def test_a_newer_schema_is_refused(path: Path, raw: sqlite3.Connection) -> None:
+    raw.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(BackendError, match="upgrade agentic"):
+        await SQLiteRegistry(path).open()
+
+
+async def test_somebody_elses_table_is_refused_and_left_alone(path: Path, raw: sqlite3.Connection) -> None:
+    raw.execute("CREATE TABLE agents (id INTEGER PRIMARY KEY, surname TEXT)")
+    before = raw.execute("SELECT sql FROM sqlite_master").fetchall()
+    with pytest.raises(BackendError, match="not an agent registry's: no column name"):
+        await SQLiteRegistry(path).open()
+    assert raw.execute("SELECT sql FROM sqlite_master").fetchall() == before
+    assert raw.execute("PRAGMA user_version").fetchone() == (0,)
+
+
+# --- a file of the Go original ---
+
+
+async def test_a_go_file_is_opened_and_its_times_normalised(path: Path, raw: sqlite3.Connection) -> None:
+    raw.execute(GO_TABLE)
+    at = datetime(2026, 2, 20, 11, 40, 46, tzinfo=UTC)
+    written = {
+        "nanoseconds": ("2026-02-20T11:40:46.123456789Z", at.replace(microsecond=123457)),
+        "half": ("2026-02-20T11:40:46.5Z", at.replace(microsecond=500000)),
+        "later than half": ("2026-02-20T11:40:46.51Z", at.replace(microsecond=510000)),
+        "whole": ("2026-02-20T11:40:46Z", at),
+        "offset": ("2026-02-20T12:40:46.25+01:00", at.replace(microsecond=250000)),
+        "zero": ("0001-01-01T00:00:00Z", NEVER),
+        "empty": ("", NEVER),
+    }
+    for agent_id, (text, _) in written.items():
+        raw.execute("INSERT INTO agents (id, last_heartbeat, capabilities) VALUES (?, ?, '[\"go\"]')", (agent_id, text))
+    raw.execute("INSERT INTO agents (id, status, capabilities) VALUES ('null', 'draining', 'null')")
+    raw.execute("ALTER TABLE agents ADD COLUMN theirs TEXT DEFAULT 'kept'")
+    async with SQLiteRegistry(path) as registry:
+        found = {agent.id: agent for agent in await registry.list()}
+        assert {i: found[i].last_heartbeat for i in written} == {i: instant for i, (_, instant) in written.items()}
+        assert found["half"].capabilities == ("go",)
+        assert (found["null"].status, found["null"].capabilities) == (AgentStatus.UNKNOWN, ())
+        await registry.heartbeat("null")
+        await registry.update("half", name="new", status=AgentStatus.BUSY)
+        await registry.register(AgentInfo("whole"))
+        assert (await registry.get("half")).last_heartbeat == at.replace(microsecond=500000)
+    rows = raw.execute("SELECT id, status, theirs FROM agents WHERE id IN ('null', 'half', 'whole')").fetchall()
+    assert sorted(rows) == [("half", "busy", "kept"), ("null", "draining", "kept"), ("whole", "available", "kept")]
+
+
+async def test_the_order_of_times_that_do_not_sort_as_text_is_kept(path: Path, raw: sqlite3.Connection) -> None:
+    raw.execute(GO_TABLE)
+    for agent_id, text in (("older", "2026-02-20T11:40:46.5Z"), ("younger", "2026-02-20T11:40:46.51Z")):
+        raw.execute("INSERT INTO agents (id, last_heartbeat) VALUES (?, ?)", (agent_id, text))
+    now = datetime(2026, 2, 20, 11, 40, 56, 505000, tzinfo=UTC)
+    async with SQLiteRegistry(path, clock=lambda: now) as registry:
+        assert await registry.reap(10) == ["older"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("last_heartbeat", "garbage"), ("last_heartbeat", 7), ("current_load", "many"), ("capabilities", "{"), ("metadata", "[]"), ("name", b"\xff")],
+)  # fmt: skip
+async def test_a_corrupt_row_is_skipped_by_list_and_told_by_get(
+    path: Path, raw: sqlite3.Connection, column: str, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SQLiteRegistry(path) as registry:
+        for agent_id in ("good", "bad"):
+            await registry.register(AgentInfo(agent_id))
+        raw.execute(f"UPDATE agents SET {column} = ? WHERE id = 'bad'", (value,))
+        assert [agent.id for agent in await registry.list()] == ["good"]
+        assert "bad" in caplog.text
+        with pytest.raises(BackendError, match="'bad' is corrupt"):
+            await registry.get("bad")
+        await registry.register(AgentInfo("bad"))
+        assert len(await registry.list()) == 2
+    async with SQLiteRegistry(path) as registry:
+        assert len(await registry.list()) == 2
+
+
+# --- other processes ---
+
+
+async def test_a_locked_file_is_an_error_within_the_timeout(path: Path, raw: sqlite3.Connection) -> None:
+    async with SQLiteRegistry(path, timeout=0.3) as registry:
+        await registry.register(AgentInfo("a"))
+        raw.execute("BEGIN IMMEDIATE")
+        for call in (registry.heartbeat("a"), registry.register(AgentInfo("b")), registry.reap(0), registry.flush()):
+            with pytest.raises(BackendError):
+                await call
+        assert [agent.id for agent in await registry.list()] == ["a"]
+        raw.execute("ROLLBACK")
+        await registry.heartbeat("a")
+
+
+OPEN_AT_ONCE = """
+import asyncio, sys
+from agentic import AgentInfo, SQLiteRegistry
+async def main():
+    sys.stdin.readline()
+    async with SQLiteRegistry(sys.argv[1], timeout=20) as registry:
+        for number in range(int(sys.argv[3])):
+            await registry.register(AgentInfo(f"{sys.argv[2]}-{number}"))
+asyncio.run(main())
+"""
+
+
+def start_writers(path: Path, writers: int, agents: int) -> list[subprocess.Popen[bytes]]:
+    """Start processes that each wait for a line, then open the file and register agents."""
+    command = [sys.executable, "-c", OPEN_AT_ONCE, str(path)]
+    return [
+        subprocess.Popen([*command, f"writer{n}", str(agents)], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        for n in range(writers)
+    ]
+
+
+@pytest.mark.parametrize("round_", range(4))
+async def test_processes_may_open_a_new_file_at_once_and_share_it(path: Path, round_: int) -> None:
+    processes = start_writers(path, writers=6, agents=25)
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = await asyncio.to_thread(process.communicate)
+        assert process.returncode == 0, errors.decode()
+    async with SQLiteRegistry(path) as registry:
+        assert sorted(agent.id for agent in await registry.list()) == sorted(f"writer{n}-{a}" for n in range(6) for a in range(25))
+
+
+# --- cancellation ---
+
+
+async def test_cancelled_calls_leave_no_transaction_open(path: Path, raw: sqlite3.Connection) -> None:
+    chance = random.Random(7)
+    async with SQLiteRegistry(path) as registry:
+        for number in range(400):
+            await registry.register(AgentInfo(f"agent-{number % 20}"))
+            call = chance.choice([
+                lambda: registry.register(AgentInfo("a")), lambda: registry.heartbeat("agent-3"), lambda: registry.reap(0),
+                lambda: registry.update("agent-4", name="x"), lambda: registry.deregister("agent-5"), registry.list,
+            ])  # fmt: skip
+            task = asyncio.ensure_future(call())
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert not await registry._run(lambda db: db.in_transaction)
+        raw.execute("BEGIN IMMEDIATE")
+        raw.execute("ROLLBACK")
+        assert len(await registry.list()) >= 19
+
+
+async def test_a_call_given_up_before_its_turn_never_happens(path: Path, raw: sqlite3.Connection) -> None:
+    async with SQLiteRegistry(path) as registry:
+        raw.execute("BEGIN IMMEDIATE")
+        first = asyncio.create_task(registry.register(AgentInfo("first")))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(registry.reap(0))
+        await asyncio.sleep(0)
+        second.cancel()
+        raw.execute("ROLLBACK")
+        await first
+        assert (await registry.get("first")).status is AgentStatus.AVAILABLE
+        with pytest.raises(asyncio.CancelledError):
+            await second
+
+
+async def test_two_registries_in_one_process_share_a_file(path: Path) -> None:
+    async with SQLiteRegistry(path) as one, SQLiteRegistry(path) as other:
+        await asyncio.gather(*(registry.register(AgentInfo(f"{n}-{id(registry)}")) for n in range(50) for registry in (one, other)))
+        assert len(await one.list()) == len(await other.list()) == 100
+        await one.deregister(f"3-{id(other)}")
+        with pytest.raises(AgentNotFoundError):
+            await other.get(f"3-{id(other)}")
+
+
+async def test_an_expired_agent_is_deleted_from_the_file_by_reap(path: Path, raw: sqlite3.Connection) -> None:
+    now = [datetime(2026, 1, 1, tzinfo=UTC)]
+    async with SQLiteRegistry(path, ttl=10, clock=lambda: now[0]) as registry:
+        await registry.register(AgentInfo("a"))
+        now[0] = datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC)
+        assert (await registry.get("a")).id == "a"
+        now[0] = datetime(2026, 1, 1, 0, 0, 10, 1, tzinfo=UTC)
+        assert await registry.list() == []
+        assert raw.execute("SELECT count(*) FROM agents").fetchone() == (1,)
+        assert await registry.reap(5) == []
+        assert raw.execute("SELECT count(*) FROM agents").fetchone() == (0,)

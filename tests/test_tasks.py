@@ -1,0 +1,158 @@
+"""How tasks end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import anyio
+import pytest
+
+from agentic.tasks import background, finish
+
+
+async def forever() -> None:
+    await anyio.sleep_forever()
+
+
+async def test_an_exception_of_the_body_comes_out_as_it_is() -> None:
+    original = KeyError("body")
+    original.__cause__ = ValueError("cause")
+    with pytest.raises(KeyError) as caught:
+        async with background(forever):
+            raise original
+    assert caught.value is original
+    assert isinstance(original.__cause__, ValueError)
+    assert original.__context__ is None
+
+
+async def test_a_group_raised_by_the_body_comes_out_as_it_is() -> None:
+    group = ExceptionGroup("mine", [KeyError()])
+    with pytest.raises(ExceptionGroup) as caught:
+        async with background(forever):
+            raise group
+    assert caught.value is group
+
+
+async def test_an_exception_of_the_task_cancels_the_body_and_comes_out_as_it_is() -> None:
+    original = ZeroDivisionError()
+
+    async def fail() -> None:
+        raise original
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with background(fail):
+            await anyio.sleep_forever()
+    assert caught.value is original
+
+
+async def test_when_both_raise_both_come_out() -> None:
+    async def fail() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ZeroDivisionError  # noqa: RSE102
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with background(fail):
+            await anyio.sleep(0)
+            raise KeyError
+    assert {type(error) for error in caught.value.exceptions} == {KeyError, ZeroDivisionError}
+
+
+async def test_the_task_is_cancelled_when_the_body_ends() -> None:
+    ended = []
+
+    async def task() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(True)
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(background(task))
+        await anyio.sleep(0)
+    assert ended == [True]
+
+
+async def test_finish_returns_and_raises_what_the_call_does() -> None:
+    async def value() -> int:
+        return 7
+
+    async def fail() -> None:
+        raise KeyError
+
+    assert await finish(value(), grace=1) == 7
+    with pytest.raises(KeyError):
+        await finish(fail(), grace=1)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_finish_lets_the_call_end_though_cancelled(times: int) -> None:
+    gate, done = asyncio.Event(), []
+
+    async def call() -> None:
+        await gate.wait()
+        done.append(True)
+
+    task = asyncio.create_task(finish(call(), grace=20))
+    for _ in range(times):
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == [True]
+
+
+async def test_finish_lets_the_call_end_though_a_scope_is_cancelled() -> None:
+    gate, done = asyncio.Event(), []
+
+    async def call() -> None:
+        await gate.wait()
+        done.append(True)
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        asyncio.get_running_loop().call_later(0.01, gate.set)
+        await finish(call(), grace=20)
+    assert scope.cancelled_caught
+    assert done == [True]
+
+
+async def test_finish_gives_up_after_its_grace() -> None:
+    ended = asyncio.Event()
+
+    async def call() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(finish(call(), grace=0.01))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await ended.wait()
+
+
+async def test_an_error_after_a_cancellation_is_dropped_quietly() -> None:
+    gate = asyncio.Event()
+
+    async def call() -> None:
+        await gate.wait()
+        raise KeyError
+
+    task = asyncio.create_task(finish(call(), grace=20))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
