@@ -1,0 +1,55 @@
+"""What is checked before a change lands: `nox` runs it all, `nox -s tests` one part."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+nox.options.reuse_venv = "yes"
+
+GROUPS = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install this package with its command line, and the dependency groups of pyproject.toml."""
+    session.install("-e", ".[cli]", *(each for group in groups for each in nox.project.dependency_groups(GROUPS, group)))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, form and the direction of imports."""
+    install(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy and pyright."""
+    install(session, "types")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests on every store, with branch coverage; arguments go to pytest."""
+    install(session, "test")
+    coverage = () if session.posargs else ("--cov", "--cov-report=term")
+    session.run("pytest", *coverage, *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the pages; a link or anchor that leads nowhere is an error."""
+    install(session, "docs")
+    session.run("mkdocs", "build", "--strict")
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure; arguments go to `python -m benchmarks`."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)

@@ -1,0 +1,116 @@
+"""Two independent clients on one store, hundreds of rounds: nothing comes back, is lost, or is told twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agentic import AgentInfo, AgentNotFoundError, AgentRegistry, AgentStatus
+from tests.stores import SHARED_STORES, RedisStore, SQLiteStore, Store
+
+ROUNDS = 300
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+Pair = tuple[AgentRegistry, AgentRegistry]
+
+
+@pytest.fixture(params=SHARED_STORES)
+async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+    """Two registries with connections of their own on one store."""
+    made: Store
+    if request.param == "redis":
+        made = RedisStore(request.getfixturevalue("redis_url"))
+    else:
+        made = SQLiteStore(tmp_path / "registry.db")
+    async with made.make() as one, made.make() as other:
+        yield one, other
+    made.close()
+
+
+async def test_no_update_is_lost_to_a_heartbeat(pair: Pair) -> None:
+    one, other = pair
+    await one.register(AgentInfo("a", last_heartbeat=LONG_AGO))
+    for round_ in range(ROUNDS):
+        await asyncio.gather(
+            one.update("a", current_load=round_),
+            other.heartbeat("a"),
+            other.update("a", name=f"name-{round_}"),
+            one.heartbeat("a"),
+        )
+        found = await one.get("a")
+        assert (found.current_load, found.name) == (round_, f"name-{round_}")
+        assert found.last_heartbeat != LONG_AGO
+
+
+@pytest.mark.parametrize("call", ["heartbeat", "update", "reap"])
+async def test_nothing_brings_a_deregistered_agent_back(pair: Pair, call: str) -> None:
+    one, other = pair
+
+    async def disturb() -> None:
+        try:
+            if call == "heartbeat":
+                await other.heartbeat("a")
+            elif call == "update":
+                await other.update("a", status=AgentStatus.BUSY)
+            else:
+                await other.reap(60)
+        except AgentNotFoundError:
+            pass
+
+    for _ in range(ROUNDS):
+        await one.register(AgentInfo("a", last_heartbeat=LONG_AGO))
+        await asyncio.gather(one.deregister("a"), disturb(), disturb())
+        with pytest.raises(AgentNotFoundError):
+            await other.get("a")
+
+
+async def test_a_heartbeat_that_landed_first_keeps_the_agent_alive(pair: Pair) -> None:
+    one, other = pair
+    for _ in range(ROUNDS):
+        await one.register(AgentInfo("a", last_heartbeat=LONG_AGO))
+        reaped, _ = await asyncio.gather(one.reap(60), other.heartbeat("a"))
+        # Either order is right, and both end alive: marked and brought back, or beaten and not marked.
+        assert reaped in ([], ["a"])
+        assert (await other.get("a")).status is AgentStatus.AVAILABLE
+        assert await other.reap(60) == []
+
+
+async def test_an_agent_that_beats_all_the_time_is_never_marked(pair: Pair) -> None:
+    one, other = pair
+    await one.register(AgentInfo("a"))
+    stop = asyncio.Event()
+
+    async def beat() -> None:
+        while not stop.is_set():
+            await one.heartbeat("a")
+
+    beating = asyncio.create_task(beat())
+    for _ in range(ROUNDS):
+        assert await other.reap(60) == []
+    stop.set()
+    await beating
+    assert (await other.get("a")).status is AgentStatus.AVAILABLE
+
+
+async def test_each_silent_agent_is_told_by_one_reap(pair: Pair) -> None:
+    one, other = pair
+    ids = [f"agent-{number}" for number in range(20)]
+    for _ in range(ROUNDS // 5):
+        await asyncio.gather(*(one.register(AgentInfo(agent_id, last_heartbeat=LONG_AGO)) for agent_id in ids))
+        answers = await asyncio.gather(one.reap(60), other.reap(60), one.reap(60), other.reap(60))
+        assert sorted(agent_id for answer in answers for agent_id in answer) == sorted(ids)
+
+
+async def test_of_many_deregistrations_one_succeeds(pair: Pair) -> None:
+    one, other = pair
+    for _ in range(ROUNDS):
+        await one.register(AgentInfo("a"))
+        results = await asyncio.gather(
+            *(registry.deregister("a") for registry in (one, other) * 3), return_exceptions=True
+        )
+        assert results.count(None) == 1
+        assert sum(isinstance(result, AgentNotFoundError) for result in results) == 5
