@@ -13,7 +13,9 @@ GROUPS = nox.project.load_toml("pyproject.toml")
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install this package with its command line, and the dependency groups of pyproject.toml."""
-    session.install("-e", ".[cli]", *(each for group in groups for each in nox.project.dependency_groups(GROUPS, group)))
+    session.install(
+        "-e", ".[cli]", *(each for group in groups for each in nox.project.dependency_groups(GROUPS, group))
+    )
 
 
 @nox.session

@@ -64,7 +64,7 @@ def duration(value: float | timedelta, name: str) -> timedelta:
             span = timedelta(seconds=value)
         except OverflowError:
             span = timedelta.max if value > 0 else timedelta.min
-    if span < timedelta(0) or not isinstance(value, timedelta) and value < 0:
+    if span < timedelta(0) or (not isinstance(value, timedelta) and value < 0):
         raise ConfigurationError(f"{name} must not be negative, got {value}")
     return span
 

@@ -28,7 +28,7 @@ Send = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]]
 
 
 def alone(send: Send[Item, Outcome]) -> Callable[[str, Item], Awaitable[Outcome]]:
-    """Return what a `Lane` is to its callers, for a store that gains nothing by batches: each item is sent by itself."""
+    """Return what a `Lane` is to its callers, for a store that gains nothing by batches: each item goes by itself."""
 
     async def call(agent_id: str, item: Item) -> Outcome:
         (outcome,) = await send([item])

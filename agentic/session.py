@@ -39,7 +39,7 @@ class AgentSession(anyio.AsyncContextManagerMixin):
       logged, since the silent agent goes offline by itself.
     - An exception in the body comes out as it is. A bug in the heartbeat cancels the body and comes out as it is.
 
-    Enter and leave it in one task; one `AgentSession` is good for one `async with`.
+    Enter and leave it in one task, properly nested with other scopes; each `AgentSession` is good for one `async with`.
 
     Attributes:
         interval: Seconds between heartbeats.

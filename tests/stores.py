@@ -15,6 +15,7 @@ import redis
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
 from agentic.backends.sqlite_schema import AGENT_COLUMNS
 
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 ALL_STORES = ("memory", "sqlite-memory", "sqlite-file", "redis")
 SHARED_STORES = ("sqlite-file", "redis")
 

@@ -74,7 +74,10 @@ def test_a_store_is_picked_with_its_options(source: Any, kind: type[AgentRegistr
         ("redis://", {"host": "localhost", "port": 6379, "db": 0, "ssl": False}),
         ("redis://h:7/5", {"host": "h", "port": 7, "db": 5, "ssl": False}),
         ("redis://[::1]:7", {"host": "::1", "port": 7, "db": 0, "ssl": False}),
-        ("rediss://u:p%40%2F@h/", {"host": "h", "port": 6379, "db": 0, "ssl": True, "username": "u", "password": "p@/"}),
+        (
+            "rediss://u:p%40%2F@h/",
+            {"host": "h", "port": 6379, "db": 0, "ssl": True, "username": "u", "password": "p@/"},
+        ),
         ("valkeys://:p@h", {"host": "h", "port": 6379, "db": 0, "ssl": True, "password": "p"}),
         ("unix:///a%20b.sock", {"path": "/a b.sock", "db": 0}),
         ("unix://u:p@/s.sock?db=2", {"path": "/s.sock", "db": 2, "username": "u", "password": "p"}),

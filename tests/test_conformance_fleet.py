@@ -10,10 +10,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from agentic import AgentInfo, AgentRegistry, AgentStatus, ConfigurationError
-from tests.stores import Store
+from tests.stores import LONG_AGO, Store
 
 NOW = datetime(2026, 11, 23, 8, 0, 0, tzinfo=UTC)
-LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 async def fill(registry: AgentRegistry, count: int, **fields: object) -> set[str]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from agentic import AgentInfo, AgentNotFoundError, AgentRegistry, AgentStatus
-from tests.stores import SHARED_STORES, RedisStore, SQLiteStore, Store
+from tests.stores import LONG_AGO, SHARED_STORES, RedisStore, SQLiteStore, Store
 
 ROUNDS = 300
-LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 Pair = tuple[AgentRegistry, AgentRegistry]
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -24,10 +24,9 @@ from agentic import (
     RegistryClosedError,
 )
 from tests.redis_server import RedisServer
-from tests.stores import RedisStore
+from tests.stores import LONG_AGO, RedisStore
 from tests.waiting import wait_until
 
-LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 SILENT = AgentInfo("silent", last_heartbeat=LONG_AGO)
 
 
@@ -122,7 +121,9 @@ async def test_what_a_failed_sweep_had_marked_is_told() -> None:
     assert told == ["silent"]
 
 
-async def test_an_outage_is_logged_once_and_once_when_over(own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_outage_is_logged_once_and_once_when_over(
+    own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING, "agentic")
     told: list[str] = []
     async with RedisRegistry(own_redis_server.url, timeout=0.5) as registry:

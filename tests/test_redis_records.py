@@ -47,7 +47,14 @@ FORMS = {
     "literals": '{"id":"x","t":true,"f":false,"n":null,"status":@S@,"last_heartbeat":@H@}',
     "nothing else": '{"id":"x","status":@S@,"last_heartbeat":@H@}',
 }  # fmt: skip
-HEARTBEATS = ['"2020-01-01T00:00:00.123456789Z"', '"0001-01-01T00:00:00Z"', '"2020-01-01T00:00:00+01:00"', OLD, "null", '""']
+HEARTBEATS = [
+    '"2020-01-01T00:00:00.123456789Z"',
+    '"0001-01-01T00:00:00Z"',
+    '"2020-01-01T00:00:00+01:00"',
+    OLD,
+    "null",
+    '""',
+]
 
 
 def form(text: str, status: str, heartbeat: str) -> bytes:
@@ -73,7 +80,12 @@ def assert_stamped(after: Any, text: str, status: str) -> None:
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
 async def test_a_heartbeat_changes_its_own_fields_alone(redis_store: RedisStore, text: str, heartbeat: str) -> None:
     async with redis_store.make() as registry:
-        for before, after in (('"offline"', '"available"'), ('"busy"', '"busy"'), ('"draining"', '"draining"'), ('""', '""')):
+        for before, after in (
+            ('"offline"', '"available"'),
+            ('"busy"', '"busy"'),
+            ('"draining"', '"draining"'),
+            ('""', '""'),
+        ):
             key = put(redis_store, "x", form(text, before, heartbeat))
             await registry.heartbeat("x")
             assert_stamped(redis_store.client.get(key), text, after)
@@ -124,7 +136,8 @@ async def test_missing_fields_are_put_in_their_place(redis_store: RedisStore) ->
     async with redis_store.make() as registry:
         key = put(redis_store, "x", b'{"id":"x","max_load":3,"z":1}')
         await registry.heartbeat("x")
-        assert re.fullmatch(b'{"id":"x","last_heartbeat":' + STAMP + b',"max_load":3,"z":1}', redis_store.client.get(key))  # type: ignore[arg-type]
+        record: Any = redis_store.client.get(key)
+        assert re.fullmatch(b'{"id":"x","last_heartbeat":' + STAMP + b',"max_load":3,"z":1}', record)
         put(redis_store, "x", b'{"id":"x","z":1}')
         assert await registry.reap(60) == ["x"]
         assert redis_store.client.get(key) == b'{"id":"x","z":1,"status":"offline"}'
@@ -158,8 +171,12 @@ async def test_updates_of_our_own_record_leave_it_as_a_registration_writes_it(
             assert redis_store.client.get(f"{redis_store.prefix}:agent:x") == encode_agent(agent)
 
 
-scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=12))
-tricky = st.sampled_from(["status", "last_heartbeat", '","last_heartbeat":"', ',"status":"offline', "{", "}", "[", '\\"', "\\"])
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=12)
+)
+tricky = st.sampled_from(
+    ["status", "last_heartbeat", '","last_heartbeat":"', ',"status":"offline', "{", "}", "[", '\\"', "\\"]
+)
 values = st.recursive(
     scalars | tricky,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(tricky | st.text(max_size=6), inner, max_size=3),
@@ -173,7 +190,10 @@ def foreign_records(draw: st.DrawFn) -> list[str]:
     """A JSON object with the id "x" as a list of pieces; @S@ and @H@ stand for its status and heartbeat."""
     extra = draw(st.dictionaries(st.text(max_size=6).map(lambda text: "_" + text), values, max_size=4))
     ascii_only = draw(st.booleans())
-    fields = [(json.dumps(name, ensure_ascii=ascii_only), json.dumps(value, ensure_ascii=ascii_only)) for name, value in extra.items()]
+    fields = [
+        (json.dumps(name, ensure_ascii=ascii_only), json.dumps(value, ensure_ascii=ascii_only))
+        for name, value in extra.items()
+    ]
     fields += [('"id"', '"x"'), ('"status"', "@S@"), ('"last_heartbeat"', "@H@")]
     shuffled = draw(st.permutations(fields))
     gap = draw(gaps)
@@ -197,15 +217,34 @@ async def test_any_json_object_keeps_every_byte_of_others(redis_store: RedisStor
 
 @pytest.mark.parametrize(
     "record",
-    [b"", b"null", b"[]", b'"x"', b"{", b'{"id":"x"', b'{"id":"x"}}', b'{"id" "x"}', b"{id:1}", b'{"id":"x",}', b'{"a":[1}', b"\xff"],
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"{",
+        b'{"id":"x"',
+        b'{"id":"x"}}',
+        b'{"id" "x"}',
+        b"{id:1}",
+        b'{"id":"x",}',
+        b'{"a":[1}',
+        b"\xff",
+    ],
 )
 async def test_a_corrupt_record_is_refused_and_left_as_it_is(redis_store: RedisStore, record: bytes) -> None:
     key = put(redis_store, "x", record)
     async with redis_store.make() as registry:
-        for call in (registry.heartbeat("x"), registry.get("x"), registry.update("x", name="n"), registry.heartbeat_many(["x"])):
+        for call in (
+            registry.heartbeat("x"),
+            registry.get("x"),
+            registry.update("x", name="n"),
+            registry.heartbeat_many(["x"]),
+        ):
             with pytest.raises(BackendError, match="corrupt"):
                 await call
-        assert await registry.list() == await registry.reap(0) == []
+        assert await registry.list() == []
+        assert await registry.reap(0) == []
         assert redis_store.client.get(key) == record
         await registry.deregister("x")
     assert redis_store.client.get(key) is None

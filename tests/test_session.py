@@ -63,7 +63,9 @@ async def test_a_session_brings_its_agent_back_from_offline(registry: AgentRegis
         await wait_until(available, "the agent is available again")
 
 
-async def test_a_lost_agent_is_registered_again_with_its_updates(registry: AgentRegistry, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lost_agent_is_registered_again_with_its_updates(
+    registry: AgentRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
     async with registry.session(AgentInfo("a", name="n", metadata={"k": "v"}), interval=QUICK) as session:
         await session.update(status=AgentStatus.BUSY, current_load=3)
         updated = await session.update(capabilities=("go",))
@@ -216,7 +218,9 @@ async def test_a_store_that_fails_at_the_end_is_logged(caplog: pytest.LogCapture
     assert "could not be deregistered and will go offline: down" in caplog.text
 
 
-async def test_an_outage_does_not_end_the_session(own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_outage_does_not_end_the_session(
+    own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "agentic")
     async with RedisRegistry(own_redis_server.url, timeout=0.5) as registry:
         async with registry.session(AgentInfo("a", name="n"), interval=QUICK) as session:
@@ -229,7 +233,11 @@ async def test_an_outage_does_not_end_the_session(own_redis_server: RedisServer,
             await wait_until(lambda: session.healthy, "the session sees the store again")
             assert session.last_beat_at > beaten_at  # type: ignore[operator]
             assert (await registry.get("a")).name == "n"
-    outages = [record.message for record in caplog.records if "the store" in record.message and "session of agent 'a'" in record.message]
+    outages = [
+        record.message
+        for record in caplog.records
+        if "the store" in record.message and "session of agent 'a'" in record.message
+    ]
     assert [("trying on" in text, "is back" in text) for text in outages] == [(True, False), (False, True)]
 
 

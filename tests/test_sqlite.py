@@ -214,7 +214,9 @@ async def test_processes_may_open_a_new_file_at_once_and_share_it(path: Path, ro
         _, errors = await asyncio.to_thread(process.communicate)
         assert process.returncode == 0, errors.decode()
     async with SQLiteRegistry(path) as registry:
-        assert sorted(agent.id for agent in await registry.list()) == sorted(f"writer{n}-{a}" for n in range(6) for a in range(25))
+        assert sorted(agent.id for agent in await registry.list()) == sorted(
+            f"writer{n}-{a}" for n in range(6) for a in range(25)
+        )
 
 
 # --- cancellation ---
@@ -257,7 +259,9 @@ async def test_a_call_given_up_before_its_turn_never_happens(path: Path, raw: sq
 
 async def test_two_registries_in_one_process_share_a_file(path: Path) -> None:
     async with SQLiteRegistry(path) as one, SQLiteRegistry(path) as other:
-        await asyncio.gather(*(registry.register(AgentInfo(f"{n}-{id(registry)}")) for n in range(50) for registry in (one, other)))
+        await asyncio.gather(
+            *(registry.register(AgentInfo(f"{n}-{id(registry)}")) for n in range(50) for registry in (one, other))
+        )
         assert len(await one.list()) == len(await other.list()) == 100
         await one.deregister(f"3-{id(other)}")
         with pytest.raises(AgentNotFoundError):

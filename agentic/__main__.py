@@ -1,0 +1,20 @@
+"""The command `agentic`, also `python -m agentic`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say how to install what it needs."""
+    try:
+        from agentic.cli import app  # noqa: PLC0415  typer and rich are an extra
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.exit('error: the command line needs an extra: pip install "agentic-registry[cli]"')
+    app()
+
+
+if __name__ == "__main__":
+    main()

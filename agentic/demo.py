@@ -1,0 +1,149 @@
+"""The demo: a small fleet registers, beats, partly falls silent, is taken offline, and one agent comes back."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import anyio
+
+from agentic.agent import AgentInfo, AgentStatus
+from agentic.backends.redis import RedisRegistry
+from agentic.backends.sqlite import SQLiteRegistry
+from agentic.config import RegistryConfig, open_registry
+from agentic.reaper import Reaper
+from agentic.registry import AgentRegistry
+
+TTL: Final = 1.5
+"""Seconds of silence after which the demo's reaper takes an agent offline."""
+
+INTERVAL: Final = 0.4
+PATIENCE: Final = 8.0
+SKILLS: Final = ("search", "code", "review", "translate", "plan", "summarise")
+
+Tell = Callable[[str, str], None]
+"""Shows one event: whom it concerns, and what happened."""
+
+
+@dataclass
+class Summary:
+    """What the demo did and saw."""
+
+    registered: int = 0
+    silent: set[str] = field(default_factory=set)
+    taken_offline: set[str] = field(default_factory=set)
+    came_back: set[str] = field(default_factory=set)
+    left_over: list[str] = field(default_factory=list)
+
+    def problem(self) -> str | None:
+        """Return what went otherwise than it should, or None."""
+        if self.taken_offline != self.silent:
+            return f"silent were {sorted(self.silent)}, but taken offline {sorted(self.taken_offline)}"
+        if not self.came_back:
+            return "no agent came back"
+        return f"agents were left over: {self.left_over}" if self.left_over else None
+
+
+@contextmanager
+def scratch_registry(config: RegistryConfig) -> Iterator[tuple[AgentRegistry, str]]:
+    """Make a registry on the configured store, apart from its real agents, whom the demo's reaper would take offline.
+
+    Yields:
+        The registry, not yet open, and where it is, in words.
+    """
+    registry = open_registry(config)
+    if isinstance(registry, RedisRegistry):
+        prefix = f"{registry.prefix}-demo-{uuid4().hex[:8]}"
+        # A prefix in the URL would count for more than this one.
+        url = config.url.partition("?")[0] if "prefix=" in config.url else config.url
+        yield open_registry(replace(config, url=url, prefix=prefix, ttl=60)), f"Redis, under the prefix {prefix}"
+    elif isinstance(registry, SQLiteRegistry):
+        with tempfile.TemporaryDirectory(prefix="agentic-demo-") as folder:
+            path = str(Path(folder) / "registry.db")
+            yield SQLiteRegistry(path), f"SQLite, in the scratch file {path}"
+    else:
+        yield registry, "memory"
+
+
+async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:
+    """Play one fleet through, for about eight seconds, and leave the registry empty.
+
+    Args:
+        registry: Open, and for the demo alone.
+        size: How many agents, at least 3; a third of them falls silent.
+        tell: Shows one event.
+    """
+    ids = [f"agent-{number:02}" for number in range(1, size + 1)]
+    summary = Summary(silent=set(ids[2::3]))
+    all_offline = anyio.Event()
+
+    def on_reaped(reaped: list[str]) -> None:
+        for agent_id in sorted(reaped):
+            summary.taken_offline.add(agent_id)
+            tell(agent_id, "silent for too long: taken offline by the reaper")
+        if summary.taken_offline >= summary.silent:
+            all_offline.set()
+
+    try:
+        async with (
+            Reaper(registry, ttl=TTL, interval=TTL / 5, on_reaped=on_reaped),
+            anyio.create_task_group() as tasks,
+        ):
+            for agent_id in ids:
+                summary.registered += 1
+                tasks.start_soon(_crash if agent_id in summary.silent else _work, registry, agent_id, tell)
+                await anyio.sleep(0.1)
+            with anyio.move_on_after(PATIENCE):
+                await all_offline.wait()
+            await _come_back(registry, min(summary.silent), summary, tell)
+            await anyio.sleep(1)
+            tasks.cancel_scope.cancel()
+        tell("demo", "the sessions ended and deregistered their agents")
+        for agent_id in summary.silent:
+            await registry.deregister(agent_id)
+        summary.left_over = [agent.id for agent in await registry.list()]
+    finally:
+        with anyio.move_on_after(registry.timeout, shield=True):
+            await registry.flush()
+    return summary
+
+
+def _agent(agent_id: str) -> AgentInfo:
+    return AgentInfo(agent_id, name="demo agent", capabilities=tuple(random.sample(SKILLS, k=2)), max_load=3)
+
+
+async def _work(registry: AgentRegistry, agent_id: str, tell: Tell) -> None:
+    """Take up work and finish it, again and again, in a session."""
+    async with registry.session(_agent(agent_id), interval=INTERVAL) as session:
+        tell(agent_id, "registered by its session")
+        while True:
+            await anyio.sleep(random.uniform(0.5, 2.5))
+            load = random.randint(1, 3)
+            await session.update(status=AgentStatus.BUSY, current_load=load)
+            tell(agent_id, f"busy with {load} of 3")
+            await anyio.sleep(random.uniform(0.5, 2.0))
+            await session.update(status=AgentStatus.AVAILABLE, current_load=0)
+            tell(agent_id, "available")
+
+
+async def _crash(registry: AgentRegistry, agent_id: str, tell: Tell) -> None:
+    """Register without a session, send two heartbeats, and end as a crashed process would: without a word."""
+    await registry.register(_agent(agent_id))
+    tell(agent_id, "registered")
+    for _ in range(2):
+        await anyio.sleep(INTERVAL)
+        await registry.heartbeat(agent_id)
+    tell(agent_id, "crashed: no heartbeat from now on")
+
+
+async def _come_back(registry: AgentRegistry, agent_id: str, summary: Summary, tell: Tell) -> None:
+    await registry.heartbeat(agent_id)
+    if (await registry.get(agent_id)).status is AgentStatus.AVAILABLE:
+        summary.came_back.add(agent_id)
+        tell(agent_id, "sent a heartbeat: available again")

@@ -1,0 +1,76 @@
+"""The examples, run as they stand, and the code in the pages."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
+
+
+def blocks() -> list[Any]:
+    """Every block of Python code in the pages that are meant to be typed in."""
+    found = []
+    for page in PAGES:
+        code = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        found += [pytest.param(each, id=f"{page.name}-{number}") for number, each in enumerate(code, 1)]
+    return found
+
+
+def run(*arguments: str, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTIC_")}
+    command = [sys.executable, "-W", "error", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return done.stdout
+
+
+def test_the_worker_ends_by_itself(tmp_path: Path) -> None:
+    printed = run(str(ROOT / "examples" / "worker.py"), cwd=tmp_path)
+    assert [line.partition(": ")[2] for line in printed.splitlines()[:5]] == [f"item {n} done" for n in range(1, 6)]
+    assert "fleet: ['worker-1 available']" in printed
+
+
+def test_the_fastapi_application_serves_the_fleet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import fastapi_app  # noqa: PLC0415
+
+    for url in ("memory://", f"sqlite:///{tmp_path}/app.db", f"{redis_url}?prefix=test-fastapi"):
+        monkeypatch.setenv("AGENTIC_URL", url)
+        with TestClient(fastapi_app.app) as client:
+            assert [agent["id"] for agent in client.get("/agents").json()] == ["gateway"]
+            before = client.get("/agents/gateway").json()["last_heartbeat"]
+            assert client.post("/agents/gateway/heartbeat").status_code == 204
+            assert client.get("/agents/gateway").json()["last_heartbeat"] > before
+            assert client.get("/agents/ghost").status_code == 404
+            assert client.post("/agents/ghost/heartbeat").json() == {"detail": "agent not found: ghost"}
+            assert client.get("/agents/" + "x" * 600).status_code == 400
+
+
+@pytest.mark.parametrize("code", blocks())
+def test_the_code_in_the_pages_runs_as_it_stands(code: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    run(str(script), cwd=tmp_path)
+
+
+def test_every_relative_link_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    links = [
+        (page, link)
+        for page in pages
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 10
+    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
