@@ -1,1 +1,1 @@
-"""How fast the registry is, beside what it could be measured by: `python -m benchmarks`."""
+"""What the registry's calls cost on each store, beside plain programs that do the same work one call at a time."""

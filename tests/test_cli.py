@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -163,12 +164,24 @@ def test_the_demo_shows_a_fleet_and_leaves_real_agents_alone(
         assert asyncio.run(real_agents(register=False)) == before
 
 
-def test_the_demo_shows_a_live_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentic.cli.out._force_terminal", True)
-    monkeypatch.setenv("TERM", "xterm")
-    done = CliRunner().invoke(app, ["demo", "--agents", "6", "--url", "memory://"])
-    assert_demo_went_well(done)
-    assert "last heartbeat" in done.stdout
+def test_the_demo_shows_a_live_table_on_a_terminal() -> None:
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "agentic", "demo", "--agents", "6", "--url", "memory://"]
+    with subprocess.Popen(command, stdout=end, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"}) as process:
+        os.close(end)
+        shown = b"".join(iter(lambda: _read(terminal), b"")).decode()
+        assert process.wait() == 0
+    os.close(terminal)
+    assert shown.count("last heartbeat") > 10
+    assert "taken offline by the reaper" in shown
+    assert "6 agents registered, 2 fell silent, 2 were taken offline, 1 came back." in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux's way to say that the other end is closed
+        return b""
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,199 @@
+"""Plain programs that do the registry's work in the obvious way: one read and one write, or one commit, a call.
+
+They encode records with the registry's own codec, so that what is compared is how the store is spoken to. They make no
+promise that the registry makes: a heartbeat here can undo a concurrent change, or bring a removed agent back.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+import aiosqlite
+import msgspec
+import redis.asyncio as aioredis
+from msgspec.structs import replace
+
+from agentic import AgentInfo, AgentStatus
+from agentic.agent import decode_agent, encode_agent
+from agentic.clock import format_instant, parse_instant
+
+POOL_SIZE: Final = 64
+SCAN_COUNT: Final = 100
+TTL_SECONDS: Final = 300
+
+
+class Contender(Protocol):
+    """What is measured; `AgentRegistry` is one."""
+
+    async def register(self, agent: AgentInfo, /) -> object:
+        """Add or replace an agent."""
+
+    async def heartbeat(self, agent_id: str, /) -> object:
+        """Stamp the time on an agent."""
+
+    async def get(self, agent_id: str, /) -> AgentInfo:
+        """Return an agent."""
+
+    async def list(self) -> list[AgentInfo]:
+        """Return every agent."""
+
+    async def reap(self, ttl: float, /) -> builtins.list[str]:
+        """Mark silent agents offline; return their ids."""
+
+
+class PlainRedis:
+    """One key per agent; GET then SET for a heartbeat, SCAN and one GET per key for the fleet."""
+
+    def __init__(self, client: aioredis.Redis) -> None:
+        self._client = client
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, url: str) -> AsyncGenerator[PlainRedis, None]:
+        """Connect with a pool of 64 connections, for whose next free one a call waits."""
+        pool = aioredis.BlockingConnectionPool.from_url(url, max_connections=POOL_SIZE, timeout=None)
+        client = aioredis.Redis.from_pool(pool)
+        try:
+            await cast("Any", client.ping())
+            yield cls(client)
+        finally:
+            await client.aclose()
+
+    async def register(self, agent: AgentInfo, /) -> object:
+        """Write the record, stamped with this process's time."""
+        return await self._write(replace(agent, last_heartbeat=datetime.now(UTC)))
+
+    async def heartbeat(self, agent_id: str, /) -> object:
+        """Read the record, and write it back with this process's time."""
+        agent = await self.get(agent_id)
+        status = AgentStatus.AVAILABLE if agent.status is AgentStatus.OFFLINE else agent.status
+        return await self._write(replace(agent, last_heartbeat=datetime.now(UTC), status=status))
+
+    async def get(self, agent_id: str, /) -> AgentInfo:
+        """Read the record."""
+        return await self._read(_key(agent_id))
+
+    async def list(self) -> list[AgentInfo]:
+        """Read the records, one at a time."""
+        return [await self._read(key) async for key in self._keys()]
+
+    async def reap(self, ttl: float, /) -> builtins.list[str]:
+        """Read the records one at a time, and write each stale one back with the time to live it had left."""
+        stale_before = datetime.now(UTC) - timedelta(seconds=ttl)
+        reaped = []
+        async for key in self._keys():
+            agent = await self._read(key)
+            if agent.status is not AgentStatus.OFFLINE and _heard_of_at(agent) < stale_before:
+                left = await self._client.ttl(key)
+                await self._write(replace(agent, status=AgentStatus.OFFLINE), left if left > 0 else TTL_SECONDS)
+                reaped.append(agent.id)
+        return reaped
+
+    def _keys(self) -> Any:
+        return self._client.scan_iter(match=_key("*"), count=SCAN_COUNT)
+
+    async def _read(self, key: str | bytes) -> AgentInfo:
+        record = await self._client.get(key)
+        if record is None:
+            raise LookupError(key)
+        return decode_agent(record)
+
+    async def _write(self, agent: AgentInfo, ttl: int = TTL_SECONDS) -> object:
+        return await self._client.set(_key(agent.id), encode_agent(agent), ex=ttl)
+
+
+class PlainSQLite:
+    """One row per agent; each call is one statement and one commit, with the registry's own durability settings."""
+
+    def __init__(self, db: aiosqlite.Connection) -> None:
+        self._db = db
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, path: Path) -> AsyncGenerator[PlainSQLite, None]:
+        """Make the file and its table."""
+        async with aiosqlite.connect(path, isolation_level=None) as db:
+            await db.execute("PRAGMA journal_mode = WAL")
+            await db.execute("PRAGMA synchronous = NORMAL")
+            await db.execute(
+                "CREATE TABLE agents (id TEXT PRIMARY KEY, name TEXT, capabilities TEXT, status TEXT, "
+                "last_heartbeat TEXT, current_load INTEGER, max_load INTEGER, metadata TEXT)"
+            )
+            yield cls(db)
+
+    async def register(self, agent: AgentInfo, /) -> object:
+        """Write the row, stamped with this process's time."""
+        row = (
+            agent.id,
+            agent.name,
+            msgspec.json.encode(agent.capabilities).decode(),
+            agent.status.value,
+            _now(),
+            agent.current_load,
+            agent.max_load,
+            msgspec.json.encode(agent.metadata).decode(),
+        )
+        async with self._db.execute("INSERT OR REPLACE INTO agents VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row):
+            return None
+
+    async def heartbeat(self, agent_id: str, /) -> object:
+        """Write this process's time to the row."""
+        statement = (
+            "UPDATE agents SET last_heartbeat = ?, "
+            "status = CASE status WHEN 'offline' THEN 'available' ELSE status END WHERE id = ?"
+        )
+        async with self._db.execute(statement, (_now(), agent_id)) as cursor:
+            if not cursor.rowcount:
+                raise LookupError(agent_id)
+            return None
+
+    async def get(self, agent_id: str, /) -> AgentInfo:
+        """Read the row."""
+        async with self._db.execute("SELECT * FROM agents WHERE id = ?", (agent_id,)) as cursor:
+            row = await cursor.fetchone()
+        if row is None:
+            raise LookupError(agent_id)
+        return _agent(tuple(row))
+
+    async def list(self) -> list[AgentInfo]:
+        """Read the rows."""
+        async with self._db.execute("SELECT * FROM agents") as cursor:
+            return [_agent(tuple(row)) for row in await cursor.fetchall()]
+
+    async def reap(self, ttl: float, /) -> builtins.list[str]:
+        """Change the stale rows in one statement."""
+        stale_before = format_instant(datetime.now(UTC) - timedelta(seconds=ttl))
+        statement = "UPDATE agents SET status = 'offline' WHERE status <> 'offline' AND last_heartbeat < ? RETURNING id"
+        async with self._db.execute(statement, (stale_before,)) as cursor:
+            return [agent_id for (agent_id,) in await cursor.fetchall()]
+
+
+def _key(agent_id: str) -> str:
+    return f"plain:agent:{agent_id}"
+
+
+def _now() -> str:
+    return format_instant(datetime.now(UTC))
+
+
+def _heard_of_at(agent: AgentInfo) -> datetime:
+    assert agent.last_heartbeat is not None
+    return agent.last_heartbeat
+
+
+def _agent(row: tuple[Any, ...]) -> AgentInfo:
+    return AgentInfo(
+        id=row[0],
+        name=row[1],
+        capabilities=msgspec.json.decode(row[2], type=tuple[str, ...]),
+        status=AgentStatus(row[3]),
+        last_heartbeat=parse_instant(row[4]),
+        current_load=row[5],
+        max_load=row[6],
+        metadata=msgspec.json.decode(row[7], type=dict[str, str]),
+    )
