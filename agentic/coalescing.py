@@ -170,6 +170,8 @@ class Coalescer:
         try:
             async with asyncio.timeout_at(calls[0].deadline):
                 outcomes = await lane.send([call.item for call in calls])
+            if len(outcomes) != len(calls):
+                raise BackendError(f"the store gave {len(outcomes)} answers to {len(calls)} calls")
         except asyncio.CancelledError:
             self._fail(calls, _too_late())
             raise

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import aiosqlite
 import anyio
@@ -94,7 +94,7 @@ class SQLiteRegistry(AgentRegistry):
     async def _connect(self) -> None:
         try:
             path = await anyio.to_thread.run_sync(_make_private_file) if self.path == DEFAULT_PATH else self.path
-            self._db = await aiosqlite.connect(path, isolation_level=None)
+            self._db = await _Connection.opened(path)
         except (sqlite3.Error, OSError) as error:
             raise BackendError(f"failed to open {self.path!r}: {error}{_folder_hint(self.path)}") from error
         await self._run(lambda db: prepare(db, self.timeout))
@@ -249,6 +249,28 @@ def _patch_one(
     assignments = ", ".join(f"{name} = :{name}" for name in columns)
     db.execute(f"UPDATE agents SET {assignments} WHERE id = :id", {"id": agent_id, **columns})
     return changed
+
+
+class _Connection(aiosqlite.Connection):
+    """A connection whose thread has ended when it could not be opened, and does not outlive the event loop."""
+
+    _stopped: asyncio.Future[None] | None = None
+
+    @classmethod
+    async def opened(cls, path: str) -> Self:
+        connection = cls(lambda: sqlite3.connect(path, isolation_level=None), iter_chunk_size=64)
+        try:
+            await connection
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                if connection._stopped is not None:
+                    await connection._stopped
+            raise
+        return connection
+
+    def stop(self) -> asyncio.Future[None] | None:
+        self._stopped = super().stop()
+        return self._stopped
 
 
 def _decoded(row: tuple[object, ...]) -> AgentInfo | BackendError:

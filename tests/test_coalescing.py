@@ -1,0 +1,376 @@
+"""Many awaiting callers, one write: order, isolation, back-pressure, drain and cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentic import AgentInfo, AgentNotFoundError, AgentRegistry, BackendError, RegistryClosedError
+from agentic import coalescing as module
+from agentic.coalescing import BATCH_SIZE, Coalescer, Lane
+from tests.stores import Store
+
+
+class Ledger:
+    """A store that writes down what takes effect; its flushes can be held, failed, or answered in part."""
+
+    def __init__(self) -> None:
+        self.flushes: list[tuple[str, list[Any]]] = []
+        self.effects: list[tuple[str, Any]] = []
+        self.under_way = 0
+        self.most_under_way = 0
+        self.gate: asyncio.Event | None = None
+        self.error: Exception | None = None
+        self.refused: set[Any] = set()
+
+    def sender(self, name: str) -> Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]:
+        async def send(items: Sequence[Any]) -> Sequence[Any]:
+            self.flushes.append((name, list(items)))
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
+            try:
+                await (self.gate.wait() if self.gate else asyncio.sleep(0))
+            finally:
+                self.under_way -= 1
+            if self.error:
+                raise self.error
+            self.effects += [(name, item) for item in items]
+            return [AgentNotFoundError(str(item)) if item in self.refused else ("answer", name, item) for item in items]
+
+        return send
+
+
+def lanes(ledger: Ledger, flushes: int = 1, timeout: float = 20) -> tuple[Coalescer, Lane[Any, Any], Lane[Any, Any]]:
+    """A coalescer with a lane whose calls commute and one whose calls do not."""
+    coalescer = Coalescer(timeout, flushes)
+    return coalescer, coalescer.lane(ledger.sender("touch"), commutes=True), coalescer.lane(ledger.sender("write"))
+
+
+async def settle() -> None:
+    """Let every task run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def started(calls: list[Awaitable[Any]]) -> list[asyncio.Task[Any]]:
+    return [asyncio.ensure_future(call) for call in calls]  # type: ignore[misc]
+
+
+async def test_a_lone_call_leaves_at_once_and_alone() -> None:
+    ledger = Ledger()
+    _, touch, _ = lanes(ledger)
+    assert await touch("a", 1) == ("answer", "touch", 1)
+    assert ledger.flushes == [("touch", [1])]
+
+
+async def test_calls_made_at_once_leave_as_one_and_get_their_own_answers() -> None:
+    ledger = Ledger()
+    _, touch, _ = lanes(ledger)
+    answers = await asyncio.gather(*(touch(f"agent-{n}", n) for n in range(300)))
+    assert answers == [("answer", "touch", n) for n in range(300)]
+    assert [len(items) for _, items in ledger.flushes] == [300]
+
+
+async def test_calls_that_arrive_during_a_flush_leave_as_the_next_in_bounded_batches() -> None:
+    ledger = Ledger()
+    _, touch, _ = lanes(ledger)
+    ledger.gate = asyncio.Event()
+    calls = started([touch("first", -1)])
+    await settle()
+    calls += started([touch(f"agent-{n}", n) for n in range(BATCH_SIZE + 10)])
+    await settle()
+    assert len(ledger.flushes) == 1
+    ledger.gate.set()
+    await asyncio.gather(*calls)
+    assert [len(items) for _, items in ledger.flushes] == [1, BATCH_SIZE, 10]
+
+
+@pytest.mark.parametrize("flushes", [1, 2, 3])
+async def test_no_more_flushes_are_under_way_than_allowed(flushes: int) -> None:
+    ledger = Ledger()
+    _, touch, _ = lanes(ledger, flushes)
+    for _ in range(4):
+        ledger.gate = asyncio.Event()
+        calls: list[asyncio.Task[Any]] = []
+        for n in range(6):
+            calls += started([touch(f"agent-{n}", n)])
+            await settle()
+        assert ledger.under_way == flushes
+        ledger.gate.set()
+        await asyncio.gather(*calls)
+    assert ledger.most_under_way == flushes
+
+
+async def test_a_call_waits_for_the_agents_earlier_ones_and_for_no_others() -> None:
+    ledger = Ledger()
+    _, touch, write = lanes(ledger, flushes=3)
+    ledger.gate = asyncio.Event()
+    calls = started([touch("a", 1), touch("a", 2), write("a", 3), touch("a", 4), write("b", 5)])
+    await settle()
+    assert sorted(ledger.flushes) == [("touch", [1, 2]), ("write", [5])]
+    ledger.gate.set()
+    await asyncio.gather(*calls)
+    assert [item for _, item in ledger.effects if item != 5] == [1, 2, 3, 4]
+
+
+async def test_calls_that_do_not_commute_are_never_in_one_flush_for_one_agent() -> None:
+    ledger = Ledger()
+    _, _, write = lanes(ledger, flushes=3)
+    await asyncio.gather(*(write("a", n) for n in range(5)))
+    assert ledger.flushes == [("write", [n]) for n in range(5)]
+
+
+# --- failure ---
+
+
+async def test_a_failed_flush_fails_its_own_calls_each_with_an_instance_of_its_own() -> None:
+    ledger = Ledger()
+    _, touch, _ = lanes(ledger)
+    cause = OSError("cable")
+    ledger.error = BackendError("down")
+    ledger.error.__cause__ = cause
+    errors = await asyncio.gather(*(touch(f"agent-{n}", n) for n in range(3)), return_exceptions=True)
+    assert [str(error) for error in errors] == ["down"] * 3
+    assert all(isinstance(error, BackendError) and error.__cause__ is cause for error in errors)
+    assert len({id(error) for error in errors}) == 3
+    ledger.error = None
+    assert await touch("agent-0", 7) == ("answer", "touch", 7)
+
+
+async def test_one_agents_outcome_is_its_own_callers_alone() -> None:
+    ledger = Ledger()
+    ledger.refused = {1}
+    _, touch, _ = lanes(ledger)
+    answers = await asyncio.gather(*(touch(f"agent-{n}", n) for n in range(3)))
+    assert [type(answer).__name__ for answer in answers] == ["tuple", "AgentNotFoundError", "tuple"]
+
+
+async def test_a_flush_that_hangs_ends_with_its_calls_deadline() -> None:
+    ledger = Ledger()
+    _, touch, write = lanes(ledger, timeout=0.05)
+    ledger.gate = asyncio.Event()
+    calls = [touch("a", 1), write("a", 2), touch("b", 3), write("b", 4)]
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert {str(error) for error in errors} == {"the store did not answer within 0.05 s"}
+    assert all(isinstance(error, BackendError) for error in errors)
+    ledger.gate = None
+    assert await touch("a", 5) == ("answer", "touch", 5)
+
+
+async def test_a_wrong_number_of_answers_is_an_error_and_not_a_crossed_answer() -> None:
+    async def send(items: Sequence[int]) -> Sequence[int]:
+        return items[:-1]
+
+    coalescer = Coalescer(20, 1)
+    lane = coalescer.lane(send)
+    errors = await asyncio.gather(lane("a", 1), lane("b", 2), return_exceptions=True)
+    assert all(isinstance(error, BackendError) for error in errors)
+    await coalescer.drain()
+
+
+# --- back-pressure ---
+
+
+async def test_callers_wait_when_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 5)
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    coalescer, touch, _ = lanes(ledger)
+    calls = started([touch(f"agent-{n}", n) for n in range(12)])
+    await settle()
+    assert len(coalescer._last_turns) == 5
+    ledger.gate.set()
+    assert await asyncio.gather(*calls) == [("answer", "touch", n) for n in range(12)]
+    assert [item for _, item in ledger.effects] == list(range(12))
+
+
+async def test_waiting_for_room_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 2)
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    _, touch, _ = lanes(ledger, timeout=0.05)
+    errors = await asyncio.gather(*(touch(f"agent-{n}", n) for n in range(4)), return_exceptions=True)
+    assert all(isinstance(error, BackendError) for error in errors)
+    ledger.gate = None
+    assert await touch("a", 1) == ("answer", "touch", 1)
+
+
+# --- cancellation ---
+
+
+async def test_a_call_cancelled_before_it_leaves_never_happens() -> None:
+    ledger = Ledger()
+    _, touch, write = lanes(ledger)
+    ledger.gate = asyncio.Event()
+    calls = started([write("x", 0)])
+    await settle()
+    calls += started([write("a", 1), touch("a", 2), write("b", 3)])
+    await settle()
+    calls[1].cancel()
+    await settle()
+    ledger.gate.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(answers[1], asyncio.CancelledError)
+    assert sorted(item for _, item in ledger.effects) == [0, 2, 3]
+
+
+async def test_a_call_cancelled_under_way_harms_no_other() -> None:
+    ledger = Ledger()
+    coalescer, touch, _ = lanes(ledger)
+    ledger.gate = asyncio.Event()
+    calls = started([touch(f"agent-{n}", n) for n in range(3)])
+    await settle()
+    calls[1].cancel()
+    ledger.gate.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert (answers[0], answers[2]) == (("answer", "touch", 0), ("answer", "touch", 2))
+    assert coalescer._last_turns == {}
+
+
+# --- drain ---
+
+
+async def test_drain_lets_what_was_issued_end() -> None:
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    coalescer, touch, write = lanes(ledger)
+    calls = started([touch("a", 1), write("a", 2), touch("a", 3), write("b", 4)])
+    await settle()
+    draining = asyncio.create_task(coalescer.drain())
+    await settle()
+    assert not draining.done()
+    ledger.gate.set()
+    await draining
+    assert [call.result()[2] for call in calls] == [1, 2, 3, 4]
+
+
+async def test_drain_fails_what_does_not_end_by_the_deadline() -> None:
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    coalescer, touch, write = lanes(ledger, timeout=20)
+    calls = started([touch("a", 1), write("a", 2), touch("b", 3), write("c", 4)])
+    await settle()
+    coalescer.timeout = 0.02
+    await coalescer.drain()
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(error, RegistryClosedError) for error in errors)
+    assert coalescer._last_turns == {}
+    assert coalescer._workers == set()
+
+
+async def test_closing_a_registry_lets_what_was_issued_end(store: Store) -> None:
+    async with store.make() as registry:
+        calls = started([registry.register(AgentInfo(f"agent-{n}")) for n in range(2000)])
+        await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    async with store.make() as registry:
+        assert len(await registry.list()) in (2000, 0)  # a memory registry takes its agents with it
+
+
+# --- the laws, whatever happens ---
+
+agent_ids = st.sampled_from("abc")
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["touch", "write"]), agent_ids),
+        st.tuples(st.just("cancel"), st.integers(0, 60)),
+        st.tuples(st.sampled_from(["hold", "release", "fail", "heal", "turn", "refuse"]), st.integers(0, 3)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300)
+@given(steps=steps, flushes=st.integers(1, 3))
+async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[tuple[str, Any]], flushes: int) -> None:
+    ledger = Ledger()
+    coalescer, touch, write = lanes(ledger, flushes)
+    by_name = {"touch": touch, "write": write}
+    issued: list[tuple[str, str]] = []
+    calls: list[asyncio.Task[Any]] = []
+    for step, value in steps:
+        if step in by_name:
+            issued.append((step, value))
+            calls.append(asyncio.ensure_future(by_name[step](value, len(calls))))  # type: ignore[arg-type]
+        elif step == "cancel":
+            if value < len(calls):
+                calls[value].cancel()
+        elif step == "hold":
+            ledger.gate = ledger.gate or asyncio.Event()
+        elif step == "release":
+            if ledger.gate:
+                ledger.gate.set()
+            ledger.gate = None
+        elif step == "refuse":
+            ledger.refused.add(len(calls))
+        elif step in ("fail", "heal"):
+            ledger.error = BackendError("down") if step == "fail" else None
+        for _ in range(value if step == "turn" else 1):
+            await asyncio.sleep(0)
+    if ledger.gate:
+        ledger.gate.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for number, answer in enumerate(answers):  # each has its own answer, an error, or was cancelled itself
+        if isinstance(answer, tuple):
+            assert answer == ("answer", issued[number][0], number)
+        elif isinstance(answer, AgentNotFoundError):
+            assert number in ledger.refused
+        else:
+            assert isinstance(answer, (BackendError, asyncio.CancelledError))
+    took_effect = [item for _, item in ledger.effects]
+    assert len(took_effect) == len(set(took_effect))  # nothing twice
+    assert {n for n, answer in enumerate(answers) if isinstance(answer, (tuple, AgentNotFoundError))} <= set(
+        took_effect
+    )
+    for agent_id in "abc":  # in the order of issue, but for calls that commute
+        order = [item for item in took_effect if issued[item][1] == agent_id]
+        for before, after in pairwise(order):
+            assert before < after or issued[before][0] == issued[after][0] == "touch"
+    assert coalescer._last_turns == {}  # nothing left under way
+    await settle()
+    assert coalescer._workers == set()
+    assert coalescer._room._value == module.MAX_PENDING
+    assert ledger.most_under_way <= 2 * flushes
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_ten_thousand_calls_with_random_cancellation(registry: AgentRegistry, seed: int) -> None:
+    chance = random.Random(seed)
+    ids = [f"agent-{n}" for n in range(200)]
+    await asyncio.gather(*(registry.register(AgentInfo(i, name=i)) for i in ids))
+
+    async def ask(agent_id: str, kind: int) -> None:
+        if kind == 0:
+            assert (await registry.get(agent_id)).name == agent_id
+        elif kind == 1:
+            await registry.heartbeat(agent_id)
+        elif kind == 2:
+            assert (await registry.update(agent_id, current_load=1)).id == agent_id
+        elif kind == 3:
+            assert (await registry.register(AgentInfo(agent_id, name=agent_id))).name == agent_id
+        else:
+            with pytest.raises(AgentNotFoundError, match=f"no-{agent_id}$"):
+                await registry.heartbeat(f"no-{agent_id}")
+
+    for _ in range(10):
+        calls = [asyncio.create_task(ask(chance.choice(ids), chance.randrange(5))) for _ in range(500)]
+        for call in chance.sample(calls, 200):
+            if chance.random() < 0.2:
+                await asyncio.sleep(0)
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
+        assert sum(result is None for result in results) >= 300
+    assert sorted(agent.id for agent in await registry.list()) == sorted(ids)
+    lanes_ = registry._open_lanes
+    assert lanes_ is not None
+    if lanes_._coalescer is not None:
+        await settle()
+        assert lanes_._coalescer._last_turns == {}

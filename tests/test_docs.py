@@ -1,0 +1,64 @@
+"""The pages name what there is: every public name, command, variable and logger. Their code is run by test_examples."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer.core
+import typer.main
+
+import agentic
+import agentic.errors
+from agentic import RegistryConfig, RegistryError
+from agentic.cli import app
+from agentic.config import ENVIRONMENT_PREFIX
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_the_reference_has_every_public_name() -> None:
+    shown = set(re.findall(r"^::: agentic\.(\w+)$", page("api.md"), re.MULTILINE))
+    errors = {
+        name
+        for name in agentic.__all__
+        if isinstance(cls := getattr(agentic, name), type) and issubclass(cls, RegistryError)
+    }
+    assert "errors" in shown
+    assert errors <= set(vars(agentic.errors))
+    assert shown - {"errors"} == set(agentic.__all__) - errors
+
+
+def test_the_command_line_page_has_every_command() -> None:
+    command = typer.main.get_command(app)
+    shown = set(re.findall(r"^\$ agentic (\w+)", page("cli.md"), re.MULTILINE))
+    assert isinstance(command, typer.core.TyperGroup)
+    assert shown == set(command.commands)
+
+
+def test_the_stores_page_has_every_environment_variable() -> None:
+    shown = set(re.findall(rf"{ENVIRONMENT_PREFIX}[A-Z]+", page("stores.md")))
+    assert shown == {ENVIRONMENT_PREFIX + field.name.upper() for field in fields(RegistryConfig)}
+
+
+def test_the_operations_page_has_every_logger() -> None:
+    named = {
+        name
+        for source in (ROOT / "agentic").rglob("*.py")
+        for name in re.findall(r'getLogger\("([^"]+)"\)', source.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert set(re.findall(r"`(agentic\.\w+)`", page("operations.md"))) == named
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_page_is_linked_from_the_readme_and_from_the_index(path: Path) -> None:
+    assert f"](docs/{path.name})" in (ROOT / "README.md").read_text(encoding="utf-8") or path.name == "index.md"
+    assert f"]({path.name})" in page("index.md") or path.name == "index.md"
