@@ -60,7 +60,7 @@ async def settle() -> None:
 
 
 def started(calls: list[Awaitable[Any]]) -> list[asyncio.Task[Any]]:
-    return [asyncio.ensure_future(call) for call in calls]  # type: ignore[misc]
+    return [asyncio.ensure_future(call) for call in calls]
 
 
 async def test_a_lone_call_leaves_at_once_and_alone() -> None:
@@ -298,7 +298,7 @@ async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[t
     for step, value in steps:
         if step in by_name:
             issued.append((step, value))
-            calls.append(asyncio.ensure_future(by_name[step](value, len(calls))))  # type: ignore[arg-type]
+            calls.append(asyncio.ensure_future(by_name[step](value, len(calls))))
         elif step == "cancel":
             if value < len(calls):
                 calls[value].cancel()
