@@ -88,7 +88,7 @@ def open_registry(url_or_config: str | RegistryConfig | Mapping[str, Any] | None
     Raises:
         ConfigurationError: It names no store, or an option is wrong; a password never appears in the message.
     """
-    config = _completed(_config(url_or_config))
+    config = resolved(_config(url_or_config))
     options: dict[str, Any] = {} if config.ttl is None else {"ttl": config.ttl}
     match config.backend:
         case "" | "memory":
@@ -115,8 +115,12 @@ def _config(source: str | RegistryConfig | Mapping[str, Any] | None) -> Registry
     raise ConfigurationError(f"expected a URL, a RegistryConfig or a mapping, got {type(source).__name__}")
 
 
-def _completed(config: RegistryConfig) -> RegistryConfig:
-    """Return the configuration with what its URL says put into the other fields."""
+def resolved(config: RegistryConfig) -> RegistryConfig:
+    """Return the configuration with what its URL says moved into the other fields.
+
+    Raises:
+        ConfigurationError: The URL is wrong, or its scheme does not agree with `backend`.
+    """
     if not config.url:
         return config
     named = _from_url(config.url)

@@ -16,7 +16,7 @@ import anyio
 from agentic.agent import AgentInfo, AgentStatus
 from agentic.backends.redis import RedisRegistry
 from agentic.backends.sqlite import SQLiteRegistry
-from agentic.config import RegistryConfig, open_registry
+from agentic.config import RegistryConfig, open_registry, resolved
 from agentic.reaper import Reaper
 from agentic.registry import AgentRegistry
 
@@ -60,9 +60,7 @@ def scratch_registry(config: RegistryConfig) -> Iterator[tuple[AgentRegistry, st
     registry = open_registry(config)
     if isinstance(registry, RedisRegistry):
         prefix = f"{registry.prefix}-demo-{uuid4().hex[:8]}"
-        # A prefix in the URL would count for more than this one.
-        url = config.url.partition("?")[0] if "prefix=" in config.url else config.url
-        yield open_registry(replace(config, url=url, prefix=prefix, ttl=60)), f"Redis, under the prefix {prefix}"
+        yield open_registry(replace(resolved(config), prefix=prefix, ttl=60)), f"Redis, under the prefix {prefix}"
     elif isinstance(registry, SQLiteRegistry):
         with tempfile.TemporaryDirectory(prefix="agentic-demo-") as folder:
             path = str(Path(folder) / "registry.db")

@@ -21,6 +21,7 @@ from agentic import (
     open_registry,
 )
 from agentic.backends.redis_url import connection_options, redacted
+from agentic.config import resolved
 
 
 def attributes(registry: AgentRegistry) -> dict[str, Any]:
@@ -181,3 +182,8 @@ def test_durations_that_cannot_work_are_refused(wrong: Any) -> None:
             kind(ttl=wrong)
         with pytest.raises(ConfigurationError, match="^timeout must"):
             kind(timeout=wrong)
+
+
+def test_a_resolved_configuration_keeps_of_its_url_what_only_the_url_can_say():
+    found = resolved(RegistryConfig(url="unix:///run/redis.sock?db=3&prefix=fleet&ttl=60"))
+    assert found == RegistryConfig(backend="redis", url="unix:///run/redis.sock?db=3", prefix="fleet", ttl=60.0)
