@@ -184,6 +184,6 @@ def test_durations_that_cannot_work_are_refused(wrong: Any) -> None:
             kind(timeout=wrong)
 
 
-def test_a_resolved_configuration_keeps_of_its_url_what_only_the_url_can_say():
+def test_a_resolved_configuration_keeps_of_its_url_what_only_the_url_can_say() -> None:
     found = resolved(RegistryConfig(url="unix:///run/redis.sock?db=3&prefix=fleet&ttl=60"))
     assert found == RegistryConfig(backend="redis", url="unix:///run/redis.sock?db=3", prefix="fleet", ttl=60.0)
