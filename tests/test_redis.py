@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis.asyncio as aioredis
 
 from agentic import AgentInfo, AgentNotFoundError, BackendError, ConfigurationError, RedisRegistry
+from agentic.backends.redis import PAGE_SIZE
 from tests.redis_server import RedisServer
 from tests.stores import RedisStore
 from tests.waiting import wait_until
@@ -121,6 +122,33 @@ async def test_scripts_are_sent_again_when_the_server_forgot_them(redis_store: R
             assert await registry.reap(0) == ["a"]
             redis_store.client.script_flush()
             await registry.deregister("a")
+
+
+async def test_each_agent_is_told_once_though_the_server_repeats_keys(own_redis_server: RedisServer) -> None:
+    ids = [f"agent-{number}" for number in range(20_000)]
+    async with (
+        aioredis.Redis.from_url(own_redis_server.url) as client,
+        RedisRegistry(own_redis_server.url) as registry,
+    ):
+
+        async def table_has_shrunk() -> bool:
+            stats = await cast("Any", client.memory_stats())
+            return int(stats["db.0"]["overhead.hashtable.main"]) < 50_000
+
+        await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ids))
+        scan = registry.scan()
+        seen = [(await anext(scan)).id for _ in range(PAGE_SIZE)]
+        # A key table that shrinks amid a SCAN makes the server give again some of what it gave just before: so of the
+        # keys given until now a fifth stays, and of the others none.
+        cursor, given = 0, []
+        for _ in range(3):
+            cursor, keys = await client.scan(cursor, count=PAGE_SIZE)
+            given += keys
+        await client.delete(*set(await client.keys()) - set(given[::5]))
+        await wait_until(table_has_shrunk, "the server has made its key table smaller")
+        seen += [agent.id async for agent in scan]
+        assert len(seen) == len(set(seen))
+        assert set(seen) >= {agent.id for agent in await registry.list()}
 
 
 async def test_a_fleet_of_20000_takes_tens_of_round_trips(redis_store: RedisStore) -> None:

@@ -45,6 +45,9 @@ FORMS = {
     "escaped quote ends the heartbeat": '{"id":"x","name":"ends with \\\\","status":@S@,"last_heartbeat":@H@,"z":"\\""}',
     "heartbeat first, then look-alike": '{"id":"x","last_heartbeat":@H@,"x":"\\"last_heartbeat\\":","status":@S@}',
     "literals": '{"id":"x","t":true,"f":false,"n":null,"status":@S@,"last_heartbeat":@H@}',
+    "plain look-alike inside an object that stands last": (
+        '{"id":"x","status" : @S@,"last_heartbeat" : @H@,"old":{"a":"b","status":"busy","last_heartbeat":"2020-01-01T00:00:00Z"}}'
+    ),
     "nothing else": '{"id":"x","status":@S@,"last_heartbeat":@H@}',
 }  # fmt: skip
 HEARTBEATS = [
@@ -52,6 +55,7 @@ HEARTBEATS = [
     '"0001-01-01T00:00:00Z"',
     '"2020-01-01T00:00:00+01:00"',
     OLD,
+    '"2020-01-01T00:00:00\\u005a"',
     "null",
     '""',
 ]
