@@ -84,6 +84,8 @@ def valid_id(agent_id: object) -> str:
     Raises:
         InvalidAgentError: It is empty, no string, longer than 512 bytes of UTF-8, or holds a lone surrogate.
     """
+    if type(agent_id) is str and 0 < len(agent_id) <= MAX_ID_BYTES and agent_id.isascii():
+        return agent_id  # Most are, and each heartbeat comes by here.
     text = _text("id", agent_id)
     if not text:
         raise InvalidAgentError("id", "agent ID is required")

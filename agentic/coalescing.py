@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Generic, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from agentic.errors import BackendError, RegistryClosedError, RegistryError
 
@@ -20,15 +21,18 @@ BATCH_SIZE: Final = 512
 """How many calls one flush carries at most."""
 
 MAX_PENDING: Final = 16_384
-"""How many calls may be queued or under way at once; further callers wait for room."""
+"""How many calls may be lined up or under way at once; further ones wait their turn outside, in order."""
 
 
 Send = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]]
 """Sends items to the store in one go; returns one outcome for each, in order, or raises where all of it fails."""
 
+Lane = Callable[[str, Item], Awaitable[Outcome]]
+"""Sends one item for one agent, in whatever company; what it returns brings that item's outcome."""
 
-def alone(send: Send[Item, Outcome]) -> Callable[[str, Item], Awaitable[Outcome]]:
-    """Return what a `Lane` is to its callers, for a store that gains nothing by batches: each item goes by itself."""
+
+def alone(send: Send[Item, Outcome]) -> Lane[Item, Outcome]:
+    """Return a lane for a store that gains nothing by batches: each item goes by itself."""
 
     async def call(agent_id: str, item: Item) -> Outcome:
         (outcome,) = await send([item])
@@ -53,22 +57,23 @@ class Coalescer:
         self.timeout = timeout
         self._flushes_per_lane = flushes_per_lane
         self._loop = asyncio.get_running_loop()
-        self._room = asyncio.Semaphore(MAX_PENDING)
-        self._lanes: list[Lane[Any, Any]] = []
-        self._last_turns: dict[str, _Turn] = {}
+        self._pending = 0
+        self._waiting: deque[_Call] = deque()
+        self._queues: list[_Queue] = []
+        self._last_turns: dict[str, _Call] = {}
         self._workers: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def lane(self, send: Send[Item, Outcome], *, commutes: bool = False) -> Lane[Item, Outcome]:
-        """Return a lane for one kind of call.
+        """Return a lane for one kind of call: a function that takes an agent's id and one item to send for it.
 
         Args:
             send: Sends one flush.
             commutes: Two of these calls on one agent may take effect in any order.
         """
-        lane = Lane(self, send, commutes)
-        self._lanes.append(lane)
-        return lane
+        queue = _Queue(send, commutes)
+        self._queues.append(queue)
+        return partial(self._call, queue)
 
     async def drain(self) -> None:
         """Wait until every call has ended, at most `timeout` seconds; then fail the rest with `RegistryClosedError`."""
@@ -80,96 +85,91 @@ class Coalescer:
             worker.cancel()
         if self._workers:
             await asyncio.wait(self._workers)
-        while any(lane.queue for lane in self._lanes):
-            for lane in self._lanes:
-                self._fail(self._take(lane), _too_late())
+        while any(queue.calls for queue in self._queues):
+            for queue in self._queues:
+                self._fail(self._take(queue), _too_late())
 
-    async def call(self, lane: Lane[Any, Any], agent_id: str, item: Any) -> Any:
-        """Send one item for one agent and return its outcome."""
-        deadline = self._loop.time() + self.timeout
-        if self._room.locked():
-            await self._wait_for_room(deadline)
+    def _call(self, queue: _Queue, agent_id: str, item: Any) -> asyncio.Future[Any]:
+        call = _Call(queue, agent_id, item, self._loop.create_future(), self._loop.time() + self.timeout)
+        if self._pending < MAX_PENDING:
+            self._pending += 1
+            self._line_up(call)
         else:
-            await self._room.acquire()
-        call = _Call(agent_id, item, self._loop.create_future(), deadline)
-        self._line_up(lane, call)
-        return await call.future
-
-    async def _wait_for_room(self, deadline: float) -> None:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._room.acquire()
-        except TimeoutError as error:
-            raise BackendError(f"{MAX_PENDING} calls before this one did not end within {self.timeout:g} s") from error
-        if self._closed:
-            self._room.release()
-            raise _too_late()
+            # It needs no timer of its own: those before it have earlier deadlines, at which they make room.
+            self._waiting.append(call)
+        return call.future
 
     # --- turns: the order of calls on one agent ---
+    # A turn is the calls of one lane on one agent that may be under way together: several where they commute, else one.
+    # The next turn begins when all of them have ended. The call that began a turn stands for it.
 
-    def _line_up(self, lane: Lane[Any, Any], call: _Call) -> None:
-        last = self._last_turns.get(call.agent_id)
-        if last is not None and last.lane is lane and lane.commutes:
+    def _line_up(self, call: _Call) -> None:
+        last = self._last_turns.setdefault(call.agent_id, call)
+        if last is call:
+            self._enqueue(call)
+        elif last.queue is call.queue and call.queue.commutes:
             last.unended += 1
             call.turn = last
             if last.held is None:
-                self._enqueue(lane, call)
+                self._enqueue(call)
             else:
                 last.held.append(call)
-            return
-        call.turn = turn = _Turn(lane)
-        self._last_turns[call.agent_id] = turn
-        if last is None:
-            self._enqueue(lane, call)
         else:
-            turn.held = [call]
-            last.next = turn
+            call.held = [call]
+            last.next_turn = call
+            self._last_turns[call.agent_id] = call
 
     def _ended(self, call: _Call) -> None:
-        self._room.release()
-        turn = call.turn
+        turn = call.turn or call
         turn.unended -= 1
-        if turn.unended:
-            return
-        following = turn.next
+        if not turn.unended:
+            self._begin_turn_after(turn)
+        if self._waiting:
+            self._line_up(self._waiting.popleft())
+        else:
+            self._pending -= 1
+
+    def _begin_turn_after(self, turn: _Call) -> None:
+        following = turn.next_turn
         if following is None:
-            del self._last_turns[call.agent_id]
+            del self._last_turns[turn.agent_id]
             return
         held, following.held = following.held, None
-        for each in held or ():
-            self._enqueue(following.lane, each)
+        for call in held or ():
+            self._enqueue(call)
 
     # --- flushes ---
 
-    def _enqueue(self, lane: Lane[Any, Any], call: _Call) -> None:
-        lane.queue.append(call)
-        if lane.flushes < self._flushes_per_lane and not self._closed:
-            lane.flushes += 1
-            worker = self._loop.create_task(self._flush_until_idle(lane))
+    def _enqueue(self, call: _Call) -> None:
+        queue = call.queue
+        queue.calls.append(call)
+        if queue.flushes < self._flushes_per_lane and not self._closed:
+            queue.flushes += 1
+            worker = self._loop.create_task(self._flush_until_idle(queue))
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
 
-    async def _flush_until_idle(self, lane: Lane[Any, Any]) -> None:
+    async def _flush_until_idle(self, queue: _Queue) -> None:
         try:
-            while calls := self._take(lane):
-                await self._flush(lane, calls)
+            while calls := self._take(queue):
+                await self._flush(queue, calls)
         finally:
-            lane.flushes -= 1
+            queue.flushes -= 1
 
-    def _take(self, lane: Lane[Any, Any]) -> list[_Call]:
+    def _take(self, queue: _Queue) -> list[_Call]:
         calls: list[_Call] = []
-        while lane.queue and len(calls) < BATCH_SIZE:
-            call = lane.queue.popleft()
+        while queue.calls and len(calls) < BATCH_SIZE:
+            call = queue.calls.popleft()
             if call.future.done():
                 self._ended(call)
             else:
                 calls.append(call)
         return calls
 
-    async def _flush(self, lane: Lane[Any, Any], calls: list[_Call]) -> None:
+    async def _flush(self, queue: _Queue, calls: list[_Call]) -> None:
         try:
             async with asyncio.timeout_at(calls[0].deadline):
-                outcomes = await lane.send([call.item for call in calls])
+                outcomes = await queue.send([call.item for call in calls])
             if len(outcomes) != len(calls):
                 raise BackendError(f"the store gave {len(outcomes)} answers to {len(calls)} calls")
         except asyncio.CancelledError:
@@ -194,42 +194,31 @@ class Coalescer:
             self._ended(call)
 
 
-class Lane(Generic[Item, Outcome]):
-    """One kind of call; made by `Coalescer.lane`."""
+class _Queue:
+    """What a lane knows: how it sends, which calls wait to leave, how many flushes are under way."""
 
-    def __init__(self, coalescer: Coalescer, send: Send[Item, Outcome], commutes: bool) -> None:
-        self._coalescer = coalescer
+    def __init__(self, send: Send[Any, Any], commutes: bool) -> None:
         self.send = send
         self.commutes = commutes
-        self.queue: deque[_Call] = deque()
+        self.calls: deque[_Call] = deque()
         self.flushes = 0
-
-    def __call__(self, agent_id: str, item: Item) -> Awaitable[Outcome]:
-        """Send one item for one agent, in whatever company, and return that item's outcome."""
-        return self._coalescer.call(self, agent_id, item)
-
-
-class _Turn:
-    """Calls of one lane on one agent that may be under way together; the next turn begins when all have ended."""
-
-    __slots__ = ("held", "lane", "next", "unended")
-
-    def __init__(self, lane: Lane[Any, Any]) -> None:
-        self.lane = lane
-        self.unended = 1
-        self.held: list[_Call] | None = None
-        self.next: _Turn | None = None
 
 
 class _Call:
-    __slots__ = ("agent_id", "deadline", "future", "item", "turn")
+    """One item on its way; for the call that began a turn, that turn as well."""
 
-    def __init__(self, agent_id: str, item: Any, future: asyncio.Future[Any], deadline: float) -> None:
+    __slots__ = ("agent_id", "deadline", "future", "held", "item", "next_turn", "queue", "turn", "unended")
+
+    def __init__(self, queue: _Queue, agent_id: str, item: Any, future: asyncio.Future[Any], deadline: float) -> None:
+        self.queue = queue
         self.agent_id = agent_id
         self.item = item
         self.future = future
         self.deadline = deadline
-        self.turn: _Turn
+        self.turn: _Call | None = None  # The call that began the turn; None for that call itself.
+        self.unended = 1  # Of the turn: its calls that have not ended.
+        self.held: list[_Call] | None = None  # Of the turn: its calls, while an earlier turn is under way.
+        self.next_turn: _Call | None = None
 
 
 def _own(error: Exception) -> Exception:

@@ -333,10 +333,10 @@ async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[t
         order = [item for item in took_effect if issued[item][1] == agent_id]
         for before, after in pairwise(order):
             assert before < after or issued[before][0] == issued[after][0] == "touch"
-    assert coalescer._last_turns == {}  # nothing left under way
     await settle()
-    assert coalescer._workers == set()
-    assert coalescer._room._value == module.MAX_PENDING
+    assert coalescer._workers == set()  # nothing left under way
+    assert coalescer._last_turns == {}
+    assert coalescer._pending == 0
     assert ledger.most_under_way <= 2 * flushes
 
 

@@ -146,7 +146,7 @@ class RedisRegistry(AgentRegistry):
         return _facts(reply, ids)
 
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
-        keys = [self._key(agent_id) for agent_id in ids]
+        keys = self._keys(ids)
         records = await self._command("MGET", *keys, repeatable=True)
         return [
             None if record is None else self._decoded(key, record) for key, record in zip(keys, records, strict=True)
@@ -233,6 +233,10 @@ class RedisRegistry(AgentRegistry):
     def _key(self, agent_id: str) -> bytes:
         return self._key_prefix + agent_id.encode()
 
+    def _keys(self, ids: Sequence[str]) -> list[bytes]:
+        prefix = self._key_prefix
+        return [prefix + agent_id.encode() for agent_id in ids]
+
     def _decoded(self, key: bytes, record: bytes) -> AgentInfo | BackendError:
         """Return a record's agent, or the error that says why there is none in it."""
         try:
@@ -263,7 +267,7 @@ class RedisRegistry(AgentRegistry):
     ) -> list[Any]:
         """Run a script on the agents' keys, from the server's cache, or sent whole where it is not there."""
         sha, text = _SCRIPTS[name]
-        rest = (len(ids), *map(self._key, ids), *((self._milliseconds,) if ttl else ()), *args)
+        rest = (len(ids), *self._keys(ids), *((self._milliseconds,) if ttl else ()), *args)
         try:
             return list(await self._command("EVALSHA", sha, *rest, repeatable=repeatable))
         except BackendError as error:

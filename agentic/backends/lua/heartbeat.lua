@@ -3,7 +3,7 @@
 -- ARGV   1: time to live in milliseconds, 0 for none
 -- return per agent 1, or ABSENT, CORRUPT or WRONG_TYPE with nothing changed
 
-local ttl, stamp = tonumber(ARGV[1]), now()
+local ttl, stamp = ARGV[1], now()
 
 local function beaten(text)
   local status_from, status_to, from, to = plain(text)

@@ -13,7 +13,7 @@ end
 
 -- Stores a record for its full time to live in milliseconds, 0 for ever.
 local function store(key, record, ttl)
-  if ttl > 0 then call('PSETEX', key, ttl, record) else call('SET', key, record) end
+  if ttl ~= '0' then call('PSETEX', key, ttl, record) else call('SET', key, record) end
 end
 
 -- Why a key has no record.

@@ -4,7 +4,7 @@
 --        text, the heartbeat given ('' for none), the JSON after it
 -- return 1: the server's time; then per agent 1, or WRONG_TYPE with nothing changed
 
-local ttl, stamp = tonumber(ARGV[1]), now()
+local ttl, stamp = ARGV[1], now()
 local results = {stamp}
 for i = 1, #KEYS do
   local given = ARGV[3 * i]
@@ -12,7 +12,7 @@ for i = 1, #KEYS do
   local record = ARGV[3 * i - 1] .. given .. ARGV[3 * i + 1]
   -- GET makes the server refuse to overwrite a key of another type.
   local reply
-  if ttl > 0 then
+  if ttl ~= '0' then
     reply = redis.pcall('SET', KEYS[i], record, 'GET', 'PX', ttl)
   else
     reply = redis.pcall('SET', KEYS[i], record, 'GET')
