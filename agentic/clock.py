@@ -41,9 +41,17 @@ def parse_instant(text: str) -> datetime:
     Raises:
         ValueError: The text is no RFC 3339 time, or has no offset.
     """
-    instant = msgspec.convert(text, datetime)
+    return checked_utc(msgspec.convert(text, datetime))
+
+
+def checked_utc(instant: datetime) -> datetime:
+    """Return the same instant in UTC.
+
+    Raises:
+        ValueError: It has no offset.
+    """
     if instant.tzinfo is None:
-        raise ValueError(f"{text!r} has no time zone")
+        raise ValueError(f"{instant} has no time zone")
     return to_utc(instant)
 
 

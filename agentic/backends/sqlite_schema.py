@@ -6,13 +6,13 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import msgspec
 
 from agentic.agent import AgentInfo, AgentStatus
-from agentic.clock import NEVER, format_instant, parse_instant
+from agentic.clock import NEVER, checked_utc, format_instant, parse_instant
 from agentic.errors import BackendError
 
 SCHEMA_VERSION: Final = 1
@@ -120,13 +120,14 @@ class _Row(msgspec.Struct, array_like=True):
     id: str
     name: str
     capabilities: str
-    status: str
-    last_heartbeat: str
+    status: AgentStatus
+    last_heartbeat: datetime
     current_load: int
     max_load: int
     metadata: str
 
 
+_NEVER_TEXT: Final = format_instant(NEVER)
 _decode_capabilities = msgspec.json.Decoder(tuple[str, ...] | None).decode
 _decode_metadata = msgspec.json.Decoder(dict[str, str] | None).decode
 
@@ -137,13 +138,16 @@ def agent_of(row: tuple[object, ...]) -> AgentInfo:
     Raises:
         ValueError: A column holds what no registry writes.
     """
+    if not row[4]:  # No time at all, which is what the year 1 stands for.
+        row = (*row[:4], _NEVER_TEXT, *row[5:])
     found = msgspec.convert(row, _Row)
+    instant = found.last_heartbeat
     return AgentInfo(
         id=found.id,
         name=found.name,
         capabilities=(_decode_capabilities(found.capabilities) or ()) if found.capabilities not in ("", "[]") else (),
-        status=AgentStatus(found.status),
-        last_heartbeat=parse_instant(found.last_heartbeat) if found.last_heartbeat else NEVER,
+        status=found.status,
+        last_heartbeat=instant if instant.tzinfo is UTC else checked_utc(instant),
         current_load=found.current_load,
         max_load=found.max_load,
         metadata=(_decode_metadata(found.metadata) or {}) if found.metadata not in ("", "{}") else {},
