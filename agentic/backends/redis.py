@@ -13,12 +13,8 @@ from typing import Any, Final, TypeVar
 import anyio
 import msgspec
 import redis.asyncio as aioredis
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.maint_notifications import MaintNotificationsConfig
 
 from agentic.agent import (
     MAX_RECORD_BYTES,
@@ -29,6 +25,7 @@ from agentic.agent import (
     encode_around_heartbeat,
     too_large,
 )
+from agentic.backends.redis_client import CONNECT_TIMEOUT, make_client
 from agentic.backends.redis_url import connection_options, redacted
 from agentic.clock import NEVER, format_instant, is_stale, parse_instant
 from agentic.errors import BackendError, ConfigurationError, RegistryError
@@ -39,7 +36,6 @@ logger = logging.getLogger("agentic.redis")
 T = TypeVar("T")
 
 PAGE_SIZE: Final = 1000
-CONNECT_TIMEOUT: Final = 5.0
 
 # The scripts' outcomes for one agent.
 _DONE, _ABSENT, _CORRUPT, _WRONG_TYPE = 1, 0, -1, -2
@@ -109,7 +105,7 @@ class RedisRegistry(AgentRegistry):
 
     async def _connect(self) -> None:
         if self._own_client:
-            self._client = _make_client(self._options, self.timeout)
+            self._client = make_client(self._options, self.timeout)
         await self._ping()
 
     async def _disconnect(self) -> None:
@@ -299,29 +295,6 @@ class RedisRegistry(AgentRegistry):
             return await call()
         except (RedisError, OSError) as error:
             raise BackendError(f"Redis failed: {error}") from error
-
-
-def _make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis:
-    """Return a client with a pool of its own and none of the driver's retries, which would repeat writes."""
-    options = dict(options)
-    if options.pop("ssl", False):
-        connection_class: type[AbstractConnection] = aioredis.SSLConnection
-    else:
-        connection_class = aioredis.UnixDomainSocketConnection if "path" in options else aioredis.Connection
-    return aioredis.Redis.from_pool(
-        aioredis.BlockingConnectionPool(
-            connection_class=connection_class,
-            timeout=timeout,
-            # Deadlines are set here for each call; a second timer on each read costs a fifth of the driver's speed.
-            socket_timeout=None,
-            socket_connect_timeout=min(CONNECT_TIMEOUT, timeout),
-            retry=Retry(NoBackoff(), 0),
-            # Both would greet each new connection with commands that older servers answer with errors.
-            driver_info=None,
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            **options,
-        )
-    )
 
 
 class _Pulse(msgspec.Struct):
