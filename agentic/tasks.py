@@ -54,3 +54,24 @@ async def finish(call: Coroutine[Any, Any, T], grace: float) -> T:
             task.exception()  # Retrieved, so that asyncio does not report it as forgotten.
         raise
     return task.result()
+
+
+async def one_ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Yield the same pages, each next one already under way while the consumer works on the one before it.
+
+    Close it (`contextlib.aclosing`) where it may be left early: that ends what is under way.
+    """
+    following = asyncio.ensure_future(anext(pages))
+    try:
+        while True:
+            try:
+                page = await following
+            except StopAsyncIteration:
+                return
+            following = asyncio.ensure_future(anext(pages))
+            await asyncio.sleep(0)  # Lets it send its request before the consumer goes on.
+            yield page
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+        await pages.aclose()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from hashlib import sha1
 from importlib.resources import files
@@ -26,14 +27,19 @@ from agentic.agent import (
     too_large,
 )
 from agentic.backends.redis_client import CONNECT_TIMEOUT, make_client
+from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
 from agentic.backends.redis_url import connection_options, redacted
-from agentic.clock import NEVER, format_instant, is_stale, parse_instant
+from agentic.clock import format_instant, parse_instant, stale_before
 from agentic.errors import BackendError, ConfigurationError, RegistryError
 from agentic.registry import AgentRegistry
+from agentic.tasks import one_ahead
 
 logger = logging.getLogger("agentic.redis")
 
 T = TypeVar("T")
+
+Record = tuple[bytes, bytes]
+"""A key and what it holds."""
 
 PAGE_SIZE: Final = 1000
 
@@ -169,50 +175,51 @@ class RedisRegistry(AgentRegistry):
     # --- the whole fleet ---
 
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
-        async for page in self._records():
-            agents = []
-            for key, record in page:
-                agent = self._decoded(key, record)
-                if isinstance(agent, AgentInfo):
-                    agents.append(agent)
-                else:
-                    logger.warning("skipped: %s", agent)
-            yield agents
+        async with self._records() as pages:
+            async for page in pages:
+                agents = []
+                for key, record in page:
+                    agent = self._decoded(key, record)
+                    if isinstance(agent, AgentInfo):
+                        agents.append(agent)
+                    else:
+                        logger.warning("skipped: %s", agent)
+                yield agents
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        now = await self._now()
-        async for page in self._records():
-            stale: list[tuple[str, bytes]] = []
-            for key, record in page:
-                pulse = self._pulse(key, record)
-                if pulse is not None and pulse.status != "offline" and is_stale(pulse.instant(), now, ttl):
-                    stale.append((pulse.id, bytes(pulse.last_heartbeat)))
-            ids = [agent_id for agent_id, _ in stale]
-            marked = await self._script("reap", ids, [heartbeat for _, heartbeat in stale]) if stale else []
-            yield [agent_id for agent_id, done in zip(ids, marked, strict=True) if done]
+        boundary = stale_before(await self._now(), ttl)
+        async with self._records() as pages:
+            async for page in pages:
+                stale = [(pulse.id, written) for pulse, written in self._pulses(page) if pulse.is_stale(boundary)]
+                ids = [agent_id for agent_id, _ in stale]
+                found = [heartbeat_as_written(record) for _, record in stale]
+                marked = await self._script("reap", ids, found) if stale else []
+                yield [agent_id for agent_id, done in zip(ids, marked, strict=True) if done]
 
     async def _clear(self) -> AsyncGenerator[int, None]:
-        async for page in self._records():
-            # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
-            pulses = [self._pulse(key, record) for key, record in page]
-            ids = [pulse.id for pulse in pulses if pulse is not None]
-            yield sum(await self._script("deregister", ids, ())) if ids else 0
+        async with self._records() as pages:
+            async for page in pages:
+                # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
+                ids = [pulse.id for pulse, _ in self._pulses(page)]
+                yield sum(await self._script("deregister", ids, ())) if ids else 0
 
-    async def _records(self) -> AsyncGenerator[list[tuple[bytes, bytes]], None]:
-        """Yield the key and record of every agent, each key once, page by page."""
-        seen: set[bytes] = set()
+    def _records(self) -> aclosing[AsyncGenerator[list[Record], None]]:
+        return aclosing(one_ahead(self._round_trips()))
+
+    async def _round_trips(self) -> AsyncGenerator[list[Record], None]:
+        """Yield the key and record of every agent, each key once, a page for each round trip."""
+        seen = _Seen()
         cursor, found = await self._command(*self._scan(0), repeatable=True)
         while True:
-            keys = [key for key in dict.fromkeys(found) if key not in seen]
-            seen.update(keys)
+            keys = seen.only_new(found)
             commands = []
             if keys:
                 commands.append(("MGET", *keys))
             if cursor:
                 commands.append(self._scan(cursor))
             replies = await self._pipeline(commands)
-            if keys:
-                yield [(key, record) for key, record in zip(keys, replies[0], strict=True) if record is not None]
+            records = replies[0] if keys else []
+            yield [(key, record) for key, record in zip(keys, records, strict=True) if record is not None]
             if not cursor:
                 return
             cursor, found = replies[-1]
@@ -243,18 +250,19 @@ class RedisRegistry(AgentRegistry):
             return _corrupt(key, "it names the id of another key")
         return agent
 
-    def _pulse(self, key: bytes, record: bytes) -> _Pulse | None:
-        """Return what a sweep needs to know of a record; None, with a logged warning, when it is corrupt."""
-        try:
-            pulse = _decode_pulse(record)
-            pulse.instant()
-        except (ValueError, RecursionError) as error:
-            logger.warning("skipped: %s", _corrupt(key, str(error)))
-            return None
-        if self._key(pulse.id) != key:
-            logger.warning("skipped: %s", _corrupt(key, "it names the id of another key"))
-            return None
-        return pulse
+    def _pulses(self, page: list[Record]) -> Iterator[tuple[Pulse, bytes]]:
+        """Yield the pulse of each record, with the record; a corrupt one is skipped, with a logged warning."""
+        prefix = self._key_prefix
+        for key, record in page:
+            try:
+                pulse = decode_pulse(record)
+            except CorruptRecord as error:
+                logger.warning("skipped: %s", _corrupt(key, str(error)))
+                continue
+            if prefix + pulse.id.encode() == key:
+                yield pulse, record
+            else:
+                logger.warning("skipped: %s", _corrupt(key, "it names the id of another key"))
 
     # --- the driver ---
 
@@ -297,20 +305,20 @@ class RedisRegistry(AgentRegistry):
             raise BackendError(f"Redis failed: {error}") from error
 
 
-class _Pulse(msgspec.Struct):
-    """The part of a record that a sweep reads; the heartbeat as it stands there, to be compared byte for byte."""
+class _Seen:
+    """The keys that were given already: in many sets, none so large that its growth would hold the event loop."""
 
-    id: str
-    status: str | None = None
-    last_heartbeat: msgspec.Raw = msgspec.Raw()
+    def __init__(self) -> None:
+        self._parts: list[set[bytes]] = [set() for _ in range(256)]
 
-    def instant(self) -> datetime:
-        text = _decode_text(self.last_heartbeat) if self.last_heartbeat else None
-        return parse_instant(text) if text else NEVER
-
-
-_decode_pulse = msgspec.json.Decoder(_Pulse).decode
-_decode_text = msgspec.json.Decoder(str | None).decode
+    def only_new(self, keys: Sequence[bytes]) -> list[bytes]:
+        parts, new = self._parts, []
+        for key in keys:
+            part = parts[hash(key) & 255]
+            if key not in part:
+                part.add(key)
+                new.append(key)
+        return new
 
 
 def _facts(reply: Sequence[int], ids: Sequence[str]) -> list[bool | RegistryError]:
