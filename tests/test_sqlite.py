@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -279,3 +280,31 @@ async def test_an_expired_agent_is_deleted_from_the_file_by_reap(path: Path, raw
         assert raw.execute("SELECT count(*) FROM agents").fetchone() == (1,)
         assert await registry.reap(5) == []
         assert raw.execute("SELECT count(*) FROM agents").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(("synchronous", "level"), [("NORMAL", 1), ("FULL", 2)])
+async def test_how_often_the_disk_is_synced_is_an_option(
+    tmp_path: Path, synchronous: Literal["NORMAL", "FULL"], level: int
+) -> None:
+    async with SQLiteRegistry(tmp_path / "r.db", synchronous=synchronous) as registry:
+        found = await registry._run(lambda db: db.execute("PRAGMA synchronous").fetchone())
+    assert found == (level,)
+
+
+async def test_an_unknown_synchronous_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="synchronous: must be 'NORMAL' or 'FULL', got 'OFF'"):
+        SQLiteRegistry(synchronous="OFF")  # type: ignore[arg-type]
+
+
+async def test_batches_of_any_size_and_ids_of_any_kind_find_their_rows(tmp_path: Path) -> None:
+    ids = [f"a{n}" for n in range(300)] + ["a", "a\0b", "a\0c", "1", "1.0", "null", "é", "e\u0301"]
+    async with SQLiteRegistry(tmp_path / "r.db") as registry:
+        for size in (1, 2, 3, 5, 64, 65, len(ids)):
+            some = ids[-size:]
+            await registry.flush()
+            assert await registry._touch(some) == [False] * size
+            await registry._insert([AgentInfo(agent_id) for agent_id in some[::2]])
+            found = [agent_id in some[::2] for agent_id in some]
+            assert await registry._touch(some) == found
+            assert [agent is not None for agent in await registry._fetch(some)] == found
+            assert await registry._delete(some) == found

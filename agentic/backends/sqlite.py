@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, Literal, Self, TypeVar
 
 import aiosqlite
 import anyio
@@ -60,6 +60,7 @@ class SQLiteRegistry(AgentRegistry):
 
     Attributes:
         path: As given.
+        synchronous: As given.
     """
 
     _flushes_per_lane = 2
@@ -71,6 +72,7 @@ class SQLiteRegistry(AgentRegistry):
         ttl: float | timedelta | None = None,
         timeout: float | timedelta = 5.0,
         clock: Clock = system_clock,
+        synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
     ) -> None:
         """Check the options; no I/O.
 
@@ -80,6 +82,9 @@ class SQLiteRegistry(AgentRegistry):
             ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it.
             timeout: Seconds a call may take, waiting for other processes' writes included.
             clock: Returns the current instant as an aware `datetime`; called in the connection's thread.
+            synchronous: What a power failure may take. `"NORMAL"`: the last writes before it, never the file's
+                consistency; a crash of the process takes nothing. `"FULL"`: nothing that was acknowledged, at the price
+                of one sync of the disk for each transaction.
 
         Raises:
             ConfigurationError: An option is wrong.
@@ -87,6 +92,9 @@ class SQLiteRegistry(AgentRegistry):
         super().__init__(ttl=ttl, timeout=timeout)
         self.path = _valid_path(path)
         self.clock = clock
+        self.synchronous = synchronous
+        if synchronous not in ("NORMAL", "FULL"):
+            raise ConfigurationError(f"synchronous: must be 'NORMAL' or 'FULL', got {synchronous!r}")
         self._db: aiosqlite.Connection | None = None
 
     def __repr__(self) -> str:
@@ -98,7 +106,7 @@ class SQLiteRegistry(AgentRegistry):
             self._db = await _Connection.opened(path)
         except (sqlite3.Error, OSError) as error:
             raise BackendError(f"failed to open {self.path!r}: {error}{_folder_hint(self.path)}") from error
-        await self._run(lambda db: prepare(db, self.timeout))
+        await self._run(lambda db: prepare(db, self.timeout, self.synchronous))
 
     async def _disconnect(self) -> None:
         if self._db is not None:

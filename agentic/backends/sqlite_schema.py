@@ -52,8 +52,8 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def prepare(db: sqlite3.Connection, timeout: float) -> None:
-    """Make a fresh connection ready: patience, WAL, and the table as this version knows it.
+def prepare(db: sqlite3.Connection, timeout: float, synchronous: str) -> None:
+    """Make a fresh connection ready: patience, WAL, durability, and the table as this version knows it.
 
     Raises:
         BackendError: The file is a newer version's, or its `agents` table is somebody else's; it is left as it was.
@@ -61,7 +61,7 @@ def prepare(db: sqlite3.Connection, timeout: float) -> None:
     """
     db.execute(f"PRAGMA busy_timeout = {round(timeout * 1000)}")
     _enter_wal(db, timeout)
-    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute(f"PRAGMA synchronous = {synchronous}")
     with transaction(db):
         _migrate(db)
 
