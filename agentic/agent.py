@@ -137,9 +137,12 @@ def check_size(agent: AgentInfo) -> None:
     Raises:
         InvalidAgentError: It would.
     """
-    texts = (agent.id, agent.name, *agent.capabilities, *agent.metadata, *agent.metadata.values())
-    # JSON takes at most six bytes for a character; only what may be too long is measured.
-    if 6 * sum(map(len, texts)) + 4 * len(texts) + 256 > MAX_RECORD_BYTES:
+    capabilities, metadata = agent.capabilities, agent.metadata
+    characters = len(agent.id) + len(agent.name) + sum(map(len, capabilities))
+    if metadata:
+        characters += sum(map(len, metadata)) + sum(map(len, metadata.values()))
+    # JSON takes at most six bytes for a character, and six around a text; only what may be too long is measured.
+    if 6 * (characters + len(capabilities) + 2 * len(metadata)) + 256 > MAX_RECORD_BYTES:
         size = len(encode_agent(agent))
         if size > MAX_RECORD_BYTES:
             raise too_large(size)
@@ -231,32 +234,45 @@ _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
 # Fields and order are the Go original's, then `metadata`; `capabilities` and `metadata` are left out when empty.
 
 
-class _Head(msgspec.Struct, omit_defaults=True, kw_only=True):
+class _Record(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     id: str
     name: str
     capabilities: tuple[str, ...] = ()
     status: AgentStatus
-
-
-class _Tail(msgspec.Struct, omit_defaults=True):
+    last_heartbeat: str
     current_load: int
     max_load: int
     metadata: dict[str, str] = {}
 
 
-def encode_around_heartbeat(agent: AgentInfo) -> tuple[bytes, bytes]:
-    """Return the record's JSON before and after the heartbeat's text, for a store that stamps its own between them."""
-    head = msgspec.json.encode(
-        _Head(id=agent.id, name=agent.name, capabilities=agent.capabilities, status=agent.status)
+_BEFORE_HEARTBEAT: Final = b',"last_heartbeat":"'
+
+
+def _encoded(agent: AgentInfo, last_heartbeat: str) -> bytes:
+    return msgspec.json.encode(
+        _Record(
+            id=agent.id,
+            name=agent.name,
+            capabilities=agent.capabilities,
+            status=agent.status,
+            last_heartbeat=last_heartbeat,
+            current_load=agent.current_load,
+            max_load=agent.max_load,
+            metadata=agent.metadata,
+        )
     )
-    tail = msgspec.json.encode(_Tail(agent.current_load, agent.max_load, agent.metadata))
-    return head[:-1] + b',"last_heartbeat":"', b'",' + tail[1:]
 
 
 def encode_agent(agent: AgentInfo) -> bytes:
     """Return the record's JSON; an agent that was never stamped gets the year 1, as in Go."""
-    head, tail = encode_around_heartbeat(agent)
-    return head + format_instant(agent.last_heartbeat or NEVER).encode() + tail
+    return _encoded(agent, format_instant(agent.last_heartbeat or NEVER))
+
+
+def encode_around_heartbeat(agent: AgentInfo) -> tuple[bytes, bytes]:
+    """Return the record's JSON before and after the heartbeat's text, for a store that stamps its own between them."""
+    # Within a string the quotes would be escaped, and metadata stand behind: the first place found is the right one.
+    before, key, after = _encoded(agent, "").partition(_BEFORE_HEARTBEAT)
+    return before + key, after
 
 
 class CorruptRecord(ValueError):

@@ -17,7 +17,7 @@ from agentic.errors import BackendError, RegistryClosedError, RegistryError
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-BATCH_SIZE: Final = 512
+BATCH_SIZE: Final = 256
 """How many calls one flush carries at most."""
 
 MAX_PENDING: Final = 16_384

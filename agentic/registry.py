@@ -341,7 +341,7 @@ class AgentRegistry(ABC):
 
     # --- how calls reach the primitives ---
 
-    _flushes_per_lane: ClassVar[int] = 0
+    flushes_per_lane: ClassVar[int] = 0
     """How many flushes of one kind of call may be under way at once; 0 where coalescing gains nothing."""
 
     @property
@@ -376,7 +376,7 @@ class _Lanes:
     """Single calls on their way to the primitives, which take batches."""
 
     def __init__(self, registry: AgentRegistry) -> None:
-        flushes = registry._flushes_per_lane
+        flushes = registry.flushes_per_lane
         self._coalescer = Coalescer(registry.timeout, flushes) if flushes else None
         self.insert = self._lane(registry._insert)
         self.touch = self._lane(registry._touch, commutes=True)

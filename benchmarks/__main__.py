@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure the stores, print a table, write JSON."""
+"""`python -m benchmarks`: measure the stores, print tables, write JSON, draw the plot."""
 
 from __future__ import annotations
 
@@ -7,71 +7,58 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import redis.asyncio as aioredis
 from rich.console import Console
 
-from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
 from benchmarks import report
-from benchmarks.measure import OURS, Fleet, Result, measure_store
-from benchmarks.peers import Contender, PlainRedis, PlainSQLite
-from benchmarks.servers import running_server
-
-STORES: Final = ("memory", "sqlite", "redis")
+from benchmarks.samples import Result
+from benchmarks.stores import STORES, Plan, measure_store
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run what the command line asks for."""
     options = _parser().parse_args(arguments)
-    fleet = Fleet(options.agents, options.seconds)
-    results: list[Result] = []
-    server: str | None = None
-    for store in options.store:
-        found, version = asyncio.run(_measure(store, fleet, options.repeats))
-        results += found
-        server = version or server
-    about = report.about(arguments, server)
+    if options.load is not None:
+        document = json.loads(options.load.read_text(encoding="utf-8"))
+    else:
+        document = _measured(options, arguments)
     console = Console()
-    for table in report.tables(results):
+    for table in report.tables(document):
         console.print(table, "", sep="\n")
-    console.print("\n".join(f"{name}: {value}" for name, value in about.items()), style="dim", highlight=False)
+    console.print(report.footer(document), style="dim", highlight=False)
     if options.json is not None:
-        options.json.write_text(json.dumps(report.document(about, results), indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        from benchmarks.plot import draw  # noqa: PLC0415  matplotlib is needed for this alone
+
+        draw(document, options.plot)
 
 
-async def _measure(store: str, fleet: Fleet, repeats: int) -> tuple[list[Result], str | None]:
-    with ExitStack() as outer:
-        async with AsyncExitStack() as stack:
-            contenders: dict[str, Contender] = {}
-            registry: AgentRegistry
-            version: str | None = None
-            if store == "memory":
-                registry = MemoryRegistry()
-            elif store == "sqlite":
-                folder = Path(outer.enter_context(tempfile.TemporaryDirectory(prefix="agentic-bench-")))
-                registry = SQLiteRegistry(folder / "registry.db")
-                contenders["one commit a call"] = await stack.enter_async_context(
-                    PlainSQLite.opened(folder / "plain.db")
-                )
-            else:
-                url = outer.enter_context(running_server()).url
-                version = await _server_version(url)
-                registry = RedisRegistry(url, prefix="bench")
-                contenders["GET and SET a call"] = await stack.enter_async_context(PlainRedis.opened(url))
-            contenders[OURS] = await stack.enter_async_context(registry)
-            return await measure_store(store, contenders, fleet, repeats, _tell), version
+def _measured(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+    plan = Plan(options.agents, options.repeats, options.seconds)
+    results: list[Result] = []
+    facts: dict[str, Any] = {}
+    for store in options.store:
+        with (
+            tempfile.TemporaryDirectory(prefix="agentic-bench-") as folder,
+            asyncio.Runner(loop_factory=_loop_factory(options.uvloop)) as runner,
+        ):
+            found, more = runner.run(measure_store(store, plan, Path(folder), _tell))
+        results += found
+        facts |= more
+    return {"about": report.about(arguments) | facts, "results": [result.document() for result in results]}
 
 
-async def _server_version(url: str) -> str:
-    async with aioredis.Redis.from_url(url) as client:
-        info: dict[str, Any] = await client.info("server")
-    if "valkey_version" in info:
-        return f"Valkey {info['valkey_version']}"
-    return f"Redis {info['redis_version']}"
+def _loop_factory(wants_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if not wants_uvloop:
+        return None
+    import uvloop  # noqa: PLC0415  needed for this option alone
+
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 def _tell(progress: str) -> None:
@@ -81,14 +68,18 @@ def _tell(progress: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure the registry's calls on each store, beside plain programs that do the same work. "
-        "Medians of interleaved repeats; progress goes to stderr. Compare ratios within a run, not rates of two hosts.",
+        description="Measure the registry's calls on each store, beside plain programs that do the same work, on a "
+        "server of its own. Medians of interleaved repeats; progress goes to stderr. Compare ratios within a run, not "
+        "rates of two hosts.",
     )
-    parser.add_argument("--store", type=_stores, default=STORES, metavar="memory,sqlite,redis", help="which stores")
-    parser.add_argument("--agents", type=_count, default=5000, metavar="N", help="the size of the fleet (5000)")
-    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="how often each case is measured (5)")
-    parser.add_argument("--seconds", type=float, default=0.3, metavar="S", help="how long a measurement takes (0.3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every rate, with versions, to this file")
+    parser.add_argument("--store", type=_stores, default=STORES, metavar="redis,sqlite,memory", help="which stores")
+    parser.add_argument("--agents", type=_count, default=100_000, metavar="N", help="the largest fleet (100000)")
+    parser.add_argument("--repeats", type=_count, default=3, metavar="N", help="how often each case is measured (3)")
+    parser.add_argument("--seconds", type=float, default=0.5, metavar="S", help="how long calls are measured (0.5)")
+    parser.add_argument("--uvloop", action="store_true", help="on uvloop's event loop in place of asyncio's own")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with versions, to this file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures into this SVG or PNG file")
+    parser.add_argument("--load", type=Path, metavar="FILE", help="measure nothing: take the figures of this JSON file")
     return parser
 
 

@@ -1,163 +1,111 @@
-"""What is measured, and how: rates of individually awaited calls, and of agents in calls that walk the fleet."""
+"""How a measurement is made: callers that await call after call, walks of the fleet, the event loop's pauses."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import median
-from typing import Final, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from msgspec.structs import replace
 
 from agentic import AgentInfo
 from benchmarks.peers import Contender
+from benchmarks.samples import Sample
 
-Item = TypeVar("Item")
-
-CONCURRENCIES: Final = (1, 64, 1000)
-FILLING_TASKS: Final = 64
-LONG: Final = 3600.0
-
-OURS: Final = "agentic"
+FILLING_TASKS: Final = 1000
+LONG_AGO: Final = timedelta(days=1)
+TICK: Final = 0.001
 
 
-@dataclass(frozen=True)
-class Case:
-    """One thing to measure.
+def fleet(size: int) -> list[AgentInfo]:
+    """Return agents of a usual kind, one in a hundred of them silent for a day."""
+    silent_since = datetime.now(UTC) - LONG_AGO
+    agents = [
+        AgentInfo(f"agent-{number:07}", name="a measured agent", capabilities=("search", "code"), max_load=4)
+        for number in range(size)
+    ]
+    return [
+        replace(agent, last_heartbeat=silent_since) if number % 100 == 0 else agent
+        for number, agent in enumerate(agents)
+    ]
 
-    Attributes:
-        call: Which call.
-        tasks: How many tasks await one call each, one after the other.
-        unit: What is counted in a second: calls, or agents where one call concerns the fleet.
+
+async def fill(contender: Contender, agents: Sequence[AgentInfo]) -> None:
+    """Register every agent."""
+    left = iter(agents)
+
+    async def work() -> None:
+        for agent in left:
+            await contender.register(agent)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(min(FILLING_TASKS, len(agents))):
+            tasks.create_task(work())
+
+
+async def calls(call: Callable[[Any], Awaitable[object]], items: Sequence[Any], callers: int, seconds: float) -> Sample:
+    """Let each caller await one call after the other until the time is over, at least one each."""
+    latencies: list[float] = []
+    each_has_called = asyncio.Event()
+    now = time.perf_counter
+
+    async def work(at: int, end: float) -> None:
+        began = now()
+        while began < end:
+            await call(items[at % len(items)])
+            ended = now()
+            latencies.append(ended - began)
+            if len(latencies) == callers:
+                each_has_called.set()
+            began, at = ended, at + callers
+
+    # The callers' own start holds the loop, so the pauses are counted from when each has called once.
+    async with asyncio.TaskGroup() as group:
+        began = now()
+        for number in range(callers):
+            group.create_task(work(number, began + seconds))
+        await each_has_called.wait()
+        async with longest_pause() as pauses:
+            await asyncio.sleep(max(0.0, began + seconds - now()))
+    elapsed = now() - began
+    latencies.sort()
+    p50, p99 = (1000 * latencies[int(share * (len(latencies) - 1))] for share in (0.50, 0.99))
+    return Sample(len(latencies) / elapsed, p50, p99, max(pauses, default=None))
+
+
+async def walk(call: Callable[[], Awaitable[int]], agents: int, expected: int) -> Sample:
+    """Await one call that walks the fleet.
+
+    Raises:
+        RuntimeError: Its answer was wrong, so its time means nothing.
     """
-
-    call: str
-    tasks: int
-    unit: str
-
-
-@dataclass
-class Result:
-    """The rates of one case on one store, one for each repeat, by contender; OURS is among them."""
-
-    store: str
-    case: Case
-    rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def median_rate(self, contender: str) -> float:
-        """Return the median over the repeats."""
-        return median(self.rates[contender])
-
-    def ratio(self, peer: str) -> float:
-        """Return how many times the peer's rate is OURS: the median of the repeats' own ratios."""
-        return median(ours / theirs for ours, theirs in zip(self.rates[OURS], self.rates[peer], strict=True))
-
-    @property
-    def peers(self) -> list[str]:
-        """The contenders beside OURS."""
-        return [name for name in self.rates if name != OURS]
-
-
-CASES: Final = (
-    *(Case(call, tasks, "calls") for call in ("register", "heartbeat", "get") for tasks in CONCURRENCIES),
-    Case("list", 1, "agents"),
-    Case("reap, none stale", 1, "agents"),
-    # The last, since it leaves every agent offline.
-    Case("reap, all stale", 1, "agents"),
-)
-
-
-class Fleet:
-    """The agents that every contender holds, and the time that one measurement takes at least."""
-
-    def __init__(self, size: int, seconds: float) -> None:
-        self.seconds = seconds
-        self.agents = [
-            AgentInfo(f"agent-{number:06}", name="a measured agent", capabilities=("search", "code"), max_load=4)
-            for number in range(size)
-        ]
-
-    async def fill(self, contender: Contender) -> None:
-        """Register every agent anew."""
-        left = iter(self.agents)
-
-        async def work() -> None:
-            for agent in left:
-                await contender.register(agent)
-
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(FILLING_TASKS):
-                tasks.create_task(work())
-
-    async def measure(self, contender: Contender, case: Case) -> float:
-        """Return a rate in the case's unit.
-
-        Raises:
-            RuntimeError: An answer was wrong, so its time means nothing.
-        """
-        match case.call:
-            case "register":
-                return await self._rate(contender.register, self.agents, case.tasks)
-            case "heartbeat":
-                return await self._rate(contender.heartbeat, [agent.id for agent in self.agents], case.tasks)
-            case "get":
-                return await self._rate(contender.get, [agent.id for agent in self.agents], case.tasks)
-            case "list":
-                return await self._fleet_rate(contender.list, len(self.agents))
-            case "reap, none stale":
-                return await self._fleet_rate(lambda: contender.reap(LONG), 0)
-            case "reap, all stale":
-                return await self._fleet_rate(lambda: contender.reap(0.0), len(self.agents), once=True)
-        raise ValueError(case.call)
-
-    async def _rate(self, call: Callable[[Item], Awaitable[object]], items: Sequence[Item], tasks: int) -> float:
-        """Let each task await one call after the other until the time is over; return the calls in a second."""
-        done = 0
+    async with longest_pause() as pauses:
         began = time.perf_counter()
-        end = began + self.seconds
-
-        async def work(at: int) -> None:
-            nonlocal done
-            while time.perf_counter() < end:
-                await call(items[at % len(items)])
-                at += tasks
-                done += 1
-
-        async with asyncio.TaskGroup() as group:
-            for number in range(tasks):
-                group.create_task(work(number))
-        return done / (time.perf_counter() - began)
-
-    async def _fleet_rate(
-        self, call: Callable[[], Awaitable[Sequence[object]]], expected: int, *, once: bool = False
-    ) -> float:
-        """Await calls until the time is over, or one; return the agents walked in a second."""
-        done = 0
-        began = time.perf_counter()
-        while not done or (not once and time.perf_counter() < began + self.seconds):
-            answer = await call()
-            if len(answer) != expected:
-                raise RuntimeError(f"expected {expected} agents, got {len(answer)}")
-            done += len(self.agents)
-        return done / (time.perf_counter() - began)
+        found = await call()
+        elapsed = time.perf_counter() - began
+    if found != expected:
+        raise RuntimeError(f"expected {expected} agents, got {found}")
+    return Sample(agents / elapsed, held=max(pauses, default=0.0))
 
 
-async def measure_store(
-    store: str, contenders: Mapping[str, Contender], fleet: Fleet, repeats: int, tell: Callable[[str], None]
-) -> list[Result]:
-    """Measure every case on every contender, one beside the other, so that what slows the host slows them all.
+@asynccontextmanager
+async def longest_pause() -> AsyncGenerator[list[float], None]:
+    """Let a ticker run beside the body; its list gets the milliseconds by which each tick came late."""
+    late: list[float] = []
 
-    The order of the contenders is turned with each repeat.
-    """
-    results = [Result(store, case) for case in CASES]
-    names = list(contenders)
-    for repeat in range(repeats):
-        for name in names:
-            await fleet.fill(contenders[name])
-        for result in results:
-            tell(f"{store}, repeat {repeat + 1} of {repeats}: {result.case.call}, {result.case.tasks} tasks")
-            for name in names:
-                result.rates[name].append(await fleet.measure(contenders[name], result.case))
-        names.reverse()
-    return results
+    async def tick() -> None:
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(TICK)
+            late.append(1000 * (time.perf_counter() - began - TICK))
+
+    ticker = asyncio.create_task(tick())
+    await asyncio.sleep(0)
+    try:
+        yield late
+    finally:
+        await asyncio.sleep(0)
+        ticker.cancel()

@@ -6,9 +6,12 @@ promise that the registry makes: a heartbeat here can undo a concurrent change, 
 
 from __future__ import annotations
 
+import asyncio
 import builtins
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import sqlite3
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
@@ -18,13 +21,25 @@ import msgspec
 import redis.asyncio as aioredis
 from msgspec.structs import replace
 
-from agentic import AgentInfo, AgentStatus
+from agentic import AgentInfo, AgentStatus, RedisRegistry
 from agentic.agent import decode_agent, encode_agent
+from agentic.backends.redis import SCRIPTS
 from agentic.clock import format_instant, parse_instant
+from agentic.coalescing import BATCH_SIZE
+from benchmarks.samples import Sample
 
 POOL_SIZE: Final = 64
 SCAN_COUNT: Final = 100
-TTL_SECONDS: Final = 300
+TTL_SECONDS: Final = 100_000
+TABLE: Final = (
+    "CREATE TABLE agents (id TEXT PRIMARY KEY, name TEXT, capabilities TEXT, status TEXT, "
+    "last_heartbeat TEXT, current_load INTEGER, max_load INTEGER, metadata TEXT)"
+)
+
+HEARTBEAT: Final = (
+    "UPDATE agents SET last_heartbeat = ?, "
+    "status = CASE status WHEN 'offline' THEN 'available' ELSE status END WHERE id = ?"
+)
 
 
 class Contender(Protocol):
@@ -65,8 +80,8 @@ class PlainRedis:
             await client.aclose()
 
     async def register(self, agent: AgentInfo, /) -> object:
-        """Write the record, stamped with this process's time."""
-        return await self._write(replace(agent, last_heartbeat=datetime.now(UTC)))
+        """Write the record, stamped with this process's time unless it has one."""
+        return await self._write(agent if agent.last_heartbeat else replace(agent, last_heartbeat=datetime.now(UTC)))
 
     async def heartbeat(self, agent_id: str, /) -> object:
         """Read the record, and write it back with this process's time."""
@@ -108,32 +123,29 @@ class PlainRedis:
 
 
 class PlainSQLite:
-    """One row per agent; each call is one statement and one commit, with the registry's own durability settings."""
+    """One row per agent; each call is one statement and one commit."""
 
     def __init__(self, db: aiosqlite.Connection) -> None:
         self._db = db
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, path: Path) -> AsyncGenerator[PlainSQLite, None]:
-        """Make the file and its table."""
+    async def opened(cls, path: Path, synchronous: str) -> AsyncGenerator[PlainSQLite, None]:
+        """Make the file and its table; `synchronous` is SQLite's: FULL by its own default, NORMAL by the registry's."""
         async with aiosqlite.connect(path, isolation_level=None) as db:
             await db.execute("PRAGMA journal_mode = WAL")
-            await db.execute("PRAGMA synchronous = NORMAL")
-            await db.execute(
-                "CREATE TABLE agents (id TEXT PRIMARY KEY, name TEXT, capabilities TEXT, status TEXT, "
-                "last_heartbeat TEXT, current_load INTEGER, max_load INTEGER, metadata TEXT)"
-            )
+            await db.execute(f"PRAGMA synchronous = {synchronous}")
+            await db.execute(TABLE)
             yield cls(db)
 
     async def register(self, agent: AgentInfo, /) -> object:
-        """Write the row, stamped with this process's time."""
+        """Write the row, stamped with this process's time unless it has one."""
         row = (
             agent.id,
             agent.name,
             msgspec.json.encode(agent.capabilities).decode(),
             agent.status.value,
-            _now(),
+            format_instant(agent.last_heartbeat) if agent.last_heartbeat else _now(),
             agent.current_load,
             agent.max_load,
             msgspec.json.encode(agent.metadata).decode(),
@@ -143,11 +155,7 @@ class PlainSQLite:
 
     async def heartbeat(self, agent_id: str, /) -> object:
         """Write this process's time to the row."""
-        statement = (
-            "UPDATE agents SET last_heartbeat = ?, "
-            "status = CASE status WHEN 'offline' THEN 'available' ELSE status END WHERE id = ?"
-        )
-        async with self._db.execute(statement, (_now(), agent_id)) as cursor:
+        async with self._db.execute(HEARTBEAT, (_now(), agent_id)) as cursor:
             if not cursor.rowcount:
                 raise LookupError(agent_id)
             return None
@@ -171,6 +179,76 @@ class PlainSQLite:
         statement = "UPDATE agents SET status = 'offline' WHERE status <> 'offline' AND last_heartbeat < ? RETURNING id"
         async with self._db.execute(statement, (stale_before,)) as cursor:
             return [agent_id for (agent_id,) in await cursor.fetchall()]
+
+
+class BareScript:
+    """The registry's own heartbeat script, called by the driver alone: the ceiling of what calls can reach."""
+
+    def __init__(self, client: aioredis.Redis, registry: RedisRegistry, sha: str) -> None:
+        self._execute: Callable[..., Awaitable[object]] = client.execute_command
+        self._registry = registry
+        self._sha = sha
+
+    @classmethod
+    async def made(cls, client: aioredis.Redis, registry: RedisRegistry) -> BareScript:
+        """Load the script."""
+        return cls(client, registry, await cast("Any", client.script_load(SCRIPTS["heartbeat"][1])))
+
+    async def heartbeat(self, agent_id: str, /) -> object:
+        """Send one heartbeat."""
+        key = f"{self._registry.prefix}:agent:{agent_id}"
+        return await self._execute("EVALSHA", self._sha, 1, key, TTL_SECONDS * 1000)
+
+    async def heartbeats(self, ids: Sequence[str], seconds: float) -> Sample:
+        """Send batches of the registry's size, as many at once as the registry sends, until the time is over."""
+        keys = [f"{self._registry.prefix}:agent:{agent_id}".encode() for agent_id in ids]
+        done = 0
+        began = time.perf_counter()
+
+        async def work(at: int) -> None:
+            nonlocal done
+            while time.perf_counter() < began + seconds:
+                some = keys[at : at + BATCH_SIZE]
+                await self._execute("EVALSHA", self._sha, len(some), *some, TTL_SECONDS * 1000)
+                done += len(some)
+                at = (at + BATCH_SIZE) % (len(keys) - BATCH_SIZE)
+
+        async with asyncio.TaskGroup() as group:
+            for flight in range(self._registry.flushes_per_lane):
+                group.create_task(work(flight * BATCH_SIZE))
+        return Sample(done / (time.perf_counter() - began))
+
+
+class BareSQLite:
+    """Heartbeats by the blocking sqlite3 module in a thread, on the registry's file: a commit a batch."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, path: Path) -> AsyncGenerator[BareSQLite, None]:
+        """Open the file that a registry has made."""
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
+            db.execute("PRAGMA synchronous = NORMAL")
+            yield cls(db)
+
+    async def heartbeats(self, ids: Sequence[str], seconds: float) -> Sample:
+        """Write heartbeats until the time is over."""
+        return await asyncio.to_thread(self._heartbeats, ids, seconds)
+
+    def _heartbeats(self, ids: Sequence[str], seconds: float) -> Sample:
+        done, at = 0, 0
+        began = time.perf_counter()
+        while time.perf_counter() < began + seconds:
+            some = ids[at : at + BATCH_SIZE]
+            now = _now()
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(HEARTBEAT, [(now, agent_id) for agent_id in some])
+            self._db.execute("COMMIT")
+            done += len(some)
+            at = (at + BATCH_SIZE) % (len(ids) - BATCH_SIZE)
+        return Sample(done / (time.perf_counter() - began))
 
 
 def _key(agent_id: str) -> str:

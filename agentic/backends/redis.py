@@ -59,7 +59,7 @@ class RedisRegistry(AgentRegistry):
         prefix: What every key begins with.
     """
 
-    _flushes_per_lane = 2
+    flushes_per_lane = 2
 
     def __init__(
         self,
@@ -270,7 +270,7 @@ class RedisRegistry(AgentRegistry):
         self, name: str, ids: Sequence[str], args: Sequence[Any], *, ttl: bool = False, repeatable: bool = False
     ) -> list[Any]:
         """Run a script on the agents' keys, from the server's cache, or sent whole where it is not there."""
-        sha, text = _SCRIPTS[name]
+        sha, text = SCRIPTS[name]
         rest = (len(ids), *self._keys(ids), *((self._milliseconds,) if ttl else ()), *args)
         try:
             return list(await self._command("EVALSHA", sha, *rest, repeatable=repeatable))
@@ -363,4 +363,4 @@ def _load(name: str) -> tuple[str, str]:
     return sha1(text.encode(), usedforsecurity=False).hexdigest(), text
 
 
-_SCRIPTS: Final = {name: _load(name) for name in ("register", "heartbeat", "update", "deregister", "reap")}
+SCRIPTS: Final = {name: _load(name) for name in ("register", "heartbeat", "update", "deregister", "reap")}

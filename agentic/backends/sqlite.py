@@ -63,7 +63,7 @@ class SQLiteRegistry(AgentRegistry):
         synchronous: As given.
     """
 
-    _flushes_per_lane = 2
+    flushes_per_lane = 2
 
     def __init__(
         self,

@@ -1,0 +1,208 @@
+"""What is measured on each store, and beside whom."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import redis.asyncio as aioredis
+
+from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
+from benchmarks.measure import LONG_AGO, calls, fill, fleet, walk
+from benchmarks.peers import BareScript, BareSQLite, Contender, PlainRedis, PlainSQLite
+from benchmarks.samples import OURS, Case, Result, Sample
+from benchmarks.servers import running_server
+
+STORES: Final = ("memory", "sqlite", "redis")
+CALLERS: Final = (1, 64, 1_000, 10_000)
+FLEETS: Final = (1_000, 10_000, 100_000, 1_000_000)
+CALLED_FLEET: Final = 20_000
+"""The fleet on which single calls are measured, and its walks beside the peers'."""
+
+Tell = Callable[[str], None]
+Ceiling = Callable[[Sequence[str], float], Awaitable[Sample]]
+
+
+@dataclass
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        agents: The largest fleet that is walked.
+        repeats: How often each case is measured; twice at most for fleets over 100,000.
+        seconds: How long single calls are measured.
+    """
+
+    agents: int
+    repeats: int
+    seconds: float
+
+
+@dataclass
+class Stand:
+    """A store with everybody who is measured on it.
+
+    Attributes:
+        peers: Who does the same work in the obvious way, by name.
+        ceilings: What the driver alone can do of a heartbeat's work, by name, with the numbers of callers to compare
+            it at.
+        server: Its version.
+        size: Returns the bytes that the store takes.
+    """
+
+    registry: AgentRegistry
+    peers: dict[str, Contender]
+    ceilings: dict[str, tuple[range, Ceiling]]
+    server: str | None
+    size: Callable[[], Awaitable[int]] | None
+
+
+async def measure_store(store: str, plan: Plan, folder: Path, tell: Tell) -> tuple[list[Result], dict[str, Any]]:
+    """Measure one store, every contender beside the others, so that what slows the host slows them all."""
+    async with _stand(store, folder) as stand:
+        results = await _measure_calls(store, stand, plan, tell)
+        results += await _measure_walks(store, stand, plan, tell)
+        facts: dict[str, Any] = {} if stand.server is None else {"server": stand.server}
+        facts[f"bytes per agent, {store}"] = await _bytes_per_agent(stand, tell)
+    return results, facts
+
+
+async def _measure_calls(store: str, stand: Stand, plan: Plan, tell: Tell) -> list[Result]:
+    contenders: dict[str, Contender] = {OURS: stand.registry, **stand.peers}
+    agents = fleet(CALLED_FLEET)
+    ids = [agent.id for agent in agents]
+    for contender in contenders.values():
+        await fill(contender, agents)
+    results = [
+        Result(Case(store, call, "calls", callers)) for call in ("register", "heartbeat", "get") for callers in CALLERS
+    ]
+    for repeat in range(plan.repeats):
+        for result in results:
+            case = result.case
+            tell(f"{store}, {repeat + 1} of {plan.repeats}: {case.call}, {case.size:,} callers")
+            items = agents if case.call == "register" else ids
+            for name, contender in contenders.items():
+                result.add(name, await calls(getattr(contender, case.call), items, case.size, plan.seconds))
+            for name, (callers, ceiling) in stand.ceilings.items():
+                if case.call == "heartbeat" and case.size in callers:
+                    result.add(name, await ceiling(ids, plan.seconds))
+        contenders = dict(reversed(contenders.items()))
+    await stand.registry.flush()
+    return results
+
+
+async def _measure_walks(store: str, stand: Stand, plan: Plan, tell: Tell) -> list[Result]:
+    sizes = sorted({size for size in FLEETS if size <= plan.agents} | {min(plan.agents, CALLED_FLEET)})
+    results: list[Result] = []
+    for size in sizes:
+        contenders: dict[str, Contender] = {OURS: stand.registry}
+        if size == CALLED_FLEET:
+            contenders |= stand.peers
+        agents = fleet(size)
+        walks = {call: Result(Case(store, call, "agents", size)) for call in _walks(stand.registry, size)}
+        for repeat in range(plan.repeats if size <= 100_000 else min(plan.repeats, 2)):
+            tell(f"{store}, {repeat + 1} of {plan.repeats}: walks of {size:,} agents")
+            for name, contender in contenders.items():
+                await fill(contender, agents)
+                for call, (walker, expected) in _walks(contender, size).items():
+                    walks[call].add(name, await walk(walker, size, expected))
+        await stand.registry.flush()
+        results += walks.values()
+    for result in results:
+        if OURS not in result.samples:
+            raise RuntimeError(f"not measured: {result.case}")
+    return results
+
+
+def _walks(contender: Contender, size: int) -> dict[str, tuple[Callable[[], Awaitable[int]], int]]:
+    """Return each walk with the number of agents it should find; the last leaves every agent offline."""
+
+    async def listed() -> int:
+        return len(await contender.list())
+
+    async def scanned() -> int:
+        return len([None async for _ in contender.scan()]) if isinstance(contender, AgentRegistry) else await listed()
+
+    def reaped(ttl: float) -> Callable[[], Awaitable[int]]:
+        async def walker() -> int:
+            return len(await contender.reap(ttl))
+
+        return walker
+
+    day, silent = LONG_AGO.total_seconds(), -(-size // 100)
+    return {
+        "list": (listed, size),
+        "scan": (scanned, size),
+        "reap, none stale": (reaped(2 * day), 0),
+        "reap, 1 % stale": (reaped(day / 2), silent),
+        "reap, all stale": (reaped(0.0), size - silent),
+    }
+
+
+async def _bytes_per_agent(stand: Stand, tell: Tell) -> float:
+    tell("bytes per agent")
+    count = 100_000
+    if stand.size is not None:
+        before = await stand.size()
+        await fill(stand.registry, fleet(count))
+        return round((await stand.size() - before) / count)
+    count = 10_000
+    agents = fleet(count)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    await fill(stand.registry, agents)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return round((after - before) / count)
+
+
+@asynccontextmanager
+async def _stand(store: str, folder: Path) -> AsyncGenerator[Stand, None]:
+    async with AsyncExitStack() as stack:
+        if store == "memory":
+            yield Stand(await stack.enter_async_context(MemoryRegistry()), {}, {}, None, None)
+        elif store == "sqlite":
+            path = folder / "registry.db"
+            registry = await stack.enter_async_context(SQLiteRegistry(path))
+            peers: dict[str, Contender] = {
+                f"one commit a call, {synchronous}": await stack.enter_async_context(
+                    PlainSQLite.opened(folder / f"{synchronous}.db", synchronous)
+                )
+                for synchronous in ("NORMAL", "FULL")
+            }
+            bare = await stack.enter_async_context(BareSQLite.opened(path))
+
+            async def file_size() -> int:
+                return sum(Path(f"{path}{end}").stat().st_size for end in ("", "-wal"))  # noqa: ASYNC240
+
+            ceilings: dict[str, tuple[range, Ceiling]] = {
+                "bare sqlite3 group commit": (range(1_000, 10_001), bare.heartbeats)
+            }
+            yield Stand(registry, peers, ceilings, None, file_size)
+        else:
+            url = stack.enter_context(running_server()).url
+            redis_registry = await stack.enter_async_context(RedisRegistry(url, prefix="bench", ttl=100_000))
+            plain = await stack.enter_async_context(PlainRedis.opened(url))
+            client = await stack.enter_async_context(aioredis.Redis.from_url(url))
+            script = await BareScript.made(client, redis_registry)
+
+            async def used_memory() -> int:
+                info: dict[str, Any] = await client.info("memory")
+                return int(info["used_memory"])
+
+            ceilings = {
+                "bare EVALSHA": (range(1, 2), lambda ids, seconds: calls(script.heartbeat, ids, 1, seconds)),
+                "bare script, full batches": (range(1_000, 10_001), script.heartbeats),
+            }
+            yield Stand(redis_registry, {"GET and SET a call": plain}, ceilings, await _version(client), used_memory)
+
+
+async def _version(client: aioredis.Redis) -> str:
+    info: dict[str, Any] = await client.info("server")
+    if "valkey_version" in info:
+        return f"Valkey {info['valkey_version']}"
+    return f"Redis {info['redis_version']}"
