@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from agentic.errors import BackendError, RegistryClosedError, RegistryError
+from agentic.errors import BackendError, BackendUnavailableError, RegistryClosedError, RegistryError
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -176,7 +176,7 @@ class Coalescer:
             self._fail(calls, _too_late())
             raise
         except TimeoutError as cause:
-            error = BackendError(f"the store did not answer within {self.timeout:g} s")
+            error = BackendUnavailableError(f"the store did not answer within {self.timeout:g} s")
             error.__cause__ = cause
             self._fail(calls, error)
         except Exception as error:  # noqa: BLE001  it is the callers', who await it

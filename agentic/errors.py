@@ -55,7 +55,10 @@ class AgentNotFoundError(RegistryError, LookupError):
 
 
 class BackendError(RegistryError):
-    """The store failed or did not answer in time; `__cause__` is the driver's error where there is one.
+    """The store failed; `__cause__` is the driver's error where there is one.
+
+    Its children say whose turn it is: of `BackendUnavailableError` the caller's, to try again; of
+    `BackendRejectedError` the operator's; of `CorruptRecordError` that of whoever wrote the record.
 
     A write that failed this way may still have happened: the store may have applied it and lost the answer.
 
@@ -67,6 +70,27 @@ class BackendError(RegistryError):
         super().__init__(500, message)
         self.args = (message,)
         self.reaped: tuple[str, ...] = ()
+
+
+class BackendUnavailableError(BackendError):
+    """The store cannot be reached, did not answer in time, or cannot serve for now: try again."""
+
+
+class BackendRejectedError(BackendError):
+    """The store refused, and will refuse again until somebody acts; the message says what to do."""
+
+
+class CorruptRecordError(BackendError):
+    """One agent's stored record is damaged, or is no agent's; all other agents are as they were.
+
+    Attributes:
+        agent_id: Whose record it is.
+    """
+
+    def __init__(self, message: str, agent_id: str) -> None:
+        super().__init__(message)
+        self.args = (message, agent_id)
+        self.agent_id = agent_id
 
 
 class RegistryClosedError(RegistryError):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import ClassVar, ParamSpec, Self, TypeVar, Unpack
 
@@ -16,7 +17,15 @@ import anyio.lowlevel
 from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes, valid_id
 from agentic.clock import duration, positive_seconds
 from agentic.coalescing import BATCH_SIZE, Coalescer, alone
-from agentic.errors import AgentNotFoundError, BackendError, InvalidAgentError, RegistryClosedError, RegistryError
+from agentic.errors import (
+    AgentNotFoundError,
+    BackendError,
+    BackendUnavailableError,
+    InvalidAgentError,
+    RegistryClosedError,
+    RegistryError,
+)
+from agentic.home import Home
 from agentic.session import AgentSession
 from agentic.tasks import finish
 
@@ -89,6 +98,7 @@ class AgentRegistry(ABC):
             BackendError: The store did not close within `timeout`.
         """
         if self._open_lanes is not None:
+            self._open_lanes.check_home()
             lanes, self._open_lanes = self._open_lanes, None
             await finish(self._close(lanes), 2 * self.timeout)
 
@@ -98,7 +108,12 @@ class AgentRegistry(ABC):
             with anyio.fail_after(self.timeout):
                 await self._disconnect()
         except TimeoutError as error:
-            raise BackendError(f"the store did not close within {self.timeout:g} s") from error
+            raise BackendUnavailableError(f"the store did not close within {self.timeout:g} s") from error
+
+    def __del__(self) -> None:
+        if getattr(self, "_open_lanes", None) is not None:
+            text = f"unclosed {self!r}: use 'async with', or await aclose()"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -280,6 +295,14 @@ class AgentRegistry(ABC):
             raise
         return reaped
 
+    async def store_time(self) -> datetime:
+        """Return the store's own time, by which agents are alive or stale.
+
+        Raises:
+            BackendError: The store failed.
+        """
+        return await self._bounded(self._time)
+
     async def flush(self) -> int:
         """Delete every agent of this registry, and nothing else in the store.
 
@@ -328,6 +351,10 @@ class AgentRegistry(ABC):
         """Remove each agent that is there."""
 
     @abstractmethod
+    async def _time(self) -> datetime:
+        """Return the store's time."""
+
+    @abstractmethod
     def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         """Yield every agent once, in pages."""
 
@@ -346,19 +373,20 @@ class AgentRegistry(ABC):
 
     @property
     def _lanes(self) -> _Lanes:
-        if self._open_lanes is None:
+        lanes = self._open_lanes
+        if lanes is None:
             raise RegistryClosedError
-        return self._open_lanes
+        lanes.check_home()
+        return lanes
 
     async def _bounded(self, primitive: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Await one call to the store, within `timeout`."""
-        if self._open_lanes is None:
-            raise RegistryClosedError
+        self._lanes.check_home()
         try:
             with anyio.fail_after(self.timeout):
                 return await primitive(*args, **kwargs)
         except TimeoutError as error:
-            raise BackendError(f"the store did not answer within {self.timeout:g} s") from error
+            raise BackendUnavailableError(f"the store did not answer within {self.timeout:g} s") from error
 
     async def _walk(self, pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Yield pages, each awaited within `timeout`, with a turn of the event loop between them."""
@@ -383,6 +411,7 @@ class _Lanes:
         self.fetch = self._lane(registry._fetch, commutes=True)
         self.patch = self._lane(registry._patch)
         self.delete = self._lane(registry._delete)
+        self.check_home = Home().check
 
     def _lane(
         self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, commutes: bool = False

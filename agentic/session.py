@@ -95,8 +95,15 @@ class AgentSession(anyio.AsyncContextManagerMixin):
         outage = Outage(logger, f"session of agent {self._agent.id!r}", self.interval)
         pause = self._jittered()
         while True:
+            planned = anyio.current_time() + pause
             await anyio.sleep(pause)
             started_at = anyio.current_time()
+            if started_at - planned > self.interval:
+                logger.warning(
+                    "session of agent %r: the event loop or the process was held, so its heartbeat is %.1f s late",
+                    self._agent.id,
+                    started_at - planned,
+                )
             try:
                 await self._heartbeat()
             except BackendError as error:

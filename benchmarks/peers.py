@@ -66,13 +66,13 @@ class PlainRedis:
 
     def __init__(self, client: aioredis.Redis) -> None:
         self._client = client
+        self._free_connections = asyncio.Semaphore(POOL_SIZE)
 
     @classmethod
     @asynccontextmanager
     async def opened(cls, url: str) -> AsyncGenerator[PlainRedis, None]:
         """Connect with a pool of 64 connections, for whose next free one a call waits."""
-        pool = aioredis.BlockingConnectionPool.from_url(url, max_connections=POOL_SIZE, timeout=None)
-        client = aioredis.Redis.from_pool(pool)
+        client = aioredis.Redis.from_url(url, max_connections=POOL_SIZE)
         try:
             await cast("Any", client.ping())
             yield cls(client)
@@ -113,13 +113,15 @@ class PlainRedis:
         return self._client.scan_iter(match=_key("*"), count=SCAN_COUNT)
 
     async def _read(self, key: str | bytes) -> AgentInfo:
-        record = await self._client.get(key)
+        async with self._free_connections:
+            record = await self._client.get(key)
         if record is None:
             raise LookupError(key)
         return decode_agent(record)
 
     async def _write(self, agent: AgentInfo, ttl: int = TTL_SECONDS) -> object:
-        return await self._client.set(_key(agent.id), encode_agent(agent), ex=ttl)
+        async with self._free_connections:
+            return await self._client.set(_key(agent.id), encode_agent(agent), ex=ttl)
 
 
 class PlainSQLite:

@@ -108,8 +108,8 @@ class _StoppedRedis(RedisRegistry):
 
     sweeps_at: datetime | None = None
 
-    async def _now(self) -> datetime:
-        return self.sweeps_at or await super()._now()
+    async def _time(self) -> datetime:
+        return self.sweeps_at or await super()._time()
 
 
 class RedisStore(Store):

@@ -11,7 +11,10 @@ import agentic
 from agentic import (
     AgentNotFoundError,
     BackendError,
+    BackendRejectedError,
+    BackendUnavailableError,
     ConfigurationError,
+    CorruptRecordError,
     InvalidAgentError,
     RegistryClosedError,
     RegistryError,
@@ -23,6 +26,9 @@ ERRORS = [
     (ConfigurationError("wrong"), 400, "wrong", ValueError),
     (AgentNotFoundError("a b"), 404, "agent not found: a b", LookupError),
     (BackendError("down"), 500, "down", RegistryError),
+    (BackendUnavailableError("no answer"), 500, "no answer", BackendError),
+    (BackendRejectedError("full"), 500, "full", BackendError),
+    (CorruptRecordError("no JSON", "a b"), 500, "no JSON", BackendError),
     (RegistryClosedError(), 503, "the registry is not open: use it inside 'async with'", RegistryError),
 ]
 

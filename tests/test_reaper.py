@@ -134,7 +134,7 @@ async def test_an_outage_is_logged_once_and_once_when_over(
             await wait_until(lambda: "is back" in caplog.text, "its end is logged")
             await registry.register(SILENT)
             await wait_until(lambda: bool(told), "the reaper works again")
-    outages = [record.message for record in caplog.records if record.name == "agentic.reaper"]
+    outages = [record.message for record in caplog.records if record.message.startswith("reaper: ")]
     assert [("trying on" in text, "is back" in text) for text in outages] == [(True, False), (False, True)]
 
 

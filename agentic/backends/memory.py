@@ -108,6 +108,9 @@ class MemoryRegistry(AgentRegistry):
             self._leases.pop(agent_id, None)
         return present
 
+    async def _time(self) -> datetime:
+        return self._now()
+
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         for ids in self._id_pages():
             yield [agent for agent in await self._fetch(ids) if agent is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Final, TypeVar
 import anyio
 import msgspec
 import redis.asyncio as aioredis
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError
+from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from agentic.agent import (
@@ -26,11 +27,18 @@ from agentic.agent import (
     encode_around_heartbeat,
     too_large,
 )
-from agentic.backends.redis_client import CONNECT_TIMEOUT, make_client
+from agentic.backends.redis_client import CONNECT_TIMEOUT, backend_error, make_client
 from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
 from agentic.backends.redis_url import connection_options, redacted
 from agentic.clock import format_instant, parse_instant, stale_before
-from agentic.errors import BackendError, ConfigurationError, RegistryError
+from agentic.errors import (
+    BackendError,
+    BackendRejectedError,
+    BackendUnavailableError,
+    ConfigurationError,
+    CorruptRecordError,
+    RegistryError,
+)
 from agentic.registry import AgentRegistry
 from agentic.tasks import one_ahead
 
@@ -57,6 +65,7 @@ class RedisRegistry(AgentRegistry):
     Attributes:
         url: The URL, its password replaced by `***`; None where a client was passed.
         prefix: What every key begins with.
+        max_connections: As given.
     """
 
     flushes_per_lane = 2
@@ -91,6 +100,7 @@ class RedisRegistry(AgentRegistry):
         """
         super().__init__(ttl=ttl, timeout=timeout)
         self.prefix = _valid_prefix(prefix)
+        self.max_connections = max_connections
         self.url: str | None = None
         self._own_client = client is None
         if client is None:
@@ -112,6 +122,8 @@ class RedisRegistry(AgentRegistry):
     async def _connect(self) -> None:
         if self._own_client:
             self._client = make_client(self._options, self.timeout)
+        # The driver's own pool that waits has been seen to leave a caller waiting beside free connections.
+        self._free_connections = asyncio.Semaphore(self.max_connections)
         await self._ping()
 
     async def _disconnect(self) -> None:
@@ -124,9 +136,11 @@ class RedisRegistry(AgentRegistry):
             with anyio.fail_after(seconds):
                 await self._client.ping()
         except TimeoutError as error:
-            raise BackendError(f"failed to connect to Redis: no answer within {seconds:g} s") from error
+            raise BackendUnavailableError(
+                f"failed to connect to Redis: no answer within {seconds:g} s; does this port speak TLS? then rediss://"
+            ) from error
         except (RedisError, OSError) as error:
-            raise BackendError(f"failed to connect to Redis: {error}") from error
+            raise backend_error(error, "failed to connect to Redis") from error
 
     # --- agents, by id ---
 
@@ -187,7 +201,7 @@ class RedisRegistry(AgentRegistry):
                 yield agents
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        boundary = stale_before(await self._now(), ttl)
+        boundary = stale_before(await self._time(), ttl)
         async with self._records() as pages:
             async for page in pages:
                 stale = [(pulse.id, written) for pulse, written in self._pulses(page) if pulse.is_stale(boundary)]
@@ -227,7 +241,7 @@ class RedisRegistry(AgentRegistry):
     def _scan(self, cursor: int) -> tuple[Any, ...]:
         return ("SCAN", cursor, "MATCH", self._pattern, "COUNT", PAGE_SIZE)
 
-    async def _now(self) -> datetime:
+    async def _time(self) -> datetime:
         seconds, microseconds = await self._command("TIME", repeatable=True)
         return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
 
@@ -240,15 +254,19 @@ class RedisRegistry(AgentRegistry):
         prefix = self._key_prefix
         return [prefix + agent_id.encode() for agent_id in ids]
 
-    def _decoded(self, key: bytes, record: bytes) -> AgentInfo | BackendError:
+    def _decoded(self, key: bytes, record: bytes) -> AgentInfo | CorruptRecordError:
         """Return a record's agent, or the error that says why there is none in it."""
         try:
             agent = decode_agent(record)
         except CorruptRecord as error:
-            return _corrupt(key, str(error))
+            return self._corrupt(key, str(error))
         if self._key(agent.id) != key:
-            return _corrupt(key, "it names the id of another key")
+            return self._corrupt(key, "it names the id of another key")
         return agent
+
+    def _corrupt(self, key: bytes, why: str) -> CorruptRecordError:
+        agent_id = key.removeprefix(self._key_prefix).decode(errors="replace")
+        return CorruptRecordError(f"the record at key {key.decode(errors='replace')!r} is corrupt: {why}", agent_id)
 
     def _pulses(self, page: list[Record]) -> Iterator[tuple[Pulse, bytes]]:
         """Yield the pulse of each record, with the record; a corrupt one is skipped, with a logged warning."""
@@ -257,12 +275,12 @@ class RedisRegistry(AgentRegistry):
             try:
                 pulse = decode_pulse(record)
             except CorruptRecord as error:
-                logger.warning("skipped: %s", _corrupt(key, str(error)))
+                logger.warning("skipped: %s", self._corrupt(key, str(error)))
                 continue
             if prefix + pulse.id.encode() == key:
                 yield pulse, record
             else:
-                logger.warning("skipped: %s", _corrupt(key, "it names the id of another key"))
+                logger.warning("skipped: %s", self._corrupt(key, "it names the id of another key"))
 
     # --- the driver ---
 
@@ -293,16 +311,20 @@ class RedisRegistry(AgentRegistry):
     async def _driven(self, call: Callable[[], Awaitable[T]], repeatable: bool) -> T:
         """Await the driver, its errors mapped; a call that may be repeated is tried twice when the connection broke."""
         try:
-            try:
-                return await call()
-            except AuthenticationError:
-                raise
-            except RedisConnectionError:
-                if not repeatable:
+            async with self._free_connections:
+                try:
+                    return await call()
+                except AuthenticationError:
                     raise
-            return await call()
+                except RedisConnectionError:
+                    if not repeatable:
+                        raise
+                return await call()
         except (RedisError, OSError) as error:
-            raise BackendError(f"Redis failed: {error}") from error
+            if isinstance(error, ReadOnlyError):
+                # A primary that has become a replica: new connections may find the new primary behind the same name.
+                await self._client.connection_pool.disconnect(inuse_connections=False)
+            raise backend_error(error, "Redis failed") from error
 
 
 class _Seen:
@@ -333,12 +355,8 @@ def _failure(result: int | list[int], agent_id: str) -> RegistryError:
     if isinstance(result, list):
         return too_large(result[1])
     if result == _CORRUPT:
-        return BackendError(f"the record of agent {agent_id!r} is corrupt: it is no JSON object")
-    return BackendError(f"the key of agent {agent_id!r} holds another type of value than a string")
-
-
-def _corrupt(key: bytes, why: str) -> BackendError:
-    return BackendError(f"the record at key {key.decode(errors='replace')!r} is corrupt: {why}")
+        return CorruptRecordError(f"the record of agent {agent_id!r} is corrupt: it is no JSON object", agent_id)
+    return BackendRejectedError(f"the key of agent {agent_id!r} holds another type of value than a string")
 
 
 def _valid_prefix(prefix: object) -> str:

@@ -1,7 +1,9 @@
-"""The driver's client, set up: a pool of its own, no retries, commands packed in C."""
+"""The driver, set up and understood: no retries of its own, commands packed in C, errors that say what to do."""
 
 from __future__ import annotations
 
+import re
+import ssl
 from typing import Any, Final, cast
 
 import hiredis
@@ -9,7 +11,20 @@ import redis.asyncio as aioredis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.maint_notifications import MaintNotificationsConfig
+
+from agentic.errors import BackendError, BackendRejectedError, BackendUnavailableError
 
 CONNECT_TIMEOUT: Final = 5.0
 
@@ -40,8 +55,8 @@ def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis:
     """Return a client with a pool of its own and none of the driver's retries, which would repeat writes.
 
     Args:
-        options: What `connection_options` made of a URL, and `max_connections`.
-        timeout: Seconds to wait for a free connection.
+        options: What `connection_options` made of a URL, and `max_connections`, over which the driver raises.
+        timeout: Seconds that connecting may take, 5 at most.
     """
     options = dict(options)
     if options.pop("ssl", False):
@@ -49,9 +64,8 @@ def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis:
     else:
         connection_class = _UnixConnection if "path" in options else _Connection
     return aioredis.Redis.from_pool(
-        aioredis.BlockingConnectionPool(
+        aioredis.ConnectionPool(
             connection_class=connection_class,
-            timeout=timeout,
             # Deadlines are set for each call; a second timer on each read costs a fifth of the driver's speed.
             socket_timeout=None,
             socket_connect_timeout=min(CONNECT_TIMEOUT, timeout),
@@ -62,3 +76,69 @@ def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis:
             **options,
         )
     )
+
+
+# What the server answers while it cannot serve, and will again without anybody's doing.
+_FOR_NOW: Final = ("LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "UNBLOCKED")
+_HINTS: Final = {
+    "OOM": "the server's memory is full: raise maxmemory, or remove what is not needed; deregister still works",
+    "MISCONF": "the server cannot save to its disk: see its log",
+    "NOPERM": "the user lacks a right: see the ACL that the documentation gives",
+    "WRONGPASS": "check the user name and the password",
+    "NOAUTH": "the server wants a password: put it into the URL",
+    "NOREPLICAS": "the server waits for its replicas",
+    "READONLY": "the server is a replica",
+    "BUSY": "a script blocks the server: see SCRIPT KILL",
+    "WRONGTYPE": "a key of the registry holds another type of value",
+}
+_CODE: Final = re.compile(rf"\b({'|'.join((*_FOR_NOW, *_HINTS))})\b")
+
+
+def backend_error(error: Exception, what: str) -> BackendError:
+    """Return what a driver's error means to callers; it never holds a password."""
+    code = _code(error)
+    hint = _HINTS.get(code, "") or _tls_hint(error)
+    message = f"{what}: {error}{hint and '; '}{hint}"
+    if code:
+        return (BackendUnavailableError if code in _FOR_NOW else BackendRejectedError)(message)
+    if isinstance(error, (AuthenticationError, ResponseError)) or _caused_by(error, ssl.SSLError):
+        return BackendRejectedError(message)
+    return BackendUnavailableError(message)
+
+
+def _code(error: Exception) -> str:
+    """Return the word by which the server names an error; the driver drops it where it has a class for it."""
+    for kind, code in _CLASSES.items():
+        if isinstance(error, kind):
+            return code
+    # Redis 6 wraps a script's error in others, so the word may stand anywhere.
+    found = _CODE.search(str(error)) if isinstance(error, ResponseError) else None
+    return found[1] if found else ""
+
+
+_CLASSES: Final[dict[type[Exception], str]] = {
+    BusyLoadingError: "LOADING",
+    ReadOnlyError: "READONLY",
+    OutOfMemoryError: "OOM",
+    NoPermissionError: "NOPERM",
+    MasterDownError: "MASTERDOWN",
+    TryAgainError: "TRYAGAIN",
+    ClusterDownError: "CLUSTERDOWN",
+}
+
+
+def _tls_hint(error: Exception) -> str:
+    if _caused_by(error, ssl.SSLCertVerificationError):
+        return "the server's certificate is not trusted, or is another host's: see the options for rediss://"
+    if _caused_by(error, ssl.SSLError):
+        return "does this port speak TLS? redis:// is for those that do not"
+    return ""
+
+
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, kind):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False

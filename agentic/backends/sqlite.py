@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, Literal, Self, TypeVar
+from typing import Final, Literal, TypeVar
 
-import aiosqlite
 import anyio
 import anyio.to_thread
 from msgspec.structs import replace
 
 from agentic.agent import AgentChanges, AgentInfo, check_size
+from agentic.backends.sqlite_connection import Database, backend_error
 from agentic.backends.sqlite_schema import AGENT_COLUMNS, agent_of, expiry, json_text, prepare, row_of, transaction
 from agentic.clock import Clock, format_instant, stale_before, system_clock, to_utc
-from agentic.errors import BackendError, ConfigurationError, InvalidAgentError, RegistryClosedError, RegistryError
+from agentic.errors import ConfigurationError, CorruptRecordError, InvalidAgentError, RegistryClosedError, RegistryError
 from agentic.registry import AgentRegistry
 
 logger = logging.getLogger("agentic.sqlite")
@@ -95,7 +94,7 @@ class SQLiteRegistry(AgentRegistry):
         self.synchronous = synchronous
         if synchronous not in ("NORMAL", "FULL"):
             raise ConfigurationError(f"synchronous: must be 'NORMAL' or 'FULL', got {synchronous!r}")
-        self._db: aiosqlite.Connection | None = None
+        self._database: Database | None = None
 
     def __repr__(self) -> str:
         return f"SQLiteRegistry(path={self.path!r}, ttl={self.ttl})"
@@ -103,15 +102,14 @@ class SQLiteRegistry(AgentRegistry):
     async def _connect(self) -> None:
         try:
             path = await anyio.to_thread.run_sync(_make_private_file) if self.path == DEFAULT_PATH else self.path
-            self._db = await _Connection.opened(path)
-        except (sqlite3.Error, OSError) as error:
-            raise BackendError(f"failed to open {self.path!r}: {error}{_folder_hint(self.path)}") from error
-        await self._run(lambda db: prepare(db, self.timeout, self.synchronous))
+        except OSError as error:
+            raise backend_error(error, f"failed to make {self.path!r}") from error
+        self._database = await Database.opened(path, lambda db: prepare(db, self.timeout, self.synchronous))
 
     async def _disconnect(self) -> None:
-        if self._db is not None:
-            db, self._db = self._db, None
-            await db.close()
+        if self._database is not None:
+            database, self._database = self._database, None
+            await database.close()
 
     # --- agents, by id ---
 
@@ -167,6 +165,9 @@ class SQLiteRegistry(AgentRegistry):
 
     # --- the whole fleet ---
 
+    async def _time(self) -> datetime:
+        return self._now()
+
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         after: object = ""
         while True:
@@ -206,29 +207,10 @@ class SQLiteRegistry(AgentRegistry):
     def _now(self) -> datetime:
         return to_utc(self.clock())
 
-    # --- the driver ---
-
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function in the database's thread, all of it in one hop; one given up before it began never runs.
-
-        A function that has begun runs to its end although its caller was cancelled. `aiosqlite` offers this hop only as
-        the `_execute` that its own methods are made of.
-        """
-        connection = self._db
-        if connection is None:
+        if self._database is None:
             raise RegistryClosedError
-        abandoned = False
-
-        def hop() -> T | None:
-            return None if abandoned else work(connection._conn)
-
-        try:
-            return await connection._execute(hop)  # type: ignore[no-any-return, no-untyped-call]
-        except asyncio.CancelledError:
-            abandoned = True
-            raise
-        except (sqlite3.Error, OSError) as error:
-            raise BackendError(f"SQLite failed on {self.path!r}: {error}") from error
+        return await self._database.run(work)
 
 
 def _for_all(
@@ -267,34 +249,12 @@ def _patch_one(
     return changed
 
 
-class _Connection(aiosqlite.Connection):
-    """A connection whose thread has ended when it could not be opened, and does not outlive the event loop."""
-
-    _stopped: asyncio.Future[None] | None = None
-
-    @classmethod
-    async def opened(cls, path: str) -> Self:
-        connection = cls(lambda: sqlite3.connect(path, isolation_level=None), iter_chunk_size=64)
-        try:
-            await connection
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                if connection._stopped is not None:
-                    await connection._stopped
-            raise
-        return connection
-
-    def stop(self) -> asyncio.Future[None] | None:
-        self._stopped = super().stop()
-        return self._stopped
-
-
-def _decoded(row: tuple[object, ...]) -> AgentInfo | BackendError:
+def _decoded(row: tuple[object, ...]) -> AgentInfo | CorruptRecordError:
     """Return a row's agent, or the error that says why there is none in it."""
     try:
         return agent_of(row)
     except (ValueError, RecursionError) as error:
-        return BackendError(f"the row of agent {row[0]!r} is corrupt: {error}")
+        return CorruptRecordError(f"the row of agent {row[0]!r} is corrupt: {error}", str(row[0]))
 
 
 def _valid_path(path: str | os.PathLike[str] | None) -> str:
@@ -312,10 +272,3 @@ def _make_private_file() -> str:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     return str(path)
-
-
-def _folder_hint(path: str) -> str:
-    folder = Path(path).parent
-    return (
-        "" if path == ":memory:" or folder.is_dir() else f"; its folder {str(folder)!r} does not exist: create it first"
-    )

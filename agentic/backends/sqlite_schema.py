@@ -13,7 +13,7 @@ import msgspec
 
 from agentic.agent import AgentInfo, AgentStatus
 from agentic.clock import NEVER, checked_utc, format_instant, parse_instant
-from agentic.errors import BackendError
+from agentic.errors import BackendRejectedError
 
 SCHEMA_VERSION: Final = 1
 
@@ -56,7 +56,7 @@ def prepare(db: sqlite3.Connection, timeout: float, synchronous: str) -> None:
     """Make a fresh connection ready: patience, WAL, durability, and the table as this version knows it.
 
     Raises:
-        BackendError: The file is a newer version's, or its `agents` table is somebody else's; it is left as it was.
+        BackendRejectedError: The file is a newer version's, or its `agents` table somebody else's; it stays as it was.
         sqlite3.Error: The file cannot be used.
     """
     db.execute(f"PRAGMA busy_timeout = {round(timeout * 1000)}")
@@ -85,7 +85,7 @@ def _enter_wal(db: sqlite3.Connection, timeout: float) -> None:
 def _migrate(db: sqlite3.Connection) -> None:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
-        raise BackendError(
+        raise BackendRejectedError(
             f"the file has schema version {version}, this release knows {SCHEMA_VERSION}: upgrade agentic"
         )
     if version < SCHEMA_VERSION:
@@ -93,7 +93,9 @@ def _migrate(db: sqlite3.Connection) -> None:
         present = {row[1] for row in db.execute("PRAGMA table_info(agents)").fetchall()}
         missing = [column for column in _GO_COLUMNS if column not in present]
         if missing:
-            raise BackendError(f"the file's table 'agents' is not an agent registry's: no column {', '.join(missing)}")
+            raise BackendRejectedError(
+                f"the file's table 'agents' is not an agent registry's: no column {', '.join(missing)}"
+            )
         for column, declaration in _OWN_COLUMNS.items():
             if column not in present:
                 db.execute(f"ALTER TABLE agents ADD COLUMN {column} {declaration}")

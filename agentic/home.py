@@ -1,0 +1,42 @@
+"""Where something was opened, its process and its event loop: connections work nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from agentic.errors import RegistryClosedError
+
+
+class _Process:
+    """This process's id, known without a system call each time."""
+
+    def __init__(self) -> None:
+        self.take_note()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.take_note)
+
+    def take_note(self) -> None:
+        self.pid = os.getpid()
+
+
+_process = _Process()
+
+
+class Home:
+    """The process and the running event loop in which it is made."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pid = _process.pid
+
+    def check(self) -> None:
+        """Refuse to go on elsewhere.
+
+        Raises:
+            RegistryClosedError: This is another process, forked since, or another event loop; the message says which.
+        """
+        if self._pid != _process.pid:
+            raise RegistryClosedError("the registry was opened before this process was forked: open one after the fork")
+        if self._loop is not asyncio.get_running_loop():
+            raise RegistryClosedError("the registry was opened in another event loop: open one in each")
