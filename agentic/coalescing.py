@@ -190,7 +190,7 @@ class Coalescer:
     def _fail(self, calls: list[_Call], error: Exception) -> None:
         for call in calls:
             if not call.future.done():
-                call.future.set_exception(_own(error))
+                call.future.set_exception(own(error))
             self._ended(call)
 
 
@@ -221,7 +221,7 @@ class _Call:
         self.next_turn: _Call | None = None
 
 
-def _own(error: Exception) -> Exception:
+def own(error: Exception) -> Exception:
     """Return a caller's own instance of an error that several share; a traceback shared would grow with each raise."""
     if not isinstance(error, RegistryError):
         return error

@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes, valid_id
 from agentic.clock import duration, positive_seconds
-from agentic.coalescing import BATCH_SIZE, Coalescer, alone
+from agentic.coalescing import BATCH_SIZE, Coalescer, alone, own
 from agentic.errors import (
     AgentNotFoundError,
     BackendError,
@@ -426,7 +426,7 @@ class _Lanes:
 def _settled(outcome: T | RegistryError | None, agent_id: str) -> T:
     """Return one agent's outcome, or raise what it means."""
     if isinstance(outcome, RegistryError):
-        raise outcome
+        raise own(outcome)
     if not outcome:
         raise AgentNotFoundError(agent_id)
     return outcome

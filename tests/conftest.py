@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from hypothesis import HealthCheck, settings
 
 from agentic import AgentRegistry
+from tests.redis_fleet import RedisCluster, SentinelTrio
 from tests.redis_server import RedisServer
 from tests.stores import ALL_STORES, MemoryStore, RedisStore, SQLiteStore, Store
 
@@ -38,6 +40,20 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[RedisCluster]:
+    """A cluster that the whole run shares."""
+    with RedisCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def sentinel_trio() -> Iterator[SentinelTrio]:
+    """Sentinels with a primary and a replica that the whole run shares."""
+    with SentinelTrio() as trio:
+        yield trio
+
+
 @pytest.fixture
 def own_redis_server() -> Iterator[RedisServer]:
     """A server of the test's own, to be stopped and paused."""
@@ -62,6 +78,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
             made = SQLiteStore(None)
         case "sqlite-file":
             made = SQLiteStore(tmp_path / "registry.db")
+        case "redis-cluster":
+            cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+            made = RedisStore(cluster.url, redis.RedisCluster(host="127.0.0.1", port=cluster.servers[0].port))
+        case "redis-sentinel":
+            trio: SentinelTrio = request.getfixturevalue("sentinel_trio")
+            made = RedisStore(trio.url, redis.Redis(port=trio.primary_port()))
         case _:
             made = RedisStore(request.getfixturevalue("redis_url"))
     yield made

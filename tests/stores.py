@@ -16,7 +16,7 @@ from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
 from agentic.backends.sqlite_schema import AGENT_COLUMNS
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-ALL_STORES = ("memory", "sqlite-memory", "sqlite-file", "redis")
+ALL_STORES = ("memory", "sqlite-memory", "sqlite-file", "redis", "redis-sentinel", "redis-cluster")
 SHARED_STORES = ("sqlite-file", "redis")
 
 
@@ -108,17 +108,17 @@ class _StoppedRedis(RedisRegistry):
 
     sweeps_at: datetime | None = None
 
-    async def _time(self) -> datetime:
-        return self.sweeps_at or await super()._time()
+    async def _time_of(self, node: Any) -> datetime:
+        return self.sweeps_at or await super()._time_of(node)
 
 
 class RedisStore(Store):
     """Keys under a prefix of its own; what is left under any other prefix fails the test."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, client: Any = None) -> None:
         self.url = url
         self.prefix = f"test-{uuid.uuid4().hex[:8]}"
-        self.client = redis.Redis.from_url(url)
+        self.client = client or redis.Redis.from_url(url)
         self._foreign = self._keys_elsewhere()
 
     def make(self, **options: Any) -> RedisRegistry:

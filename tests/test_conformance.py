@@ -14,6 +14,7 @@ from agentic import (
     AgentRegistry,
     AgentStatus,
     BackendError,
+    CorruptRecordError,
     InvalidAgentError,
     RegistryClosedError,
     RegistryError,
@@ -347,7 +348,7 @@ async def test_a_corrupt_record_is_an_error_for_its_own_callers_alone(store: Sto
         else:
             store.corrupt("bad")
         found = await asyncio.gather(*(registry.get(i) for i in ("good", "bad", "fine")), return_exceptions=True)
-        assert [type(each) for each in found] == [AgentInfo, BackendError, AgentInfo]
+        assert [type(each) for each in found] == [AgentInfo, CorruptRecordError, AgentInfo]
         with pytest.raises(BackendError, match="bad"):
             await registry.update("bad", name="x")
         assert sorted(agent.id for agent in await registry.list()) == ["fine", "good"]

@@ -179,7 +179,7 @@ async def test_a_new_connection_gives_the_server_no_errors(own_redis_server: Red
         await registry.list()
         with pytest.raises(AgentNotFoundError):
             await registry.get("a")
-        stats = await registry._client.info("stats")
+        stats = await registry._servers.ask(None, "INFO", "stats")
     assert stats["total_error_replies"] == 0
 
 

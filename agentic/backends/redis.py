@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from hashlib import sha1
-from importlib.resources import files
-from typing import Any, Final, TypeVar
+from typing import Any, Final, cast
 
 import anyio
 import msgspec
 import redis.asyncio as aioredis
-from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException, RedisError
 
 from agentic.agent import (
     MAX_RECORD_BYTES,
@@ -29,6 +25,7 @@ from agentic.agent import (
 )
 from agentic.backends.redis_client import CONNECT_TIMEOUT, backend_error, make_client
 from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
+from agentic.backends.redis_servers import Cluster, OneServer, Servers
 from agentic.backends.redis_url import connection_options, redacted
 from agentic.clock import format_instant, parse_instant, stale_before
 from agentic.errors import (
@@ -44,15 +41,13 @@ from agentic.tasks import one_ahead
 
 logger = logging.getLogger("agentic.redis")
 
-T = TypeVar("T")
-
 Record = tuple[bytes, bytes]
 """A key and what it holds."""
 
 PAGE_SIZE: Final = 1000
 
 # The scripts' outcomes for one agent.
-_DONE, _ABSENT, _CORRUPT, _WRONG_TYPE = 1, 0, -1, -2
+_DONE, _ABSENT, _CORRUPT = 1, 0, -1
 
 
 class RedisRegistry(AgentRegistry):
@@ -74,7 +69,7 @@ class RedisRegistry(AgentRegistry):
         self,
         url: str = "redis://localhost:6379/0",
         *,
-        client: aioredis.Redis | None = None,
+        client: aioredis.Redis | aioredis.RedisCluster | None = None,
         password: str | None = None,
         db: int | None = None,
         prefix: str = "agentic",
@@ -85,10 +80,10 @@ class RedisRegistry(AgentRegistry):
         """Check the options; no I/O.
 
         Args:
-            url: `redis[s]://`, `valkey[s]://` or `unix://`.
+            url: `redis[s]://`, `valkey[s]://`, `unix://`, `redis[s]+sentinel://` or `redis[s]+cluster://`.
             client: A client of your own, used in place of `url` and left open; its retries are its own.
             password: Overrides the URL's.
-            db: Overrides the URL's.
+            db: Overrides the URL's; a cluster has none but 0.
             prefix: Keeps several registries apart in one database.
             ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is gone; None
                 keeps it.
@@ -102,16 +97,15 @@ class RedisRegistry(AgentRegistry):
         self.prefix = _valid_prefix(prefix)
         self.max_connections = max_connections
         self.url: str | None = None
-        self._own_client = client is None
+        self._client = client
+        self._servers_to_close: Servers | None = None
         if client is None:
             self._options = connection_options(url)
             self.url = redacted(url)
             self._options |= {name: value for name, value in (("password", password), ("db", db)) if value is not None}
             self._options["max_connections"] = max_connections
-        else:
-            if client.connection_pool.connection_kwargs.get("decode_responses"):
-                raise ConfigurationError("client: must be made with decode_responses=False; records are bytes")
-            self._client = client
+        elif _decodes(client):
+            raise ConfigurationError("client: must be made with decode_responses=False; records are bytes")
         self._milliseconds = 0 if self.ttl is None else max(1, round(self.ttl * 1000))
         self._key_prefix = f"{self.prefix}:agent:".encode()
         self._pattern = _glob_escaped(self._key_prefix) + b"*"
@@ -120,71 +114,79 @@ class RedisRegistry(AgentRegistry):
         return f"RedisRegistry(url={self.url!r}, prefix={self.prefix!r}, ttl={self.ttl})"
 
     async def _connect(self) -> None:
-        if self._own_client:
-            self._client = make_client(self._options, self.timeout)
-        # The driver's own pool that waits has been seen to leave a caller waiting beside free connections.
-        self._free_connections = asyncio.Semaphore(self.max_connections)
+        client = self._client or make_client(self._options, self.timeout)
+        many = isinstance(client, aioredis.RedisCluster)
+        self._servers: Servers = (Cluster if many else OneServer)(cast("Any", client), self.max_connections)
+        if self._client is None:
+            self._servers_to_close = self._servers
         await self._ping()
 
     async def _disconnect(self) -> None:
-        if self._own_client:
-            await self._client.aclose()
+        if self._servers_to_close is not None:
+            servers, self._servers_to_close = self._servers_to_close, None
+            await servers.aclose()
 
     async def _ping(self) -> None:
         seconds = min(CONNECT_TIMEOUT, self.timeout)
         try:
             with anyio.fail_after(seconds):
-                await self._client.ping()
+                await self._servers.ping()
         except TimeoutError as error:
             raise BackendUnavailableError(
                 f"failed to connect to Redis: no answer within {seconds:g} s; does this port speak TLS? then rediss://"
             ) from error
-        except (RedisError, OSError) as error:
+        except (RedisError, RedisClusterException, OSError) as error:
             raise backend_error(error, "failed to connect to Redis") from error
 
     # --- agents, by id ---
 
     async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
-        args: list[str | bytes] = []
+        each = []
         for agent in agents:
             before, after = encode_around_heartbeat(agent)
-            args += (before, "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat), after)
-        reply = await self._script("register", [agent.id for agent in agents], args, ttl=True)
-        now = parse_instant(reply[0].decode())
+            given = "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat)
+            each.append((before, given, after))
+        keys = self._keys([agent.id for agent in agents])
+        results = await self._servers.script("register", keys, (self._milliseconds,), each)
+        instants = {stamp: parse_instant(stamp.decode()) for stamp in set(results) if isinstance(stamp, bytes)}
         return [
-            agent.stamped(now) if result == _DONE else _failure(result, agent.id)
-            for agent, result in zip(agents, reply[1:], strict=True)
+            agent.stamped(instants[result]) if isinstance(result, bytes) else _failure(result, agent.id)
+            for agent, result in zip(agents, results, strict=True)
         ]
 
     async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
         # A heartbeat may be repeated: it never creates, and a second one stamps what the first would have.
-        reply = await self._script("heartbeat", ids, (), ttl=True, repeatable=True)
+        keys, nothing = self._keys(ids), [()] * len(ids)
+        reply = await self._servers.script("heartbeat", keys, (self._milliseconds,), nothing, repeatable=True)
         return _facts(reply, ids)
 
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys(ids)
-        records = await self._command("MGET", *keys, repeatable=True)
         return [
-            None if record is None else self._decoded(key, record) for key, record in zip(keys, records, strict=True)
+            self._decoded(key, record) if isinstance(record, bytes) else record
+            for key, record in zip(keys, await self._servers.records(keys), strict=True)
         ]
 
     async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
-        args: list[str | bytes | int] = [MAX_RECORD_BYTES]
+        each = []
         for _, fields in changes:
-            args.append(len(fields))
+            arguments: list[str | bytes | int] = [len(fields)]
             for name, value in fields.items():
-                args += (name, b"" if value in ((), {}) else msgspec.json.encode(value))
+                arguments += (name, b"" if value in ((), {}) else msgspec.json.encode(value))
+            each.append(tuple(arguments))
         ids = [agent_id for agent_id, _ in changes]
-        reply = await self._script("update", ids, args)
-        return [self._patched(result, agent_id) for agent_id, result in zip(ids, reply, strict=True)]
+        reply = await self._servers.script("update", self._keys(ids), (MAX_RECORD_BYTES,), each)
+        return [
+            self._patched(self._key(agent_id), result, agent_id) for agent_id, result in zip(ids, reply, strict=True)
+        ]
 
-    def _patched(self, result: bytes | int | list[int], agent_id: str) -> AgentInfo | RegistryError | None:
+    def _patched(self, key: bytes, result: Any, agent_id: str) -> AgentInfo | RegistryError | None:
         if isinstance(result, bytes):
-            return self._decoded(self._key(agent_id), result)
+            return self._decoded(key, result)
         return None if result == _ABSENT else _failure(result, agent_id)
 
     async def _delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        return _facts(await self._script("deregister", ids, ()), ids)
+        return _facts(await self._servers.script("deregister", self._keys(ids), (), [()] * len(ids)), ids)
 
     # --- the whole fleet ---
 
@@ -201,48 +203,61 @@ class RedisRegistry(AgentRegistry):
                 yield agents
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        boundary = stale_before(await self._time(), ttl)
-        async with self._records() as pages:
-            async for page in pages:
-                stale = [(pulse.id, written) for pulse, written in self._pulses(page) if pulse.is_stale(boundary)]
-                ids = [agent_id for agent_id, _ in stale]
-                found = [heartbeat_as_written(record) for _, record in stale]
-                marked = await self._script("reap", ids, found) if stale else []
-                yield [agent_id for agent_id, done in zip(ids, marked, strict=True) if done]
+        for node in await self._servers.nodes():
+            # Each server's clock decides for the agents that it holds.
+            boundary = stale_before(await self._time_of(node), ttl)
+            async with self._records_of(node) as pages:
+                async for page in pages:
+                    stale = [(pulse.id, record) for pulse, record in self._pulses(page) if pulse.is_stale(boundary)]
+                    yield await self._mark([agent_id for agent_id, _ in stale], [record for _, record in stale])
+
+    async def _mark(self, ids: list[str], records: list[bytes]) -> list[str]:
+        if not ids:
+            return []
+        found = [(heartbeat_as_written(record),) for record in records]
+        marked = _raise_any(await self._servers.script("reap", self._keys(ids), (), found))
+        return [agent_id for agent_id, done in zip(ids, marked, strict=True) if done]
 
     async def _clear(self) -> AsyncGenerator[int, None]:
         async with self._records() as pages:
             async for page in pages:
                 # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
-                ids = [pulse.id for pulse, _ in self._pulses(page)]
-                yield sum(await self._script("deregister", ids, ())) if ids else 0
+                keys = self._keys([pulse.id for pulse, _ in self._pulses(page)])
+                removed = await self._servers.script("deregister", keys, (), [()] * len(keys)) if keys else []
+                yield sum(_raise_any(removed))
 
     def _records(self) -> aclosing[AsyncGenerator[list[Record], None]]:
-        return aclosing(one_ahead(self._round_trips()))
+        return aclosing(self._pages_of_all())
 
-    async def _round_trips(self) -> AsyncGenerator[list[Record], None]:
-        """Yield the key and record of every agent, each key once, a page for each round trip."""
+    async def _pages_of_all(self) -> AsyncGenerator[list[Record], None]:
         seen = _Seen()
-        cursor, found = await self._command(*self._scan(0), repeatable=True)
+        for node in await self._servers.nodes():
+            async with self._records_of(node, seen) as pages:
+                async for page in pages:
+                    yield page
+
+    def _records_of(self, node: Any, seen: _Seen | None = None) -> aclosing[AsyncGenerator[list[Record], None]]:
+        return aclosing(one_ahead(self._round_trips(node, seen or _Seen())))
+
+    async def _round_trips(self, node: Any, seen: _Seen) -> AsyncGenerator[list[Record], None]:
+        """Yield the key and record of every agent of a node, each key once, a page for each round trip."""
+        cursor, found = await self._servers.ask(node, *self._scan(0))
         while True:
             keys = seen.only_new(found)
-            commands = []
-            if keys:
-                commands.append(("MGET", *keys))
-            if cursor:
-                commands.append(self._scan(cursor))
-            replies = await self._pipeline(commands)
-            records = replies[0] if keys else []
+            records, following = await self._servers.page(node, keys, self._scan(cursor) if cursor else None)
             yield [(key, record) for key, record in zip(keys, records, strict=True) if record is not None]
-            if not cursor:
+            if following is None:
                 return
-            cursor, found = replies[-1]
+            cursor, found = following
 
     def _scan(self, cursor: int) -> tuple[Any, ...]:
         return ("SCAN", cursor, "MATCH", self._pattern, "COUNT", PAGE_SIZE)
 
     async def _time(self) -> datetime:
-        seconds, microseconds = await self._command("TIME", repeatable=True)
+        return await self._time_of((await self._servers.nodes())[0])
+
+    async def _time_of(self, node: Any) -> datetime:
+        seconds, microseconds = await self._servers.ask(node, "TIME")
         return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
 
     # --- keys and records ---
@@ -282,50 +297,6 @@ class RedisRegistry(AgentRegistry):
             else:
                 logger.warning("skipped: %s", self._corrupt(key, "it names the id of another key"))
 
-    # --- the driver ---
-
-    async def _script(
-        self, name: str, ids: Sequence[str], args: Sequence[Any], *, ttl: bool = False, repeatable: bool = False
-    ) -> list[Any]:
-        """Run a script on the agents' keys, from the server's cache, or sent whole where it is not there."""
-        sha, text = SCRIPTS[name]
-        rest = (len(ids), *self._keys(ids), *((self._milliseconds,) if ttl else ()), *args)
-        try:
-            return list(await self._command("EVALSHA", sha, *rest, repeatable=repeatable))
-        except BackendError as error:
-            if not isinstance(error.__cause__, NoScriptError):
-                raise
-        return list(await self._command("EVAL", text, *rest, repeatable=repeatable))
-
-    async def _command(self, *command: Any, repeatable: bool = False) -> Any:
-        execute: Callable[..., Awaitable[Any]] = self._client.execute_command
-        return await self._driven(lambda: execute(*command), repeatable)
-
-    async def _pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Send reads in one round trip; nothing at all when there are none."""
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return await self._driven(pipeline.execute, repeatable=True)
-
-    async def _driven(self, call: Callable[[], Awaitable[T]], repeatable: bool) -> T:
-        """Await the driver, its errors mapped; a call that may be repeated is tried twice when the connection broke."""
-        try:
-            async with self._free_connections:
-                try:
-                    return await call()
-                except AuthenticationError:
-                    raise
-                except RedisConnectionError:
-                    if not repeatable:
-                        raise
-                return await call()
-        except (RedisError, OSError) as error:
-            if isinstance(error, ReadOnlyError):
-                # A primary that has become a replica: new connections may find the new primary behind the same name.
-                await self._client.connection_pool.disconnect(inuse_connections=False)
-            raise backend_error(error, "Redis failed") from error
-
 
 class _Seen:
     """The keys that were given already: in many sets, none so large that its growth would hold the event loop."""
@@ -343,20 +314,37 @@ class _Seen:
         return new
 
 
-def _facts(reply: Sequence[int], ids: Sequence[str]) -> list[bool | RegistryError]:
+def _facts(results: Sequence[Any], ids: Sequence[str]) -> list[bool | RegistryError]:
     return [
         result == _DONE if result in (_DONE, _ABSENT) else _failure(result, agent_id)
-        for result, agent_id in zip(reply, ids, strict=True)
+        for result, agent_id in zip(results, ids, strict=True)
     ]
 
 
-def _failure(result: int | list[int], agent_id: str) -> RegistryError:
-    """Return the error that a script's outcome for one agent stands for."""
+def _failure(result: Any, agent_id: str) -> RegistryError:
+    """Return the error that a script's outcome for one agent is, or stands for."""
+    if isinstance(result, BackendError):
+        return result
     if isinstance(result, list):
         return too_large(result[1])
     if result == _CORRUPT:
         return CorruptRecordError(f"the record of agent {agent_id!r} is corrupt: it is no JSON object", agent_id)
     return BackendRejectedError(f"the key of agent {agent_id!r} holds another type of value than a string")
+
+
+def _raise_any(outcomes: list[Any]) -> list[Any]:
+    """Return the outcomes, unless one of them is an error."""
+    for outcome in outcomes:
+        if isinstance(outcome, BackendError):
+            raise outcome
+    return outcomes
+
+
+def _decodes(client: aioredis.Redis | aioredis.RedisCluster) -> bool:
+    if isinstance(client, aioredis.RedisCluster):
+        return bool(client.connection_kwargs.get("decode_responses"))
+    options = client.connection_pool.connection_kwargs
+    return bool(options.get("decode_responses"))
 
 
 def _valid_prefix(prefix: object) -> str:
@@ -372,13 +360,3 @@ def _valid_prefix(prefix: object) -> str:
 def _glob_escaped(text: bytes) -> bytes:
     r"""Return a pattern that matches this text alone: `*`, `?`, `[`, `]`, `^`, `-` and `\` escaped."""
     return re.sub(rb"([*?\[\]^\\-])", rb"\\\1", text)
-
-
-def _load(name: str) -> tuple[str, str]:
-    """Return a script's SHA-1 and text, what the scripts share included."""
-    folder = files("agentic.backends") / "lua"
-    text = (folder / "record.lua").read_text() + (folder / f"{name}.lua").read_text()
-    return sha1(text.encode(), usedforsecurity=False).hexdigest(), text
-
-
-SCRIPTS: Final = {name: _load(name) for name in ("register", "heartbeat", "update", "deregister", "reap")}

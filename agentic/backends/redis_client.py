@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import hiredis
 import redis.asyncio as aioredis
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -51,31 +59,73 @@ class _UnixConnection(_PackedInC, aioredis.UnixDomainSocketConnection):
     pass
 
 
-def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis:
-    """Return a client with a pool of its own and none of the driver's retries, which would repeat writes.
+class _SentinelConnection(_PackedInC, SentinelManagedConnection):
+    pass
+
+
+class _SentinelSSLConnection(_PackedInC, SentinelManagedSSLConnection):
+    pass
+
+
+class _PrimaryClient(aioredis.Redis):
+    """A client of the primary that sentinels name, which closes its clients of the sentinels as well."""
+
+    sentinels: Sequence[aioredis.Redis] = ()
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await super().aclose(close_connection_pool)
+        for each in self.sentinels:
+            await each.aclose()
+
+
+def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | aioredis.RedisCluster:
+    """Return a client with pools of its own and none of the driver's retries, which would repeat writes.
 
     Args:
         options: What `connection_options` made of a URL, and `max_connections`, over which the driver raises.
         timeout: Seconds that connecting may take, 5 at most.
     """
-    options = dict(options)
-    if options.pop("ssl", False):
+    options = options | {
+        # Deadlines are set for each call; a second timer on each read costs a fifth of the driver's speed.
+        "socket_timeout": None,
+        "socket_connect_timeout": min(CONNECT_TIMEOUT, timeout),
+        "retry": Retry(NoBackoff(), 0),
+        # Both would greet each new connection with commands that older servers answer with errors.
+        "driver_info": None,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+    ssl_wanted = options.pop("ssl", False)
+    if "cluster" in options:
+        return _cluster_client(options, ssl_wanted)
+    if "sentinels" in options:
+        return _sentinel_client(options, ssl_wanted)
+    if ssl_wanted:
         connection_class: type[AbstractConnection] = _SSLConnection
     else:
         connection_class = _UnixConnection if "path" in options else _Connection
-    return aioredis.Redis.from_pool(
-        aioredis.ConnectionPool(
-            connection_class=connection_class,
-            # Deadlines are set for each call; a second timer on each read costs a fifth of the driver's speed.
-            socket_timeout=None,
-            socket_connect_timeout=min(CONNECT_TIMEOUT, timeout),
-            retry=Retry(NoBackoff(), 0),
-            # Both would greet each new connection with commands that older servers answer with errors.
-            driver_info=None,
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            **options,
-        )
-    )
+    # Not the driver's pool that waits for a free connection: see `Servers`.
+    return aioredis.Redis.from_pool(aioredis.ConnectionPool(connection_class=connection_class, **options))
+
+
+def _cluster_client(options: dict[str, Any], ssl_wanted: bool) -> aioredis.RedisCluster:
+    nodes = [ClusterNode(host, port) for host, port in options.pop("cluster")]
+    options.pop("db")
+    return aioredis.RedisCluster(startup_nodes=nodes, ssl=ssl_wanted, require_full_coverage=True, **options)
+
+
+def _sentinel_client(options: dict[str, Any], ssl_wanted: bool) -> aioredis.Redis:
+    addresses, service = options.pop("sentinels"), options.pop("service")
+    # The user and password are the servers', not the sentinels'. A sentinel that does not answer must not cost a call
+    # all of its time: the next one is asked.
+    seconds = options["socket_connect_timeout"] / (len(addresses) + 1)
+    asking = {name: options[name] for name in ("retry", "driver_info", "maint_notifications_config")}
+    asking |= {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+    sentinel = cast("Any", Sentinel)(addresses, sentinel_kwargs=asking)
+    connection_class = _SentinelSSLConnection if ssl_wanted else _SentinelConnection
+    pool = cast("Any", SentinelConnectionPool)(service, sentinel, connection_class=connection_class, **options)
+    client = cast("_PrimaryClient", _PrimaryClient.from_pool(pool))
+    client.sentinels = sentinel.sentinels
+    return client
 
 
 # What the server answers while it cannot serve, and will again without anybody's doing.

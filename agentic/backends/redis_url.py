@@ -7,21 +7,35 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from agentic.errors import ConfigurationError
 
-SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix")
+SCHEMES: Final = (
+    "redis", "rediss", "valkey", "valkeys", "unix", *(
+        f"{scheme}+{kind}" for kind in ("sentinel", "cluster") for scheme in ("redis", "rediss", "valkey", "valkeys")
+    )
+)  # fmt: skip
+SENTINEL_PORT: Final = 26379
 
 
 def connection_options(url: str) -> dict[str, Any]:
-    """Return what a URL says of the connection: `host` and `port`, or `path`; `db`, `username`, `password`, `ssl`.
+    """Return what a URL says of the connection.
 
-    Accepted: `redis[s]://[[user]:password@][host][:port][/db]`, the same with `valkey[s]`, and
-    `unix://[[user]:password@]/path/to/socket[?db=1]`.
+    That is `host` and `port`, or `path`, or `sentinels` and `service`, or `cluster`; and `db`, `username`, `password`,
+    `ssl`.
+
+    Accepted: `redis[s]://[[user]:password@][host][:port][/db]`, the same with `valkey[s]`,
+    `unix://[[user]:password@]/path/to/socket[?db=1]`, `redis[s]+sentinel://[[user]:password@]host[:port],.../service[/db]`
+    and `redis[s]+cluster://[[user]:password@]host[:port],...`.
 
     Raises:
         ConfigurationError: Anything else. The message shows no part of the URL that may hold a password.
     """
     parts = _split(url)
     options: dict[str, Any] = {}
-    if parts.scheme == "unix":
+    scheme, _, kind = parts.scheme.partition("+")
+    if kind:
+        _query(parts, ())
+        options |= _several(parts, kind)
+        options["ssl"] = scheme in ("rediss", "valkeys")
+    elif parts.scheme == "unix":
         if parts.hostname or not parts.path.strip("/"):
             raise ConfigurationError("unix URL: expected unix:///path/to/socket")
         options["path"] = unquote(parts.path)
@@ -31,12 +45,32 @@ def connection_options(url: str) -> dict[str, Any]:
         options["host"] = unquote(parts.hostname or "localhost")
         options["port"] = _port(parts)
         options["db"] = _database(parts.path.removeprefix("/"))
-        options["ssl"] = parts.scheme.endswith("ss") or parts.scheme == "valkeys"
+        options["ssl"] = scheme in ("rediss", "valkeys")
     if parts.username:
         options["username"] = unquote(parts.username)
     if parts.password:
         options["password"] = unquote(parts.password)
     return options
+
+
+def _several(parts: SplitResult, kind: str) -> dict[str, Any]:
+    hosts = parts.netloc.rpartition("@")[2]
+    addresses = [_address(host, SENTINEL_PORT if kind == "sentinel" else 6379) for host in hosts.split(",")]
+    service, _, db = parts.path.removeprefix("/").partition("/")
+    if kind == "cluster":
+        if _database(service) or db:
+            _malformed("a cluster has no database but 0")
+        return {"cluster": addresses, "db": 0}
+    if not service:
+        _malformed("name the service that the sentinels watch, as in redis+sentinel://host:26379/mymaster")
+    return {"sentinels": addresses, "service": unquote(service), "db": _database(db)}
+
+
+def _address(text: str, port: int) -> tuple[str, int]:
+    one = urlsplit(f"redis://{text}")
+    if not one.hostname:
+        _malformed("expected host:port,host:port")
+    return unquote(one.hostname), _port(one, port)
 
 
 def redacted(url: str) -> str:
@@ -65,14 +99,14 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
-def _port(parts: SplitResult) -> int:
+def _port(parts: SplitResult, default: int = 6379) -> int:
     try:
         port = parts.port
     except ValueError:
         _malformed("its port must be a number from 1 to 65535")
     if port == 0:
         _malformed("its port must be a number from 1 to 65535")
-    return port or 6379
+    return port or default
 
 
 def _database(text: str) -> int:

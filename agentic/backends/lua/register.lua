@@ -2,10 +2,10 @@
 -- KEYS   one per agent
 -- ARGV   1: time to live in milliseconds, 0 for none; then per agent three: the record's JSON before the heartbeat's
 --        text, the heartbeat given ('' for none), the JSON after it
--- return 1: the server's time; then per agent 1, or WRONG_TYPE with nothing changed
+-- return per agent the server's time, or WRONG_TYPE with nothing changed
 
 local ttl, stamp = ARGV[1], now()
-local results = {stamp}
+local results = {}
 for i = 1, #KEYS do
   local given = ARGV[3 * i]
   if given == '' or given > stamp then given = stamp end
@@ -19,9 +19,9 @@ for i = 1, #KEYS do
   end
   if type(reply) == 'table' and reply.err then
     if not find(reply.err, 'WRONGTYPE', 1, true) then return reply end
-    results[i + 1] = WRONG_TYPE
+    results[i] = WRONG_TYPE
   else
-    results[i + 1] = 1
+    results[i] = stamp
   end
 end
 return results
