@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -13,6 +14,10 @@ def main() -> None:
         if error.name not in ("typer", "rich"):
             raise
         sys.exit('error: the command line needs an extra: pip install "agentic-registry[cli]"')
+    # A terminal that cannot show a character shows its code.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

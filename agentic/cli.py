@@ -157,7 +157,7 @@ def demo(
     plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a live table.")] = False,
     url: Url = None,
 ) -> None:
-    """Watch a simulated fleet live, fall silent and come back, for some ten seconds."""
+    """Watch a simulated fleet live, fall silent and come back, for some five seconds."""
     with _told_errors():
         config = _config(url)
         with scratch_registry(config) as (registry, place):
@@ -223,7 +223,7 @@ def _config(url: str | None) -> RegistryConfig:
     if url is not None:
         return RegistryConfig(url=url or "none")
     config = RegistryConfig.from_env()
-    return config if config.url or "AGENTIC_BACKEND" in os.environ else replace(config, backend="sqlite")
+    return config if config.url or os.environ.get("AGENTIC_BACKEND") else replace(config, backend="sqlite")
 
 
 @contextmanager
@@ -240,6 +240,10 @@ def _told_errors() -> Iterator[None]:
     except BrokenPipeError:
         # The reader left; nothing more can be written, not even at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        err.print(Text.assemble(("error: ", "bold red"), f"the output could not be written: {error}"))
         raise typer.Exit(1) from None
 
 

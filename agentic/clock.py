@@ -16,6 +16,8 @@ Clock = Callable[[], datetime]
 NEVER = datetime.min.replace(tzinfo=UTC)
 """The year 1, which Go writes for a time that was never set: older than any heartbeat."""
 
+_CENTURY = 36_525 * 86_400.0
+
 
 def system_clock() -> datetime:
     """Return the host's wall clock, in UTC."""
@@ -78,7 +80,7 @@ def duration(value: float | timedelta, name: str) -> timedelta:
 
 
 def positive_seconds(value: float | timedelta, name: str) -> float:
-    """Return a duration that must be longer than nothing, in float seconds.
+    """Return a duration that must be longer than nothing, in float seconds; a century where it is longer than that.
 
     Raises:
         ConfigurationError: As `duration` does, and for zero.
@@ -86,7 +88,7 @@ def positive_seconds(value: float | timedelta, name: str) -> float:
     seconds = duration(value, name).total_seconds()
     if seconds == 0:
         raise ConfigurationError(f"{name} must be greater than 0, got {value}")
-    return seconds
+    return min(seconds, _CENTURY)
 
 
 def is_stale(last_heartbeat: datetime, now: datetime, ttl: timedelta) -> bool:

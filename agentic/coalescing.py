@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 from agentic.errors import BackendError, BackendUnavailableError, RegistryClosedError, RegistryError
@@ -23,6 +24,9 @@ BATCH_SIZE: Final = 256
 MAX_PENDING: Final = 16_384
 """How many calls may be lined up or under way at once; further ones wait their turn outside, in order."""
 
+WATCHES: Final = 20
+"""How often within `timeout` calls are looked through for those whose time is over."""
+
 
 Send = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]]
 """Sends items to the store in one go; returns one outcome for each, in order, or raises where all of it fails."""
@@ -35,6 +39,7 @@ def alone(send: Send[Item, Outcome]) -> Lane[Item, Outcome]:
     """Return a lane for a store that gains nothing by batches: each item goes by itself."""
 
     async def call(agent_id: str, item: Item) -> Outcome:
+        await asyncio.sleep(0)  # A call that never waits would leave no room for cancellation, nor for other tasks.
         (outcome,) = await send([item])
         return outcome
 
@@ -48,7 +53,8 @@ class Coalescer:
       have ended, but for those of its own lane that it commutes with.
     - A flush that fails fails its own calls alone, each with an exception of its own.
     - A cancelled caller harms no other; its call is dropped if it has not left yet.
-    - A call ends within `timeout` seconds of being issued, waiting for room and for its turn included.
+    - A call ends within `timeout` seconds of being issued, or a twentieth more, waiting for room and for its turn
+      included.
 
     Belongs to the event loop in which it is made.
     """
@@ -57,7 +63,8 @@ class Coalescer:
         self.timeout = timeout
         self._flushes_per_lane = flushes_per_lane
         self._loop = asyncio.get_running_loop()
-        self._pending = 0
+        self._under_way: set[_Call] = set()
+        self._watch: asyncio.TimerHandle | None = None
         self._waiting: deque[_Call] = deque()
         self._queues: list[_Queue] = []
         self._last_turns: dict[str, _Call] = {}
@@ -88,22 +95,38 @@ class Coalescer:
         while any(queue.calls for queue in self._queues):
             for queue in self._queues:
                 self._fail(self._take(queue), _too_late())
+        if self._watch is not None:
+            self._watch.cancel()
 
     def _call(self, queue: _Queue, agent_id: str, item: Any) -> asyncio.Future[Any]:
         call = _Call(queue, agent_id, item, self._loop.create_future(), self._loop.time() + self.timeout)
-        if self._pending < MAX_PENDING:
-            self._pending += 1
+        if len(self._under_way) < MAX_PENDING:
             self._line_up(call)
         else:
-            # It needs no timer of its own: those before it have earlier deadlines, at which they make room.
             self._waiting.append(call)
+        if self._watch is None:
+            self._watch = self._loop.call_later(self.timeout / WATCHES, self._fail_overdue)
         return call.future
+
+    def _fail_overdue(self) -> None:
+        """Fail each call whose time is over, wherever it is; those behind it go on when its flush has ended."""
+        now = self._loop.time()
+        for call in chain(self._under_way, self._waiting):
+            if call.deadline <= now and not call.future.done():
+                call.future.set_exception(self._no_answer())
+        self._watch = None
+        if self._under_way:
+            self._watch = self._loop.call_later(self.timeout / WATCHES, self._fail_overdue)
+
+    def _no_answer(self) -> BackendError:
+        return BackendUnavailableError(f"the store did not answer within {self.timeout:g} s")
 
     # --- turns: the order of calls on one agent ---
     # A turn is the calls of one lane on one agent that may be under way together: several where they commute, else one.
     # The next turn begins when all of them have ended. The call that began a turn stands for it.
 
     def _line_up(self, call: _Call) -> None:
+        self._under_way.add(call)
         last = self._last_turns.setdefault(call.agent_id, call)
         if last is call:
             self._enqueue(call)
@@ -124,10 +147,9 @@ class Coalescer:
         turn.unended -= 1
         if not turn.unended:
             self._begin_turn_after(turn)
+        self._under_way.discard(call)
         if self._waiting:
             self._line_up(self._waiting.popleft())
-        else:
-            self._pending -= 1
 
     def _begin_turn_after(self, turn: _Call) -> None:
         following = turn.next_turn
@@ -168,7 +190,7 @@ class Coalescer:
 
     async def _flush(self, queue: _Queue, calls: list[_Call]) -> None:
         try:
-            async with asyncio.timeout_at(calls[0].deadline):
+            async with asyncio.timeout_at(max(call.deadline for call in calls)):
                 outcomes = await queue.send([call.item for call in calls])
             if len(outcomes) != len(calls):
                 raise BackendError(f"the store gave {len(outcomes)} answers to {len(calls)} calls")
@@ -176,7 +198,7 @@ class Coalescer:
             self._fail(calls, _too_late())
             raise
         except TimeoutError as cause:
-            error = BackendUnavailableError(f"the store did not answer within {self.timeout:g} s")
+            error = self._no_answer()
             error.__cause__ = cause
             self._fail(calls, error)
         except Exception as error:  # noqa: BLE001  it is the callers', who await it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Self
@@ -109,6 +110,8 @@ def _config(source: str | RegistryConfig | Mapping[str, Any] | None) -> Registry
         case str():
             return RegistryConfig(url=source) if source else _no_url(source)
         case RegistryConfig():
+            for field in ("backend", "path", "url", "prefix"):
+                _string(field, getattr(source, field))
             return source
         case Mapping():
             return RegistryConfig.from_mapping(source)
@@ -140,7 +143,10 @@ def _from_url(url: str) -> RegistryConfig:
         return _no_url(url)
     if scheme in REDIS_SCHEMES:
         return _from_redis_url(url)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigurationError(f"URL: it cannot be read: {error}") from None
     parameters = _parameters(parts.query)
     ttl = _seconds(parameters.pop("ttl")) if "ttl" in parameters else None
     if parameters:
@@ -153,7 +159,9 @@ def _from_url(url: str) -> RegistryConfig:
         if parts.netloc or parts.fragment:
             raise ConfigurationError("URL: expected sqlite:///relative.db or sqlite:////absolute.db")
         return RegistryConfig(backend="sqlite", path=unquote(parts.path.removeprefix("/")), ttl=ttl)
-    raise ConfigurationError(f"unsupported registry backend: {scheme}")
+    # What stands where a scheme should be may be anything, a password too.
+    known = scheme if re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) else "its scheme is none"
+    raise ConfigurationError(f"unsupported registry backend: {known}")
 
 
 def _from_redis_url(url: str) -> RegistryConfig:

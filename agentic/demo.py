@@ -70,7 +70,7 @@ def scratch_registry(config: RegistryConfig) -> Iterator[tuple[AgentRegistry, st
 
 
 async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:
-    """Play one fleet through, for about eight seconds, and leave the registry empty.
+    """Play one fleet through, for about five seconds, and leave the registry empty.
 
     Args:
         registry: Open, and for the demo alone.

@@ -94,8 +94,13 @@ class CorruptRecordError(BackendError):
 
 
 class RegistryClosedError(RegistryError):
-    """The registry is not open: it was never entered, or it has been closed."""
+    """The registry is not open: it was never entered, it has been closed, or it is another event loop's or process's.
+
+    Attributes:
+        reaped: As of `BackendError`.
+    """
 
     def __init__(self, message: str = "the registry is not open: use it inside 'async with'") -> None:
         super().__init__(503, message)
         self.args = (message,)
+        self.reaped: tuple[str, ...] = ()

@@ -81,7 +81,8 @@ class Hold:
             return False
         if self._since is None:
             self._since = now
-        if now - self._since < self._deadline:
-            return True
+        return now - self._since < self._deadline
+
+    def swept(self) -> None:
+        """Take note that a sweep went ahead."""
         self._since = None
-        return False

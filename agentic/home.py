@@ -30,6 +30,10 @@ class Home:
         self._loop = asyncio.get_running_loop()
         self._pid = _process.pid
 
+    def is_gone(self) -> bool:
+        """Tell whether nothing can run there any more, as seen from here."""
+        return self._loop.is_closed() or self._pid != _process.pid
+
     def check(self) -> None:
         """Refuse to go on elsewhere.
 

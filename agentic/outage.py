@@ -25,6 +25,11 @@ class Outage:
         self._failures = 0
         self._rejected = False
 
+    @property
+    def lasts(self) -> bool:
+        """Whether the last try failed."""
+        return self._failures > 0
+
     def failed(self, error: BackendError) -> float:
         """Take note of a failed try; return the seconds to wait before the next."""
         rejected = isinstance(error, BackendRejectedError)

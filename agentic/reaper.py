@@ -124,12 +124,16 @@ class Reaper(anyio.AsyncContextManagerMixin):
         reason = grace.reason(now, now - planned, store_time)
         if reason is not None:
             grace.begin(now)
-            logger.warning("agents have %g s more to send a heartbeat: %s", self.interval, reason)
+            # An outage has been told already.
+            level = logging.INFO if outage.lasts else logging.WARNING
+            logger.log(level, "agents have %g s more to send a heartbeat: %s", self.interval, reason)
         left = grace.left(now)
         if left > 0:
             return left
         if hold is None or not await self._held_back(hold, store_time):
             await self._sweep()
+            if hold is not None:
+                hold.swept()
         outage.succeeded()
         return self.interval * random.uniform(0.9, 1.1)
 

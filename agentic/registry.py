@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -16,7 +17,7 @@ import anyio.lowlevel
 
 from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes, valid_id
 from agentic.clock import duration, positive_seconds
-from agentic.coalescing import BATCH_SIZE, Coalescer, alone, own
+from agentic.coalescing import own
 from agentic.errors import (
     AgentNotFoundError,
     BackendError,
@@ -25,7 +26,7 @@ from agentic.errors import (
     RegistryClosedError,
     RegistryError,
 )
-from agentic.home import Home
+from agentic.lanes import Lanes
 from agentic.session import AgentSession
 from agentic.tasks import finish
 
@@ -64,8 +65,8 @@ class AgentRegistry(ABC):
         """
         self.ttl = None if ttl is None else positive_seconds(ttl, "ttl")
         self.timeout = positive_seconds(timeout, "timeout")
-        self._opening = False
-        self._open_lanes: _Lanes | None = None
+        self._busy = False
+        self._open_lanes: Lanes | None = None
 
     # --- lifecycle ---
 
@@ -74,41 +75,50 @@ class AgentRegistry(ABC):
 
         Raises:
             BackendError: The store cannot be reached or used; nothing stays open.
-            RegistryError: The registry is open already.
+            RegistryError: The registry is open already, or still closing.
         """
-        if self._opening or self._open_lanes is not None:
-            raise RegistryError(400, "the registry is open already")
-        self._opening = True
+        if self._busy or (self._open_lanes is not None and not self._open_lanes.home.is_gone()):
+            raise RegistryError(400, "the registry is open already, or not yet closed")
+        self._busy = True
         try:
             await self._connect()
-            self._open_lanes = _Lanes(self)
+            self._open_lanes = Lanes(self)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._disconnect()
             raise
         finally:
-            self._opening = False
+            self._busy = False
 
     async def aclose(self) -> None:
         """Close what `open` opened, even when cancelled; does nothing when the registry is not open.
 
-        Calls already issued are let finish, within `timeout`; the rest fail with `RegistryClosedError`.
+        Calls already issued are let finish, single ones and walks of the fleet within `timeout` each; the rest fail
+        with `RegistryClosedError`. Where the event loop of `open` has ended, connections are dropped as they are.
 
         Raises:
             BackendError: The store did not close within `timeout`.
+            RegistryClosedError: The registry was opened in another event loop, or before a fork.
         """
-        if self._open_lanes is not None:
-            self._open_lanes.check_home()
-            lanes, self._open_lanes = self._open_lanes, None
-            await finish(self._close(lanes), 2 * self.timeout)
+        lanes = self._open_lanes
+        if lanes is None:
+            return
+        if not lanes.home.is_gone():
+            lanes.home.check()
+            self._busy = True
+            self._open_lanes = None
+            await finish(self._close(lanes), 3 * self.timeout)
+        self._open_lanes = None
 
-    async def _close(self, lanes: _Lanes) -> None:
-        await lanes.drain()
+    async def _close(self, lanes: Lanes) -> None:
         try:
+            await lanes.drain()
             with anyio.fail_after(self.timeout):
                 await self._disconnect()
         except TimeoutError as error:
             raise BackendUnavailableError(f"the store did not close within {self.timeout:g} s") from error
+        finally:
+            self._busy = False
 
     def __del__(self) -> None:
         if getattr(self, "_open_lanes", None) is not None:
@@ -168,19 +178,15 @@ class AgentRegistry(ABC):
             InvalidAgentError: One of the ids is wrong; no heartbeat was stamped.
             BackendError: The store failed, or the record of one agent is corrupt; others may have been stamped.
         """
-        if isinstance(ids, str):
-            raise InvalidAgentError("ids", "ids: must be an iterable of ids, got one string")
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise InvalidAgentError("ids", f"ids: must be an iterable of ids, got {type(ids).__name__}")
         unique = list(dict.fromkeys(valid_id(agent_id) for agent_id in ids))
-        absent: set[str] = set()
-        for start in range(0, len(unique), BATCH_SIZE):
-            batch = unique[start : start + BATCH_SIZE]
-            outcomes = await self._bounded(self._touch, batch)
-            for agent_id, present in zip(batch, outcomes, strict=True):
-                if isinstance(present, RegistryError):
-                    raise present
-                if not present:
-                    absent.add(agent_id)
-        return absent
+        touch = self._lanes.touch
+        outcomes = await asyncio.gather(*(touch(agent_id, agent_id) for agent_id in unique))
+        for outcome in outcomes:
+            if isinstance(outcome, RegistryError):
+                raise own(outcome)
+        return {agent_id for agent_id, present in zip(unique, outcomes, strict=True) if not present}
 
     async def get(self, agent_id: str) -> AgentInfo:
         """Return an agent.
@@ -252,9 +258,10 @@ class AgentRegistry(ABC):
             BackendError: The store failed: never a shorter list.
         """
         agents: list[AgentInfo] = []
-        async with aclosing(self._walk(self._pages())) as pages:
-            async for page in pages:
-                agents += page
+        with self._lanes.walk():
+            async with aclosing(self._walk(self._pages())) as pages:
+                async for page in pages:
+                    agents += page
         return agents
 
     async def scan(self) -> AsyncGenerator[AgentInfo, None]:
@@ -287,10 +294,11 @@ class AgentRegistry(ABC):
         reaped: builtins.list[str] = []
         span = duration(ttl, "ttl")
         try:
-            async with aclosing(self._walk(self._sweep(span))) as pages:
-                async for page in pages:
-                    reaped += page
-        except BackendError as error:
+            with self._lanes.walk():
+                async with aclosing(self._walk(self._sweep(span))) as pages:
+                    async for page in pages:
+                        reaped += page
+        except (BackendError, RegistryClosedError) as error:
             error.reaped = tuple(reaped)
             raise
         return reaped
@@ -301,7 +309,7 @@ class AgentRegistry(ABC):
         Raises:
             BackendError: The store failed.
         """
-        return await self._bounded(self._time)
+        return await self._lanes.bounded(self._time)
 
     async def flush(self) -> int:
         """Delete every agent of this registry, and nothing else in the store.
@@ -313,9 +321,10 @@ class AgentRegistry(ABC):
             BackendError: The store failed; some agents may be deleted.
         """
         deleted = 0
-        async with aclosing(self._walk(self._clear())) as counts:
-            async for count in counts:
-                deleted += count
+        with self._lanes.walk():
+            async with aclosing(self._walk(self._clear())) as counts:
+                async for count in counts:
+                    deleted += count
         return deleted
 
     # --- what a backend implements: batches in, one outcome each out, in order ---
@@ -372,55 +381,24 @@ class AgentRegistry(ABC):
     """How many flushes of one kind of call may be under way at once; 0 where coalescing gains nothing."""
 
     @property
-    def _lanes(self) -> _Lanes:
+    def _lanes(self) -> Lanes:
         lanes = self._open_lanes
         if lanes is None:
             raise RegistryClosedError
-        lanes.check_home()
+        lanes.home.check()
         return lanes
-
-    async def _bounded(self, primitive: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Await one call to the store, within `timeout`."""
-        self._lanes.check_home()
-        try:
-            with anyio.fail_after(self.timeout):
-                return await primitive(*args, **kwargs)
-        except TimeoutError as error:
-            raise BackendUnavailableError(f"the store did not answer within {self.timeout:g} s") from error
 
     async def _walk(self, pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Yield pages, each awaited within `timeout`, with a turn of the event loop between them."""
+        lanes = self._lanes
         async with aclosing(pages):
             while True:
                 try:
-                    page = await self._bounded(pages.__anext__)
+                    page = await lanes.bounded(pages.__anext__)
                 except StopAsyncIteration:
                     return
                 yield page
                 await anyio.lowlevel.checkpoint()
-
-
-class _Lanes:
-    """Single calls on their way to the primitives, which take batches."""
-
-    def __init__(self, registry: AgentRegistry) -> None:
-        flushes = registry.flushes_per_lane
-        self._coalescer = Coalescer(registry.timeout, flushes) if flushes else None
-        self.insert = self._lane(registry._insert)
-        self.touch = self._lane(registry._touch, commutes=True)
-        self.fetch = self._lane(registry._fetch, commutes=True)
-        self.patch = self._lane(registry._patch)
-        self.delete = self._lane(registry._delete)
-        self.check_home = Home().check
-
-    def _lane(
-        self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, commutes: bool = False
-    ) -> Callable[[str, T], Awaitable[R]]:
-        return alone(send) if self._coalescer is None else self._coalescer.lane(send, commutes=commutes)
-
-    async def drain(self) -> None:
-        if self._coalescer is not None:
-            await self._coalescer.drain()
 
 
 def _settled(outcome: T | RegistryError | None, agent_id: str) -> T:

@@ -14,7 +14,7 @@ import msgspec
 
 from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
 from agentic.clock import positive_seconds, system_clock
-from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError
+from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError, RegistryClosedError
 from agentic.outage import Outage
 from agentic.tasks import background, finish
 
@@ -49,12 +49,14 @@ class AgentSession(anyio.AsyncContextManagerMixin):
 
     def __init__(self, registry: AgentRegistry, agent: AgentInfo, *, interval: float | timedelta | None = None) -> None:
         self._registry = registry
-        self._agent = valid_agent(agent)
+        # A heartbeat of earlier days would let the agent be reaped as soon as it is registered.
+        self._agent = valid_agent(msgspec.structs.replace(valid_agent(agent), last_heartbeat=None))
         self.interval = _interval(interval, registry.ttl)
         self.healthy = False
         self.last_beat_at: datetime | None = None
         # Held while the record is written, so that no registration carries fields that an update has just replaced.
         self._writing = anyio.Lock()
+        self._open = False
 
     @property
     def agent(self) -> AgentInfo:
@@ -69,10 +71,13 @@ class AgentSession(anyio.AsyncContextManagerMixin):
 
         Raises:
             InvalidAgentError: A value is wrong; nothing has changed.
+            RegistryClosedError: The session is not open; it does not bring its agent back.
             BackendError: The store failed; the session does not keep the change, though the store may have made it.
         """
         checked = valid_changes(changes)
         async with self._writing:
+            if not self._open:
+                raise RegistryClosedError(f"the session of agent {self._agent.id!r} is not open")
             wanted = valid_agent(msgspec.structs.replace(self._agent, **checked))
             try:
                 changed = await self._registry.update(wanted.id, **checked)
@@ -85,6 +90,7 @@ class AgentSession(anyio.AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         try:
             await self._register(self._agent)
+            self._open = True
             async with background(self._beat):
                 yield self
         finally:
@@ -133,11 +139,16 @@ class AgentSession(anyio.AsyncContextManagerMixin):
         return stored
 
     async def _deregister(self) -> None:
+        async with self._writing:
+            self._open = False
+            await self._deregister_now()
+
+    async def _deregister_now(self) -> None:
         try:
             await self._registry.deregister(self._agent.id)
         except AgentNotFoundError:
             logger.info("agent %r was gone from the store before its session ended", self._agent.id)
-        except BackendError as error:
+        except (BackendError, RegistryClosedError) as error:
             logger.warning("agent %r could not be deregistered and will go offline: %s", self._agent.id, error)
         self.healthy = False
 

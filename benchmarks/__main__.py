@@ -26,6 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         document = _measured(options, arguments)
     console = Console()
+    console.width = max(console.width, 120)
     for table in report.tables(document):
         console.print(table, "", sep="\n")
     console.print(report.footer(document), style="dim", highlight=False)

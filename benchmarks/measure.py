@@ -54,13 +54,15 @@ async def calls(call: Callable[[Any], Awaitable[object]], items: Sequence[Any], 
 
     async def work(at: int, end: float) -> None:
         began = now()
-        while began < end:
+        while True:
             await call(items[at % len(items)])
             ended = now()
             latencies.append(ended - began)
             if len(latencies) == callers:
                 each_has_called.set()
             began, at = ended, at + callers
+            if began > end:
+                return
 
     # The callers' own start holds the loop, so the pauses are counted from when each has called once.
     async with asyncio.TaskGroup() as group:

@@ -61,4 +61,4 @@ def footer(document: dict[str, Any]) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"

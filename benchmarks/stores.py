@@ -64,10 +64,11 @@ class Stand:
 async def measure_store(store: str, plan: Plan, folder: Path, tell: Tell) -> tuple[list[Result], dict[str, Any]]:
     """Measure one store, every contender beside the others, so that what slows the host slows them all."""
     async with _stand(store, folder) as stand:
-        results = await _measure_calls(store, stand, plan, tell)
-        results += await _measure_walks(store, stand, plan, tell)
         facts: dict[str, Any] = {} if stand.server is None else {"server": stand.server}
         facts[f"bytes per agent, {store}"] = await _bytes_per_agent(stand, tell)
+        # Walks before calls: a peer's keys in the same database would be scanned as well.
+        walks = await _measure_walks(store, stand, plan, tell)
+        results = await _measure_calls(store, stand, plan, tell) + walks
     return results, facts
 
 
@@ -146,17 +147,20 @@ def _walks(contender: Contender, size: int) -> dict[str, tuple[Callable[[], Awai
 async def _bytes_per_agent(stand: Stand, tell: Tell) -> float:
     tell("bytes per agent")
     count = 100_000
-    if stand.size is not None:
-        before = await stand.size()
-        await fill(stand.registry, fleet(count))
-        return round((await stand.size() - before) / count)
-    count = 10_000
     agents = fleet(count)
-    tracemalloc.start()
-    before, _ = tracemalloc.get_traced_memory()
+    size = stand.size
+    if size is None:
+        tracemalloc.start()
+
+        async def size() -> int:
+            return tracemalloc.get_traced_memory()[0]
+
+    before = await size()
     await fill(stand.registry, agents)
-    after, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    after = await size()
+    if stand.size is None:
+        tracemalloc.stop()
+    await stand.registry.flush()
     return round((after - before) / count)
 
 

@@ -336,7 +336,7 @@ async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[t
     await settle()
     assert coalescer._workers == set()  # nothing left under way
     assert coalescer._last_turns == {}
-    assert coalescer._pending == 0
+    assert coalescer._under_way == set()
     assert ledger.most_under_way <= 2 * flushes
 
 

@@ -44,7 +44,7 @@ logger = logging.getLogger("agentic.redis")
 Record = tuple[bytes, bytes]
 """A key and what it holds."""
 
-PAGE_SIZE: Final = 1000
+PAGE_SIZE: Final = 500
 
 # The scripts' outcomes for one agent.
 _DONE, _ABSENT, _CORRUPT = 1, 0, -1
@@ -95,15 +95,20 @@ class RedisRegistry(AgentRegistry):
         """
         super().__init__(ttl=ttl, timeout=timeout)
         self.prefix = _valid_prefix(prefix)
-        self.max_connections = max_connections
+        self.max_connections = _count(max_connections, "max_connections", 1)
         self.url: str | None = None
         self._client = client
         self._servers_to_close: Servers | None = None
         if client is None:
             self._options = connection_options(url)
             self.url = redacted(url)
-            self._options |= {name: value for name, value in (("password", password), ("db", db)) if value is not None}
+            if db is not None:
+                self._options["db"] = _count(db, "db", 0)
+            if password is not None:
+                self._options["password"] = _password(password)
             self._options["max_connections"] = max_connections
+        elif not isinstance(client, (aioredis.Redis, aioredis.RedisCluster)):
+            raise ConfigurationError(f"client: must be a client of redis.asyncio, got {type(client).__name__}")
         elif _decodes(client):
             raise ConfigurationError("client: must be made with decode_responses=False; records are bytes")
         self._milliseconds = 0 if self.ttl is None else max(1, round(self.ttl * 1000))
@@ -345,6 +350,18 @@ def _decodes(client: aioredis.Redis | aioredis.RedisCluster) -> bool:
         return bool(client.connection_kwargs.get("decode_responses"))
     options = client.connection_pool.connection_kwargs
     return bool(options.get("decode_responses"))
+
+
+def _count(value: object, name: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name}: must be an int of at least {least}, got {value!r}")
+    return value
+
+
+def _password(value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"password: must be a string, got {type(value).__name__}")
+    return value
 
 
 def _valid_prefix(prefix: object) -> str:

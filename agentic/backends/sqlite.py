@@ -18,7 +18,14 @@ from agentic.agent import AgentChanges, AgentInfo, check_size
 from agentic.backends.sqlite_connection import Database, backend_error
 from agentic.backends.sqlite_schema import AGENT_COLUMNS, agent_of, expiry, json_text, prepare, row_of, transaction
 from agentic.clock import Clock, format_instant, stale_before, system_clock, to_utc
-from agentic.errors import ConfigurationError, CorruptRecordError, InvalidAgentError, RegistryClosedError, RegistryError
+from agentic.errors import (
+    BackendRejectedError,
+    ConfigurationError,
+    CorruptRecordError,
+    InvalidAgentError,
+    RegistryClosedError,
+    RegistryError,
+)
 from agentic.registry import AgentRegistry
 
 logger = logging.getLogger("agentic.sqlite")
@@ -26,7 +33,7 @@ logger = logging.getLogger("agentic.sqlite")
 T = TypeVar("T")
 
 DEFAULT_PATH: Final = "~/.config/agentic/registry.db"
-PAGE_SIZE: Final = 1000
+PAGE_SIZE: Final = 500
 
 _PRESENT: Final = "(expires_at IS NULL OR expires_at >= ?)"
 _INSERT: Final = f"""
@@ -104,6 +111,8 @@ class SQLiteRegistry(AgentRegistry):
             path = await anyio.to_thread.run_sync(_make_private_file) if self.path == DEFAULT_PATH else self.path
         except OSError as error:
             raise backend_error(error, f"failed to make {self.path!r}") from error
+        except RuntimeError as error:
+            raise BackendRejectedError(f"failed to make {self.path!r}: {error} Set HOME, or name a path") from error
         self._database = await Database.opened(path, lambda db: prepare(db, self.timeout, self.synchronous))
 
     async def _disconnect(self) -> None:
@@ -166,7 +175,7 @@ class SQLiteRegistry(AgentRegistry):
     # --- the whole fleet ---
 
     async def _time(self) -> datetime:
-        return self._now()
+        return await self._run(lambda _: self._now())
 
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         after: object = ""
@@ -260,9 +269,13 @@ def _decoded(row: tuple[object, ...]) -> AgentInfo | CorruptRecordError:
 def _valid_path(path: str | os.PathLike[str] | None) -> str:
     if path is None:
         return DEFAULT_PATH
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text or "\0" in text:
-        raise ConfigurationError(f"path: must be a file's path or ':memory:', got {text!r}")
+        raise ConfigurationError(f"path: must be a file's path or ':memory:', got {path!r}")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ConfigurationError("path: holds a lone surrogate") from None
     return text
 
 

@@ -84,7 +84,7 @@ class Database(aiosqlite.Connection):
                 raise BackendRejectedError(
                     f"the file {self._path!r} was deleted or replaced while it was open: open the registry again"
                 )
-            return work(self._conn)
+            return _work(self._conn, work)
 
         try:
             return await self._execute(hop)  # type: ignore[no-any-return, no-untyped-call]
@@ -110,6 +110,27 @@ class Database(aiosqlite.Connection):
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
+
+
+def _work(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    try:
+        return work(db)
+    except sqlite3.OperationalError as error:
+        if "decode to UTF-8" not in str(error):
+            raise
+    # Some row holds text that is none. Once more, with bytes in its place, so that this row alone is found corrupt.
+    db.text_factory = _text_or_bytes
+    try:
+        return work(db)
+    finally:
+        db.text_factory = str
+
+
+def _text_or_bytes(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def backend_error(error: sqlite3.Error | OSError, what: str, hint: str = "") -> BackendError:

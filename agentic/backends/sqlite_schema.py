@@ -59,7 +59,7 @@ def prepare(db: sqlite3.Connection, timeout: float, synchronous: str) -> None:
         BackendRejectedError: The file is a newer version's, or its `agents` table somebody else's; it stays as it was.
         sqlite3.Error: The file cannot be used.
     """
-    db.execute(f"PRAGMA busy_timeout = {round(timeout * 1000)}")
+    db.execute(f"PRAGMA busy_timeout = {min(round(timeout * 1000), 2**31 - 1)}")
     _enter_wal(db, timeout)
     db.execute(f"PRAGMA synchronous = {synchronous}")
     with transaction(db):

@@ -144,6 +144,16 @@ local function drop_field(text, name)
   return drop_field(text, name)
 end
 
+-- Whether a record's id is the one that its key ends with; one that is not is nobody's.
+local function names_its_key(text, key)
+  local found = fields(text)
+  local id = found and found.id
+  if not id or byte(text, id.from) ~= 34 then return false end
+  local known, list = pcall(cjson.decode, '[' .. sub(text, id.from, id.to) .. ']')
+  local ending = known and ':agent:' .. list[1]
+  return known and sub(key, -#ending) == ending
+end
+
 -- Where status and last_heartbeat stand in the plain form that this library and the Go original write,
 -- ...,"status":"S","last_heartbeat":"T",... : the first and last position of S and of T. nil for any other form.
 -- In JSON an unescaped ,"status":" is always a key with a text value, never part of a string. It is a top-level one when

@@ -9,6 +9,7 @@ local limit, at = tonumber(ARGV[1]), 2
 local records, results = read_all(), {}
 for i = 1, #KEYS do
   local text = records[i]
+  if text and not names_its_key(text, KEYS[i]) then text = nil end
   local last = at + 2 * tonumber(ARGV[at])
   for name = at + 1, last, 2 do
     local json = ARGV[name + 1]

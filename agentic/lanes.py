@@ -1,0 +1,77 @@
+"""Calls on their way to an open registry's primitives, which take batches, and what is waited for when it closes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from agentic.coalescing import Coalescer, Lane, alone
+from agentic.errors import BackendUnavailableError, RegistryClosedError
+from agentic.home import Home
+
+if TYPE_CHECKING:
+    from agentic.registry import AgentRegistry
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Lanes:
+    """Made when a registry is opened, closed with it; belongs to the running event loop."""
+
+    def __init__(self, registry: AgentRegistry) -> None:
+        self.home = Home()
+        self._timeout = registry.timeout
+        flushes = registry.flushes_per_lane
+        self._coalescer = Coalescer(registry.timeout, flushes) if flushes else None
+        self._closed = False
+        self._walks = 0
+        self._no_walks = asyncio.Event()
+        self._no_walks.set()
+        self.insert = self._lane(registry._insert)
+        self.touch = self._lane(registry._touch, commutes=True)
+        self.fetch = self._lane(registry._fetch, commutes=True)
+        self.patch = self._lane(registry._patch)
+        self.delete = self._lane(registry._delete)
+
+    def _lane(self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, commutes: bool = False) -> Lane[T, R]:
+        return alone(send) if self._coalescer is None else self._coalescer.lane(send, commutes=commutes)
+
+    @contextmanager
+    def walk(self) -> Iterator[None]:
+        """Let closing wait for the body, which walks the fleet."""
+        self._walks += 1
+        self._no_walks.clear()
+        try:
+            yield
+        finally:
+            self._walks -= 1
+            if not self._walks:
+                self._no_walks.set()
+
+    async def bounded(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await one call to the store, within the registry's `timeout`.
+
+        Raises:
+            BackendUnavailableError: It took longer.
+            RegistryClosedError: The registry has been closed.
+        """
+        self.home.check()
+        if self._closed:
+            raise RegistryClosedError
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await call()
+        except TimeoutError as error:
+            raise BackendUnavailableError(f"the store did not answer within {self._timeout:g} s") from error
+
+    async def drain(self) -> None:
+        """Let what was issued end, each kind of call within `timeout`; what comes later fails."""
+        if self._coalescer is not None:
+            await self._coalescer.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                await self._no_walks.wait()
+        self._closed = True
