@@ -24,9 +24,11 @@ from agentic.agent import AgentInfo, AgentStatus, encode_agent
 from agentic.clock import system_clock
 from agentic.config import RegistryConfig, open_registry
 from agentic.demo import Summary, Tell, run_demo, scratch_registry
+from agentic.doctor import examine
 from agentic.errors import RegistryError
+from agentic.findings import Level
 from agentic.registry import AgentRegistry
-from agentic.tables import fleet_table, printable
+from agentic.tables import finding_line, fleet_table, printable
 
 app = typer.Typer(
     help="A registry of live agents, in memory, SQLite or Redis.",
@@ -147,6 +149,24 @@ def reap(
     async def run(registry: AgentRegistry) -> None:
         for agent_id in sorted(await registry.reap(ttl)):
             out.print(printable(agent_id))
+
+    _on_registry(url, run)
+
+
+@app.command()
+def doctor(url: Url = None, as_json: AsJson = False) -> None:
+    """Examine the store: version, latency, clock, rights, records, and what to do; exits with 1 if something is bad."""
+
+    async def run(registry: AgentRegistry) -> None:
+        findings = []
+        async for finding in examine(registry):
+            findings.append(finding)
+            if not as_json:
+                out.print(finding_line(finding))
+        if as_json:
+            out.print(msgspec.json.format(msgspec.json.encode(findings)).decode(), markup=False)
+        if any(finding.level is Level.BAD for finding in findings):
+            raise typer.Exit(1)
 
     _on_registry(url, run)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -23,7 +25,10 @@ class Lanes:
 
     def __init__(self, registry: AgentRegistry) -> None:
         self.home = Home()
+        # Not __del__: at the end of a process, Python collects no registry that its own lanes refer to.
+        self.unclosed = weakref.finalize(registry, _warn_unclosed, repr(registry))
         self._timeout = registry.timeout
+        self._place_of = registry._place_of
         flushes = registry.flushes_per_lane
         self._coalescer = Coalescer(registry.timeout, flushes) if flushes else None
         self._closed = False
@@ -37,7 +42,11 @@ class Lanes:
         self.delete = self._lane(registry._delete)
 
     def _lane(self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, commutes: bool = False) -> Lane[T, R]:
-        return alone(send) if self._coalescer is None else self._coalescer.lane(send, commutes=commutes)
+        if self._coalescer is None:
+            return alone(send)
+        if self._place_of is None:
+            return self._coalescer.lane(send, commutes=commutes)
+        return _lane_for_each_place(self._coalescer, self._place_of, send, commutes)
 
     @contextmanager
     def walk(self) -> Iterator[None]:
@@ -75,3 +84,25 @@ class Lanes:
             async with asyncio.timeout(self._timeout):
                 await self._no_walks.wait()
         self._closed = True
+
+
+def _lane_for_each_place(
+    coalescer: Coalescer,
+    place_of: Callable[[str], str],
+    send: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+    commutes: bool,
+) -> Lane[T, R]:
+    """Return a lane of many, so that a place that does not answer holds up its own agents alone."""
+    lanes: dict[str, Lane[T, R]] = {}
+
+    def lane(agent_id: str, item: T) -> Awaitable[R]:
+        place = place_of(agent_id)
+        if place not in lanes:
+            lanes[place] = coalescer.lane(send, commutes=commutes)
+        return lanes[place](agent_id, item)
+
+    return lane
+
+
+def _warn_unclosed(registry: str) -> None:
+    warnings.warn(f"unclosed {registry}: use 'async with', or await aclose()", ResourceWarning, stacklevel=2)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import warnings
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -22,6 +22,7 @@ from agentic.errors import (
     AgentNotFoundError,
     BackendError,
     BackendUnavailableError,
+    CorruptRecordError,
     InvalidAgentError,
     RegistryClosedError,
     RegistryError,
@@ -55,7 +56,10 @@ class AgentRegistry(ABC):
         ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it until
             deregistered.
         timeout: Seconds a call may take.
+        corrupt_records: How many corrupt records `list`, `scan`, `reap` and `flush` have skipped so far.
     """
+
+    _logger: ClassVar[logging.Logger] = logging.getLogger("agentic.registry")
 
     def __init__(self, *, ttl: float | timedelta | None, timeout: float | timedelta) -> None:
         """Check the options that every store has.
@@ -65,6 +69,7 @@ class AgentRegistry(ABC):
         """
         self.ttl = None if ttl is None else positive_seconds(ttl, "ttl")
         self.timeout = positive_seconds(timeout, "timeout")
+        self.corrupt_records = 0
         self._busy = False
         self._open_lanes: Lanes | None = None
 
@@ -77,8 +82,11 @@ class AgentRegistry(ABC):
             BackendError: The store cannot be reached or used; nothing stays open.
             RegistryError: The registry is open already, or still closing.
         """
-        if self._busy or (self._open_lanes is not None and not self._open_lanes.home.is_gone()):
+        lanes = self._open_lanes
+        if self._busy or (lanes is not None and not lanes.home.is_gone()):
             raise RegistryError(400, "the registry is open already, or not yet closed")
+        if lanes is not None:
+            lanes.unclosed.detach()
         self._busy = True
         try:
             await self._connect()
@@ -103,12 +111,14 @@ class AgentRegistry(ABC):
         lanes = self._open_lanes
         if lanes is None:
             return
-        if not lanes.home.is_gone():
+        gone = lanes.home.is_gone()
+        if not gone:
             lanes.home.check()
-            self._busy = True
-            self._open_lanes = None
-            await finish(self._close(lanes), 3 * self.timeout)
+        lanes.unclosed.detach()
         self._open_lanes = None
+        if not gone:
+            self._busy = True
+            await finish(self._close(lanes), 3 * self.timeout)
 
     async def _close(self, lanes: Lanes) -> None:
         try:
@@ -119,11 +129,6 @@ class AgentRegistry(ABC):
             raise BackendUnavailableError(f"the store did not close within {self.timeout:g} s") from error
         finally:
             self._busy = False
-
-    def __del__(self) -> None:
-        if getattr(self, "_open_lanes", None) is not None:
-            text = f"unclosed {self!r}: use 'async with', or await aclose()"
-            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -375,10 +380,18 @@ class AgentRegistry(ABC):
     def _clear(self) -> AsyncGenerator[int, None]:
         """Delete every agent, page by page; yield how many went."""
 
+    def _skip(self, error: CorruptRecordError) -> None:
+        """Count and log a corrupt record that a walk of the fleet passes over."""
+        self.corrupt_records += 1
+        self._logger.warning("skipped: %s", error)
+
     # --- how calls reach the primitives ---
 
     flushes_per_lane: ClassVar[int] = 0
     """How many flushes of one kind of call may be under way at once; 0 where coalescing gains nothing."""
+
+    _place_of: Callable[[str], str] | None = None
+    """Which part of the store, failing by itself, holds an agent; None where there is but one."""
 
     @property
     def _lanes(self) -> Lanes:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentic.agent import AgentInfo, AgentStatus
+from agentic.findings import Finding, Level
 
 _COLOURS: Final = {
     AgentStatus.AVAILABLE: "green",
@@ -17,6 +18,15 @@ _COLOURS: Final = {
     AgentStatus.OFFLINE: "red",
     AgentStatus.UNKNOWN: "dim",
 }
+
+
+_MARKS: Final = {Level.OK: ("ok  ", "green"), Level.NOTE: ("note", "yellow"), Level.BAD: ("BAD ", "bold red")}
+
+
+def finding_line(finding: Finding) -> Text:
+    """Return a finding as one line, what to do about it behind an arrow."""
+    line = Text.assemble(_MARKS[finding.level], f"  {finding.subject:26} ", printable(finding.found))
+    return line.append(f"  -> {finding.advice}", style="yellow") if finding.advice else line
 
 
 def fleet_table(agents: Iterable[AgentInfo], now: datetime) -> Table:

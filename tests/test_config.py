@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -187,3 +189,68 @@ def test_durations_that_cannot_work_are_refused(wrong: Any) -> None:
 def test_a_resolved_configuration_keeps_of_its_url_what_only_the_url_can_say() -> None:
     found = resolved(RegistryConfig(url="unix:///run/redis.sock?db=3&prefix=fleet&ttl=60"))
     assert found == RegistryConfig(backend="redis", url="unix:///run/redis.sock?db=3", prefix="fleet", ttl=60.0)
+
+
+@pytest.mark.parametrize("url", ["sqlite://[", "memory://[x", "http://[", "user:secret@foo://x"])
+def test_a_url_that_cannot_be_read_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        open_registry(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: SQLiteRegistry(5), "path"),  # type: ignore[arg-type]
+        (lambda: SQLiteRegistry("\ud800.db"), "path"),
+        (lambda: open_registry(RegistryConfig(url=5)), "url"),  # type: ignore[arg-type]
+        (lambda: open_registry(RegistryConfig(backend="sqlite", path=5)), "path"),  # type: ignore[arg-type]
+        (lambda: RedisRegistry(max_connections="x"), "max_connections"),  # type: ignore[arg-type]
+        (lambda: RedisRegistry(max_connections=0), "max_connections"),
+        (lambda: RedisRegistry(db=-1), "db"),
+        (lambda: RedisRegistry(password=5), "password"),  # type: ignore[arg-type]
+        (lambda: RedisRegistry(client=redis.Redis()), "client"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_option_of_a_wrong_type_is_named(make: Callable[[], object], field: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{field}: "):
+        make()
+
+
+@pytest.mark.parametrize("seconds", [1e12, 1e300])
+async def test_a_duration_longer_than_a_century_is_a_century(seconds: float, tmp_path: Path) -> None:
+    for registry in (
+        MemoryRegistry(ttl=seconds, timeout=seconds),
+        SQLiteRegistry(tmp_path / "r.db", ttl=seconds, timeout=seconds),
+    ):
+        async with registry:
+            await registry.register(AgentInfo("a"))
+            assert await registry.reap(seconds) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("redis+sentinel://h1,h2:5/fleet", {"sentinels": [("h1", 26379), ("h2", 5)], "service": "fleet", "db": 0}),
+        ("rediss+sentinel://u:p%40@h/fleet/3", {"service": "fleet", "db": 3, "username": "u", "password": "p@", "ssl": True}),
+        ("valkey+cluster://h1:1,[::1]:2", {"cluster": [("h1", 1), ("::1", 2)], "db": 0, "ssl": False}),
+    ],
+)  # fmt: skip
+def test_urls_of_several_servers(url: str, options: dict[str, object]) -> None:
+    assert connection_options(url).items() >= options.items()
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("redis+sentinel://h", "name the service"),
+        ("redis+sentinel:///fleet", "expected host:port"),
+        ("redis+cluster://h,,i", "expected host:port"),
+        ("redis+cluster://h/2", "no database but 0"),
+        ("redis+cluster://h:x", "port"),
+        ("redis+sentinel://h/fleet/x", "database"),
+    ],
+)
+def test_wrong_urls_of_several_servers(url: str, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        open_registry(url)

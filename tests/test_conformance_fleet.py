@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agentic import AgentInfo, AgentRegistry, AgentStatus, ConfigurationError
+from agentic import (
+    AgentInfo,
+    AgentRegistry,
+    AgentStatus,
+    ConfigurationError,
+    MemoryRegistry,
+    RegistryClosedError,
+    RegistryError,
+)
 from tests.stores import LONG_AGO, Store
 
 NOW = datetime(2026, 11, 23, 8, 0, 0, tzinfo=UTC)
@@ -130,3 +139,95 @@ async def test_flush_deletes_every_agent_and_counts_them(registry: AgentRegistry
     assert await registry.flush() == 0
     await registry.register(AgentInfo("a"))
     assert [agent.id for agent in await registry.list()] == ["a"]
+
+
+# --- closing, order, and where a registry works ---
+
+
+async def test_closing_lets_walks_and_calls_finish(store: Store) -> None:
+    registry = store.make()
+    await registry.open()
+    ids = await fill(registry, 1200, last_heartbeat=LONG_AGO)
+    walks = asyncio.gather(registry.reap(60), registry.list())
+    calls = asyncio.gather(*(registry.get(agent_id) for agent_id in ids))
+    await asyncio.sleep(0)
+    await registry.aclose()
+    reaped, listed = await walks
+    assert set(reaped) == {agent.id for agent in listed} == ids
+    assert {agent.id for agent in await calls} == ids
+
+
+async def test_a_scan_left_open_ends_with_an_error_when_the_registry_is_closed(store: Store) -> None:
+    registry = store.make()
+    await registry.open()
+    await fill(registry, 1200)
+    async with aclosing(registry.scan()) as agents:
+        await anext(agents)
+        await registry.aclose()
+        with pytest.raises(RegistryClosedError):
+            async for _ in agents:
+                pass
+
+
+async def test_heartbeat_many_keeps_its_place_among_other_calls(registry: AgentRegistry) -> None:
+    _, absent = await asyncio.gather(registry.register(AgentInfo("a")), registry.heartbeat_many(["a"]))
+    assert absent == set()
+    _, absent = await asyncio.gather(registry.deregister("a"), registry.heartbeat_many(["a"]))
+    assert absent == {"a"}
+
+
+async def test_a_loop_of_calls_can_be_cancelled(registry: AgentRegistry) -> None:
+    await registry.register(AgentInfo("a"))
+
+    async def beat() -> None:
+        while True:
+            await registry.heartbeat("a")
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(beat(), 0.05)
+
+
+async def test_a_registry_is_not_opened_while_it_closes(registry: AgentRegistry) -> None:
+    call = asyncio.create_task(registry.register(AgentInfo("a")))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(registry.aclose())
+    await asyncio.sleep(0)
+    with pytest.raises(RegistryError, match="not yet closed"):
+        await registry.open()
+    await asyncio.gather(call, closing)
+    await registry.open()
+
+
+def test_a_registry_used_in_another_event_loop_says_so(store: Store) -> None:
+    registry = store.make()
+
+    async def use() -> None:
+        with pytest.raises(RegistryClosedError, match="opened in another event loop: open one in each"):
+            await registry.get("a")
+        with pytest.raises(RegistryClosedError, match="opened in another event loop"):
+            await registry.list()
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(registry.open())
+        second.run(use())
+        first.run(registry.aclose())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_registry_whose_event_loop_has_ended_can_be_opened_anew(store: Store) -> None:
+    registry = store.make()
+
+    async def use() -> None:
+        async with registry:
+            await registry.register(AgentInfo("a"))
+
+    asyncio.run(registry.open())
+    asyncio.run(use())
+    for _ in range(5):
+        gc.collect()  # What the first loop left open is told here, not in the test that happens to collect it.
+
+
+def test_a_registry_that_nobody_closes_says_so() -> None:
+    asyncio.run(MemoryRegistry().open())
+    with pytest.warns(ResourceWarning, match="unclosed MemoryRegistry"):
+        gc.collect()

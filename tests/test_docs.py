@@ -24,6 +24,12 @@ def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
+def documented_acl() -> list[str]:
+    """The words of the command that the operations page gives for a user with the least rights."""
+    (command,) = re.findall(r"^(ACL SETUSER .*)$", page("operations.md"), re.MULTILINE)
+    return str(command).split()
+
+
 def test_the_reference_has_every_public_name() -> None:
     shown = set(re.findall(r"^::: agentic\.(\w+)$", page("api.md"), re.MULTILINE))
     errors = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -20,9 +21,10 @@ from agentic import (
     InvalidAgentError,
     MemoryRegistry,
     RedisRegistry,
+    RegistryClosedError,
 )
 from tests.redis_server import RedisServer
-from tests.stores import Store
+from tests.stores import LONG_AGO, Store
 from tests.waiting import wait_until
 
 QUICK = 0.02
@@ -267,3 +269,37 @@ def test_the_pause_is_never_longer_than_the_interval() -> None:
     pauses = [session._jittered() for _ in range(1000)]
     assert 8 <= min(pauses) < max(pauses) <= 10
     assert max(pauses) - min(pauses) > 1
+
+
+async def test_a_session_that_has_ended_does_not_bring_its_agent_back(registry: AgentRegistry) -> None:
+    async with registry.session(AgentInfo("a"), interval=5) as session:
+        late = [asyncio.create_task(session.update(current_load=n)) for n in range(5)]
+        await asyncio.sleep(0)
+    answers = await asyncio.gather(*late, return_exceptions=True)
+    assert all(isinstance(answer, (AgentInfo, RegistryClosedError)) for answer in answers)
+    with pytest.raises(RegistryClosedError, match="the session of agent 'a' is not open"):
+        await session.update(current_load=9)
+    assert await registry.list() == []
+
+
+async def test_a_heartbeat_of_earlier_days_does_not_make_a_session_stale(registry: AgentRegistry) -> None:
+    await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
+    async with registry.session(await registry.get("a"), interval=5):
+        assert await registry.reap(60) == []
+
+
+async def test_a_body_that_closes_the_registry_still_raises_its_own_error() -> None:
+    registry = MemoryRegistry()
+    await registry.open()
+    with pytest.raises(ZeroDivisionError):
+        async with registry.session(AgentInfo("a"), interval=5):
+            await registry.aclose()
+            raise ZeroDivisionError
+
+
+async def test_a_held_loop_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "agentic")
+    async with MemoryRegistry() as registry, registry.session(AgentInfo("a"), interval=QUICK):
+        await asyncio.sleep(0)
+        time.sleep(3 * QUICK)  # noqa: ASYNC251  the held loop is what this is about
+        await wait_until(lambda: "the event loop or the process was held" in caplog.text, "the session says so")

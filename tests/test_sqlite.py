@@ -22,6 +22,7 @@ from agentic import (
     AgentStatus,
     BackendError,
     ConfigurationError,
+    CorruptRecordError,
     SQLiteRegistry,
 )
 from agentic.backends.sqlite_schema import SCHEMA_VERSION
@@ -308,3 +309,21 @@ async def test_batches_of_any_size_and_ids_of_any_kind_find_their_rows(tmp_path:
             assert await registry._touch(some) == found
             assert [agent is not None for agent in await registry._fetch(some)] == found
             assert await registry._delete(some) == found
+
+
+async def test_text_that_is_none_spoils_its_own_row_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "r.db"
+    async with SQLiteRegistry(path) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ("good", "bad", "late")))
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE agents SET name = CAST(X'ff' AS TEXT) WHERE id = 'bad'")
+            db.execute("UPDATE agents SET last_heartbeat = CAST(X'ff' AS TEXT) WHERE id = 'late'")
+        assert [agent.id for agent in await registry.list()] == ["good"]
+        answers = await asyncio.gather(
+            *(registry.get(each) for each in ("good", "bad", "late")), return_exceptions=True
+        )
+        assert [type(answer) for answer in answers] == [AgentInfo, CorruptRecordError, CorruptRecordError]
+        await registry.heartbeat("bad")
+    async with SQLiteRegistry(path) as registry:
+        assert [agent.id for agent in await registry.list()] == ["good"]
+    assert "'bad'" in caplog.text

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import anyio
 import msgspec
@@ -24,6 +24,7 @@ from agentic.agent import (
     too_large,
 )
 from agentic.backends.redis_client import CONNECT_TIMEOUT, backend_error, make_client
+from agentic.backends.redis_doctor import may_evict
 from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
 from agentic.backends.redis_servers import Cluster, OneServer, Servers
 from agentic.backends.redis_url import connection_options, redacted
@@ -38,8 +39,6 @@ from agentic.errors import (
 )
 from agentic.registry import AgentRegistry
 from agentic.tasks import one_ahead
-
-logger = logging.getLogger("agentic.redis")
 
 Record = tuple[bytes, bytes]
 """A key and what it holds."""
@@ -64,6 +63,7 @@ class RedisRegistry(AgentRegistry):
     """
 
     flushes_per_lane = 2
+    _logger = logging.getLogger("agentic.redis")
 
     def __init__(
         self,
@@ -120,11 +120,28 @@ class RedisRegistry(AgentRegistry):
 
     async def _connect(self) -> None:
         client = self._client or make_client(self._options, self.timeout)
-        many = isinstance(client, aioredis.RedisCluster)
-        self._servers: Servers = (Cluster if many else OneServer)(cast("Any", client), self.max_connections)
+        if isinstance(client, aioredis.RedisCluster):
+            cluster = Cluster(client, self.max_connections)
+            self._servers: Servers = cluster
+            self._place_of = lambda agent_id: cluster.node_of(self._key(agent_id))
+        else:
+            self._servers = OneServer(client, self.max_connections)
         if self._client is None:
             self._servers_to_close = self._servers
         await self._ping()
+        await self._warn_of_eviction()
+
+    async def _warn_of_eviction(self) -> None:
+        for node in await self._servers.nodes():
+            try:
+                policy = may_evict(await self._servers.ask(node, "INFO", "memory"))
+            except BackendRejectedError:
+                return  # A user without that right; `agentic doctor` says so.
+            if policy is not None:
+                self._logger.warning(
+                    "the server may evict agents when its memory is full: maxmemory-policy is %s, not noeviction",
+                    policy,
+                )
 
     async def _disconnect(self) -> None:
         if self._servers_to_close is not None:
@@ -138,7 +155,8 @@ class RedisRegistry(AgentRegistry):
                 await self._servers.ping()
         except TimeoutError as error:
             raise BackendUnavailableError(
-                f"failed to connect to Redis: no answer within {seconds:g} s; does this port speak TLS? then rediss://"
+                f"failed to connect to Redis: no answer within {seconds:g} s; "
+                "a port speaks TLS (rediss://) or does not (redis://)"
             ) from error
         except (RedisError, RedisClusterException, OSError) as error:
             raise backend_error(error, "failed to connect to Redis") from error
@@ -204,7 +222,7 @@ class RedisRegistry(AgentRegistry):
                     if isinstance(agent, AgentInfo):
                         agents.append(agent)
                     else:
-                        logger.warning("skipped: %s", agent)
+                        self._skip(agent)
                 yield agents
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
@@ -295,12 +313,12 @@ class RedisRegistry(AgentRegistry):
             try:
                 pulse = decode_pulse(record)
             except CorruptRecord as error:
-                logger.warning("skipped: %s", self._corrupt(key, str(error)))
+                self._skip(self._corrupt(key, str(error)))
                 continue
             if prefix + pulse.id.encode() == key:
                 yield pulse, record
             else:
-                logger.warning("skipped: %s", self._corrupt(key, "it names the id of another key"))
+                self._skip(self._corrupt(key, "it names the id of another key"))
 
 
 class _Seen:

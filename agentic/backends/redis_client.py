@@ -96,7 +96,8 @@ def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | aio
     }
     ssl_wanted = options.pop("ssl", False)
     if "cluster" in options:
-        return _cluster_client(options, ssl_wanted)
+        # Time is left to ask another node, once, who has taken over from one that does not answer.
+        return _cluster_client(options | {"socket_timeout": 0.4 * timeout}, ssl_wanted)
     if "sentinels" in options:
         return _sentinel_client(options, ssl_wanted)
     if ssl_wanted:
@@ -161,6 +162,8 @@ def _code(error: Exception) -> str:
     for kind, code in _CLASSES.items():
         if isinstance(error, kind):
             return code
+    if isinstance(error, AuthenticationError):
+        return "NOAUTH" if re.search("required|already authenticated", str(error)) else "WRONGPASS"
     # Redis 6 wraps a script's error in others, so the word may stand anywhere.
     found = _CODE.search(str(error)) if isinstance(error, ResponseError) else None
     return found[1] if found else ""
@@ -182,6 +185,8 @@ def _tls_hint(error: Exception) -> str:
         return "the server's certificate is not trusted, or is another host's: see the options for rediss://"
     if _caused_by(error, ssl.SSLError):
         return "does this port speak TLS? redis:// is for those that do not"
+    if "closed by server" in str(error).lower():
+        return "if it closes at once, it may speak TLS, which rediss:// is for"
     return ""
 
 

@@ -26,7 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentic.backends.redis_client import backend_error
-from agentic.errors import BackendError
+from agentic.errors import BackendError, RegistryClosedError
 
 T = TypeVar("T")
 
@@ -54,14 +54,19 @@ class Servers(ABC):
     def __init__(self, max_connections: int) -> None:
         # The driver's own pool that waits has been seen to leave a caller waiting beside free connections.
         self._free_connections = asyncio.Semaphore(max_connections)
+        self._closed = False
 
     @abstractmethod
     async def ping(self) -> None:
         """Connect; raises the driver's own errors."""
 
-    @abstractmethod
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close every connection; what is still under way fails, and makes no new one."""
+        self._closed = True
+        await self._close()
+
+    @abstractmethod
+    async def _close(self) -> None: ...
 
     @abstractmethod
     async def script(
@@ -93,17 +98,23 @@ class Servers(ABC):
         """Await the driver, with a connection for it, its errors mapped."""
         try:
             async with self._free_connections:
+                self._check_open()
                 try:
                     return await call()
                 except AuthenticationError:
                     raise
                 except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError) as error:
+                    self._check_open()
                     await self.broken(error)
                     if not repeatable or not isinstance(error, RedisConnectionError):
                         raise
                 return await call()
         except (RedisError, RedisClusterException, OSError) as error:
             raise backend_error(error, "Redis failed") from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RegistryClosedError
 
 
 class OneServer(Servers):
@@ -117,7 +128,7 @@ class OneServer(Servers):
     async def ping(self) -> None:
         await self._execute("PING")
 
-    async def aclose(self) -> None:
+    async def _close(self) -> None:
         await self._client.aclose()
 
     async def script(
@@ -178,7 +189,7 @@ class Cluster(Servers):
         await self._client.initialize()
         await asyncio.gather(*(node.execute_command("PING") for node in self._client.get_primaries()))
 
-    async def aclose(self) -> None:
+    async def _close(self) -> None:
         await self._client.aclose()
 
     async def script(
@@ -236,7 +247,7 @@ class Cluster(Servers):
         if self._client.get_default_node() is None:
             await self.nodes()
         for at, group in enumerate(groups):
-            by_node[self._node_of(keys[group[0]])].append(at)
+            by_node[self.node_of(keys[group[0]])].append(at)
         replies: list[Any] = [None] * len(commands)
 
         async def send(places: list[int]) -> None:
@@ -256,11 +267,12 @@ class Cluster(Servers):
         await asyncio.gather(*map(send, by_node.values()))
         return replies
 
-    def _node_of(self, key: bytes) -> str:
+    def node_of(self, key: bytes) -> str:
+        """Return the name of the primary that holds a key, as far as is known; empty where it is not."""
         try:
             return str(self._client.nodes_manager.get_node_from_slot(key_slot(key)).name)
-        except RedisClusterException as error:
-            raise backend_error(error, "Redis failed") from error
+        except RedisClusterException:
+            return ""
 
 
 def _by_slot(keys: Sequence[bytes]) -> list[list[int]]:

@@ -23,7 +23,8 @@ def connection_options(url: str) -> dict[str, Any]:
 
     Accepted: `redis[s]://[[user]:password@][host][:port][/db]`, the same with `valkey[s]`,
     `unix://[[user]:password@]/path/to/socket[?db=1]`, `redis[s]+sentinel://[[user]:password@]host[:port],.../service[/db]`
-    and `redis[s]+cluster://[[user]:password@]host[:port],...`.
+    and `redis[s]+cluster://[[user]:password@]host[:port],...`. Those with TLS take `?ca=/path/to/ca.pem`, for
+    certificates that the system's own authorities did not sign.
 
     Raises:
         ConfigurationError: Anything else. The message shows no part of the URL that may hold a password.
@@ -31,21 +32,25 @@ def connection_options(url: str) -> dict[str, Any]:
     parts = _split(url)
     options: dict[str, Any] = {}
     scheme, _, kind = parts.scheme.partition("+")
+    tls = scheme in ("rediss", "valkeys")
+    authorities = dict(_query(parts, ("ca",))) if tls else {}
+    if authorities:
+        options["ssl_ca_certs"] = authorities["ca"]
     if kind:
-        _query(parts, ())
+        _query(parts, ("ca",) if tls else ())
         options |= _several(parts, kind)
-        options["ssl"] = scheme in ("rediss", "valkeys")
+        options["ssl"] = tls
     elif parts.scheme == "unix":
         if parts.hostname or not parts.path.strip("/"):
             raise ConfigurationError("unix URL: expected unix:///path/to/socket")
         options["path"] = unquote(parts.path)
         options["db"] = _database(dict(_query(parts, ("db",))).get("db", ""))
     else:
-        _query(parts, ())
+        _query(parts, ("ca",) if tls else ())
         options["host"] = unquote(parts.hostname or "localhost")
         options["port"] = _port(parts)
         options["db"] = _database(parts.path.removeprefix("/"))
-        options["ssl"] = scheme in ("rediss", "valkeys")
+        options["ssl"] = tls
     if parts.username:
         options["username"] = unquote(parts.username)
     if parts.password:

@@ -28,8 +28,6 @@ from agentic.errors import (
 )
 from agentic.registry import AgentRegistry
 
-logger = logging.getLogger("agentic.sqlite")
-
 T = TypeVar("T")
 
 DEFAULT_PATH: Final = "~/.config/agentic/registry.db"
@@ -70,6 +68,7 @@ class SQLiteRegistry(AgentRegistry):
     """
 
     flushes_per_lane = 2
+    _logger = logging.getLogger("agentic.sqlite")
 
     def __init__(
         self,
@@ -188,7 +187,7 @@ class SQLiteRegistry(AgentRegistry):
                 if isinstance(agent, AgentInfo):
                     agents.append(agent)
                 else:
-                    logger.warning("skipped: %s", agent)
+                    self._skip(agent)
             yield agents
             if len(rows) < PAGE_SIZE:
                 return

@@ -1,0 +1,86 @@
+"""What an operator should know of a Redis server that holds a registry."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, Final
+
+from agentic.errors import BackendRejectedError
+from agentic.findings import Finding, Level
+
+if TYPE_CHECKING:
+    from agentic.backends.redis import RedisRegistry
+
+OLDEST: Final = (6, 2)
+KEEPS_AGENTS: Final = "noeviction"
+
+
+async def redis_findings(registry: RedisRegistry) -> AsyncGenerator[Finding, None]:
+    """Yield what is found of each server."""
+    nodes = await registry._servers.nodes()
+    for node in nodes:
+        try:
+            info = await registry._servers.ask(node, "INFO")
+        except BackendRejectedError as error:
+            yield Finding(Level.NOTE, "server", "INFO is refused", f"grant +info to let it be examined ({error})")
+            return
+        for finding in (_version(info), _eviction(info), _memory(info), _persistence(info), _role(info)):
+            yield finding if len(nodes) == 1 else _of_node(finding, node)
+
+
+def may_evict(info: dict[str, Any]) -> str | None:
+    """Return the eviction policy of a server that may drop agents when its memory is full."""
+    policy = str(info.get("maxmemory_policy", KEEPS_AGENTS))
+    return None if policy == KEEPS_AGENTS or not int(info.get("maxmemory", 0)) else policy
+
+
+def _of_node(finding: Finding, node: Any) -> Finding:
+    return Finding(finding.level, f"{finding.subject} of {node.host}:{node.port}", finding.found, finding.advice)
+
+
+def _version(info: dict[str, Any]) -> Finding:
+    valkey = info.get("valkey_version")
+    name = f"Valkey {valkey}" if valkey else f"Redis {info['redis_version']}"
+    numbers = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
+    if numbers < OLDEST:
+        return Finding(Level.BAD, "server", name, "Redis 6.2 or later is needed")
+    return Finding(Level.OK, "server", name)
+
+
+def _eviction(info: dict[str, Any]) -> Finding:
+    policy = str(info.get("maxmemory_policy", "unknown"))
+    if may_evict(info):
+        return Finding(Level.BAD, "eviction", policy, "agents may be evicted: CONFIG SET maxmemory-policy noeviction")
+    if policy != KEEPS_AGENTS:
+        return Finding(
+            Level.NOTE, "eviction", f"{policy}, without maxmemory", "set noeviction before you set maxmemory"
+        )
+    return Finding(Level.OK, "eviction", policy)
+
+
+def _memory(info: dict[str, Any]) -> Finding:
+    used, limit = int(info["used_memory"]), int(info.get("maxmemory", 0))
+    if limit and used > 0.9 * limit:
+        return Finding(
+            Level.BAD, "memory", f"{used:,} of {limit:,} bytes", "writes are refused when it is full: raise maxmemory"
+        )
+    return Finding(Level.OK, "memory", f"{used:,} bytes of {f'{limit:,}' if limit else 'no limit'}")
+
+
+def _persistence(info: dict[str, Any]) -> Finding:
+    if str(info.get("rdb_last_bgsave_status")) == "err":
+        return Finding(
+            Level.BAD, "persistence", "the last save failed", "writes may be refused (MISCONF): see the server's log"
+        )
+    if int(info.get("aof_enabled", 0)):
+        return Finding(Level.OK, "persistence", "append-only file")
+    return Finding(
+        Level.OK, "persistence", "no append-only file: after a restart, sessions register their agents again"
+    )
+
+
+def _role(info: dict[str, Any]) -> Finding:
+    role = str(info.get("role"))
+    if role != "master":
+        return Finding(Level.BAD, "role", role, "writes are refused: name the primary, or use redis+sentinel://")
+    return Finding(Level.OK, "role", f"primary with {info.get('connected_slaves', 0)} replicas")

@@ -1,0 +1,31 @@
+"""What a look at a store finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Level(StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    NOTE = "note"
+    BAD = "bad"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact about a store.
+
+    Attributes:
+        level: How much it matters.
+        subject: What was looked at.
+        found: What was found.
+        advice: What to do about it; empty where there is nothing to do.
+    """
+
+    level: Level
+    subject: str
+    found: str
+    advice: str = ""

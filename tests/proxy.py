@@ -1,0 +1,94 @@
+"""A proxy between a client and a server that loses, cuts or delays what the server answers."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+
+class Proxy:
+    """Passes bytes on to a port of this host, but for what it is told to do with the next answers.
+
+    Attributes:
+        answers_to_lose: Of so many coming answers, nothing is passed on, and the connection is reset.
+        answers_to_cut: Of so many, half.
+        delay: Seconds by which each answer is late.
+        lost: How many were lost or cut.
+    """
+
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
+        """Pass on to the port `target`; with `tls`, to clients that speak TLS."""
+        self._target = target
+        self._tls = tls
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.answers_to_lose = 0
+        self.answers_to_cut = 0
+        self.delay = 0.0
+        self.lost = 0
+
+    @property
+    def url(self) -> str:
+        return f"redis{'s' if self._tls else ''}://127.0.0.1:{self.port}/0"
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            await asyncio.wait(
+                [
+                    asyncio.ensure_future(self._pass_on(reader, far_writer)),
+                    asyncio.ensure_future(self._answer(far_reader, writer)),
+                ],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for each in (writer, far_writer):
+                each.transport.abort()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                if self.answers_to_lose:
+                    self.answers_to_lose -= 1
+                    self.lost += 1
+                    return
+                if self.answers_to_cut:
+                    self.answers_to_cut -= 1
+                    self.lost += 1
+                    writer.write(data[: len(data) // 2])
+                    await writer.drain()
+                    return
+                writer.write(data)

@@ -1,0 +1,490 @@
+"""Redis misbehaving, each fault produced for real: how it ends, and that nothing is lost that was promised."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+import pytest
+import redis
+import redis.asyncio as aioredis
+
+from agentic import (
+    AgentInfo,
+    AgentNotFoundError,
+    AgentRegistry,
+    AgentStatus,
+    BackendError,
+    BackendRejectedError,
+    BackendUnavailableError,
+    Reaper,
+    RedisRegistry,
+)
+from tests.proxy import Proxy
+from tests.redis_server import RedisServer, wheel_program
+from tests.stores import LONG_AGO
+from tests.waiting import wait_until
+
+BEAT = 0.1
+
+
+def admin(server: RedisServer) -> Any:
+    return redis.Redis(port=server.port)
+
+
+def is_there(registry: AgentRegistry, agent_id: str = "a") -> Callable[[], Any]:
+    async def found() -> bool:
+        try:
+            await registry.get(agent_id)
+        except (AgentNotFoundError, BackendUnavailableError):
+            return False
+        return True
+
+    return found
+
+
+# --- a server that hangs, dies, or loses its data ---
+
+
+@pytest.mark.parametrize("seconds", [10.0])
+async def test_a_server_stopped_for_ten_seconds(own_redis_server: RedisServer, seconds: float) -> None:
+    reaped: list[str] = []
+    async with (
+        RedisRegistry(own_redis_server.url, timeout=1) as registry,
+        registry.session(AgentInfo("a"), interval=0.5) as session,
+        Reaper(registry, ttl=3, interval=0.5, on_reaped=reaped.extend),
+    ):
+        own_redis_server.pause()
+        await wait_until(lambda: not session.healthy, "the session notices")
+        with pytest.raises(BackendUnavailableError):
+            await registry.list()
+        await asyncio.sleep(seconds)
+        own_redis_server.resume()
+        await wait_until(lambda: session.healthy, "the session is back", within=3)
+        await wait_until(is_there(registry), "so is its agent")
+        sweeps = asyncio.get_running_loop().time() + 1.5
+        while asyncio.get_running_loop().time() < sweeps:
+            assert (await registry.get("a")).status is AgentStatus.AVAILABLE
+            await asyncio.sleep(0.05)
+    assert reaped == []
+
+
+async def test_a_server_killed_and_restarted_empty(own_redis_server: RedisServer) -> None:
+    async with RedisRegistry(own_redis_server.url, timeout=1) as registry:
+        async with registry.session(AgentInfo("a", name="first"), interval=BEAT) as session:
+            await session.update(current_load=3)
+            own_redis_server.stop()
+            await wait_until(lambda: not session.healthy, "the session notices")
+            own_redis_server.start()
+            await wait_until(is_there(registry), "the session has registered its agent again")
+            found = await registry.get("a")
+            assert (found.name, found.current_load) == ("first", 3)
+
+
+async def test_a_server_killed_and_restarted_with_its_data() -> None:
+    with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
+        async with RedisRegistry(server.url, timeout=1) as registry:
+            await registry.register(AgentInfo("a", name="kept"))
+            await registry.update("a", current_load=5)
+            server.stop()
+            with pytest.raises(BackendUnavailableError):
+                await registry.get("a")
+            server.start()
+            await wait_until(is_there(registry), "the server has read its data")
+            found = await registry.get("a")
+            assert (found.name, found.current_load) == ("kept", 5)
+            await registry.heartbeat("a")
+
+
+async def test_flushall_brings_every_session_back_within_an_interval(own_redis_server: RedisServer) -> None:
+    async with RedisRegistry(own_redis_server.url) as registry:
+        async with registry.session(AgentInfo("a"), interval=1), registry.session(AgentInfo("b"), interval=1):
+            admin(own_redis_server).flushall()
+
+            async def both_are_back() -> bool:
+                return {agent.id for agent in await registry.list()} == {"a", "b"}
+
+            await wait_until(both_are_back, "both sessions registered again", within=1.5)
+
+
+async def test_loading_is_never_an_empty_fleet() -> None:
+    with RedisServer("--appendonly", "yes") as server:
+        async with RedisRegistry(server.url) as registry:
+            await asyncio.gather(*(registry.register(AgentInfo(f"agent-{n}")) for n in range(2_000)))
+        admin(server).execute_command("BGREWRITEAOF")
+        await wait_until(lambda: not info(server, "persistence")["aof_rewrite_in_progress"], "the file is written")
+        server.stop()
+        server.options += ("--key-load-delay", "500", "--loading-process-events-interval-bytes", "1024")
+        server.start()
+        refused = 0
+        while True:
+            try:
+                async with RedisRegistry(server.url) as registry:
+                    assert len(await registry.list()) == 2_000
+                break
+            except BackendUnavailableError as error:
+                refused += "loading" in str(error).lower()
+                await asyncio.sleep(0.05)
+        assert refused
+
+
+def info(server: RedisServer, section: str) -> Any:
+    with admin(server) as client:
+        return client.info(section)
+
+
+# --- replies lost, cut, late; connections killed; no connection left ---
+
+
+async def test_a_lost_reply_to_a_heartbeat_is_asked_for_again(own_redis_server: RedisServer) -> None:
+    async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url) as registry:
+        await registry.register(AgentInfo("a"))
+        for fault in ("answers_to_lose", "answers_to_cut"):
+            setattr(proxy, fault, 1)
+            await registry.heartbeat("a")
+            setattr(proxy, fault, 1)
+            assert (await registry.get("a")).id == "a"
+    assert proxy.lost == 4
+
+
+async def test_a_lost_reply_to_a_change_is_an_error_and_the_change_happened_once(own_redis_server: RedisServer) -> None:
+    client = admin(own_redis_server)
+    async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url) as registry:
+        await registry.register(AgentInfo("a"))
+        await registry.update("a", current_load=0)
+        await registry.register(AgentInfo("b"))
+        await registry.deregister("b")  # so that the server knows all scripts
+        for fault in ("answers_to_lose", "answers_to_cut"):
+            for call in (registry.register(AgentInfo("b")), registry.update("a", current_load=1)):
+                await registry.get("a")  # so that a connection stands
+                client.config_resetstat()
+                setattr(proxy, fault, 1)
+                with pytest.raises(BackendUnavailableError):
+                    await call
+                stats: Any = client.info("commandstats")
+                assert stats["cmdstat_evalsha"]["calls"] == 1
+            await registry.get("a")
+            setattr(proxy, fault, 1)
+            with pytest.raises(BackendUnavailableError):
+                await registry.deregister("b")
+            with pytest.raises(AgentNotFoundError):
+                await registry.get("b")
+        assert (await registry.get("a")).current_load == 1
+
+
+async def test_late_replies_cross_no_answers(own_redis_server: RedisServer) -> None:
+    async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url, timeout=0.3) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(f"agent-{n}")) for n in range(20)))
+        proxy.delay = 0.5
+        with pytest.raises(BackendUnavailableError):
+            await registry.get("agent-1")
+        proxy.delay = 0.0
+        found = await asyncio.gather(*(registry.get(f"agent-{n}") for n in range(20)))
+        assert [agent.id for agent in found] == [f"agent-{n}" for n in range(20)]
+
+
+async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisServer) -> None:
+    client = admin(own_redis_server)
+    async with RedisRegistry(own_redis_server.url) as registry:
+        await registry.register(AgentInfo("a"))
+        for _ in range(20):  # idle
+            client.client_kill_filter(_type="normal", skipme=True)
+            await registry.heartbeat("a")
+        stop = asyncio.Event()
+
+        async def read() -> None:
+            while not stop.is_set():
+                assert (await registry.get("a")).id == "a"
+
+        readers = [asyncio.create_task(read()) for _ in range(20)]
+        for _ in range(50):  # in flight; a connection killed twice in a row may fail one call
+            client.client_kill_filter(_type="normal", skipme=True)
+            await asyncio.sleep(0.002)
+        stop.set()
+        answers = await asyncio.gather(*readers, return_exceptions=True)
+        assert all(answer is None or isinstance(answer, BackendUnavailableError) for answer in answers)
+        assert (await registry.get("a")).id == "a"
+
+
+async def test_when_every_connection_is_taken_calls_wait_and_end(own_redis_server: RedisServer) -> None:
+    async with RedisRegistry(own_redis_server.url, timeout=0.5, max_connections=4) as registry:
+        await registry.register(AgentInfo("a"))
+        assert all(len(agents) == 1 for agents in await asyncio.gather(*(registry.list() for _ in range(150))))
+        own_redis_server.pause()
+        calls = [registry.list() for _ in range(150)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(answer, BackendUnavailableError) for answer in answers)
+        own_redis_server.resume()
+        await wait_until(is_there(registry), "the registry works again")
+
+
+# --- a server that is busy, full, read-only, or refuses ---
+
+
+async def test_a_sleeping_server(redis_url: str) -> None:
+    with RedisServer("--enable-debug-command", "yes") as server:
+        async with RedisRegistry(server.url, timeout=0.3) as registry:
+            await registry.register(AgentInfo("a"))
+            sleeping = asyncio.create_task(asyncio.to_thread(admin(server).execute_command, "DEBUG", "SLEEP", 1))
+            with pytest.raises(BackendUnavailableError):
+                for _ in range(200):
+                    await registry.heartbeat("a")
+                    await asyncio.sleep(0.005)
+            await sleeping
+            await registry.heartbeat("a")
+
+
+async def test_a_script_that_blocks_the_server() -> None:
+    with RedisServer("--lua-time-limit", "50") as server:
+        async with RedisRegistry(server.url, timeout=2) as registry:
+            await registry.register(AgentInfo("a"))
+            client = aioredis.Redis(port=server.port, socket_timeout=20)
+            blocking = asyncio.ensure_future(cast("Any", client).execute_command("EVAL", "while true do end", 0))
+            with pytest.raises(BackendUnavailableError, match="BUSY"):
+                for _ in range(400):
+                    await registry.heartbeat("a")
+                    await asyncio.sleep(0.005)
+            admin(server).script_kill()
+            with pytest.raises(redis.ResponseError):
+                await blocking
+            await client.aclose()
+            await registry.heartbeat("a")
+
+
+async def test_a_full_memory_is_the_operators_and_deregister_still_works(own_redis_server: RedisServer) -> None:
+    async with RedisRegistry(own_redis_server.url) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in "ab"))
+        admin(own_redis_server).config_set("maxmemory", 1)
+        for call in (registry.register(AgentInfo("c")), registry.heartbeat("a"), registry.update("a", name="x")):
+            with pytest.raises(BackendRejectedError, match="raise maxmemory"):
+                await call
+        assert {agent.id for agent in await registry.list()} == {"a", "b"}
+        await registry.deregister("a")
+        assert {agent.id for agent in await registry.list()} == {"b"}
+        admin(own_redis_server).config_set("maxmemory", 0)
+        await registry.heartbeat("b")
+
+
+async def test_evicted_agents_are_registered_again(own_redis_server: RedisServer) -> None:
+    client = admin(own_redis_server)
+    async with (
+        RedisRegistry(own_redis_server.url) as registry,
+        registry.session(AgentInfo("a"), interval=BEAT) as session,
+    ):
+        client.config_set("maxmemory-policy", "allkeys-random")
+        client.config_set("maxmemory", info(own_redis_server, "memory")["used_memory"] + 200_000)
+        evicted = 0
+        for number in range(5_000):
+            with suppress(redis.ResponseError):
+                client.set(f"other-{number}", "x" * 1_000)
+            if not client.exists("agentic:agent:a"):
+                evicted += 1
+                break
+        assert evicted
+        client.config_set("maxmemory", 0)
+        await wait_until(is_there(registry), "the session has registered again")
+        await wait_until(lambda: session.healthy, "and says so")
+
+
+async def test_a_primary_that_became_a_replica(own_redis_server: RedisServer) -> None:
+    client = admin(own_redis_server)
+    with RedisServer() as other:
+        async with RedisRegistry(own_redis_server.url, timeout=1) as registry:
+            await registry.register(AgentInfo("a"))
+            client.execute_command("REPLICAOF", "127.0.0.1", other.port)
+            for call in (registry.heartbeat("a"), registry.register(AgentInfo("b"))):
+                with pytest.raises(BackendUnavailableError, match="replica"):
+                    await call
+            client.execute_command("REPLICAOF", "NO", "ONE")
+            await registry.register(AgentInfo("b"))
+
+
+async def test_a_server_that_cannot_save(own_redis_server: RedisServer) -> None:
+    client = admin(own_redis_server)
+    async with RedisRegistry(own_redis_server.url) as registry:
+        await registry.register(AgentInfo("a"))
+        client.config_set("save", "3600 1")
+        shutil.rmtree(own_redis_server.folder)
+        with suppress(redis.ResponseError):
+            client.bgsave()
+
+        async def refuses() -> bool:
+            try:
+                await registry.heartbeat("a")
+            except BackendRejectedError as error:
+                return "see its log" in str(error)
+            return False
+
+        await wait_until(refuses, "writes are refused with MISCONF")
+        assert (await registry.get("a")).id == "a"
+        own_redis_server.folder.mkdir()
+
+
+async def test_a_server_without_its_replicas(own_redis_server: RedisServer) -> None:
+    async with RedisRegistry(own_redis_server.url) as registry:
+        await registry.register(AgentInfo("a"))
+        admin(own_redis_server).config_set("min-replicas-to-write", 1)
+        with pytest.raises(BackendUnavailableError, match="waits for its replicas"):
+            await registry.heartbeat("a")
+        admin(own_redis_server).config_set("min-replicas-to-write", 0)
+        await registry.heartbeat("a")
+
+
+async def test_a_missing_right_is_the_operators_and_asked_for_once(own_redis_server: RedisServer) -> None:
+    client = admin(own_redis_server)
+    client.execute_command("ACL", "SETUSER", "weak", "on", ">s3cr3t", "~agentic:agent:*", "+ping", "+evalsha", "+eval")
+    url = own_redis_server.url.replace("redis://", "redis://weak:s3cr3t@")
+    async with RedisRegistry(url) as registry:
+        client.config_resetstat()
+        with pytest.raises(BackendRejectedError, match="lacks a right") as caught:
+            await registry.get("a")
+        stats: Any = client.info("commandstats")
+        assert stats["cmdstat_mget"]["rejected_calls"] == 1
+        assert "s3cr3t" not in str(caught.value) + repr(caught.value.__cause__) + repr(registry)
+
+
+async def test_a_wrong_password_is_the_operators(own_redis_server: RedisServer) -> None:
+    admin(own_redis_server).config_set("requirepass", "right")
+    for url, hint in (("redis://:wr0ng@", "check the user name"), ("redis://", "put it into the URL")):
+        with pytest.raises(BackendRejectedError, match=hint) as caught:
+            await RedisRegistry(own_redis_server.url.replace("redis://", url)).open()
+        assert "wr0ng" not in str(caught.value)
+
+
+# --- the rights of a least-privileged user, as the documentation gives them ---
+
+
+async def test_the_documented_rights_suffice(own_redis_server: RedisServer) -> None:
+    from tests.test_docs import documented_acl  # noqa: PLC0415
+
+    admin(own_redis_server).execute_command(*documented_acl())
+    url = own_redis_server.url.replace("redis://", "redis://agentic:password@").replace("/0", "/2")
+    for ttl in (300.0, None):
+        async with RedisRegistry(url, ttl=ttl) as registry:
+            await registry.register(AgentInfo("a"))
+            await registry.register(AgentInfo("b", last_heartbeat=LONG_AGO))
+            await registry.heartbeat("a")
+            await registry.update("a", current_load=1)
+            assert await registry.reap(60) == ["b"]
+            assert len(await registry.list()) == 2
+            await registry.deregister("b")
+            assert await registry.flush() == 1
+            with pytest.raises(BackendError):
+                await registry._servers.ask(None, "CONFIG", "GET", "maxmemory")
+
+
+# --- a process that is stopped ---
+
+AGENT = """
+import asyncio, logging, sys
+from agentic import AgentInfo, RedisRegistry
+logging.basicConfig(stream=sys.stdout, level=logging.WARNING)
+async def main():
+    async with RedisRegistry(sys.argv[1], ttl=1) as registry, registry.session(AgentInfo("a"), interval=0.2):
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+async def test_an_agent_stopped_for_twice_its_ttl_registers_again(own_redis_server: RedisServer) -> None:
+    process = subprocess.Popen([sys.executable, "-c", AGENT, own_redis_server.url], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        async with RedisRegistry(own_redis_server.url) as registry:
+            await wait_until(is_there(registry), "the agent is registered")
+            process.send_signal(signal.SIGSTOP)
+
+            async def gone() -> bool:
+                return not await registry.list()
+
+            await wait_until(gone, "its lease has run out")
+            process.send_signal(signal.SIGCONT)
+            await wait_until(is_there(registry), "it has registered again")
+            process.send_signal(signal.SIGINT)
+    finally:
+        process.wait(10)
+    said = process.stdout.read().decode()
+    process.stdout.close()
+    assert "the event loop or the process was held" in said
+    assert "registered again" in said
+
+
+# --- clocks ---
+
+
+async def test_a_clients_clock_changes_nothing(redis_url: str, tmp_path: Any) -> None:
+    library = libfaketime()
+    script = (
+        "import asyncio, sys\nfrom agentic import AgentInfo, RedisRegistry\n"
+        "async def main():\n"
+        "    async with RedisRegistry(sys.argv[1], prefix='skewed') as registry:\n"
+        "        await registry.register(AgentInfo(sys.argv[2]))\n"
+        "        await registry.heartbeat(sys.argv[2])\n"
+        "        print(await registry.reap(60))\n"
+        "asyncio.run(main())\n"
+    )
+    async with RedisRegistry(redis_url, prefix="skewed") as registry:
+        for skew in ("+1h", "-1h"):
+            environment = {"LD_PRELOAD": library, "FAKETIME": skew, "PATH": "/usr/bin:/bin"}
+            done = await asyncio.to_thread(
+                subprocess.run,
+                [sys.executable, "-c", script, redis_url, skew],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert done.stdout == "[]\n", done.stderr
+            now = await registry.store_time()
+            heard_of_at = (await registry.get(skew)).last_heartbeat
+            assert heard_of_at is not None
+            assert abs((now - heard_of_at).total_seconds()) < 30
+        assert await registry.reap(60) == []
+        assert await registry.flush() == 2
+
+
+@pytest.mark.parametrize("step", ["+3600", "-3600"])
+async def test_a_step_of_the_servers_clock_takes_no_living_agent_offline(
+    step: str, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "agentic")
+    file = tmp_path / "faketime"
+    file.write_text("+0\n")
+    preload = {
+        "LD_PRELOAD": libfaketime(),
+        "FAKETIME_TIMESTAMP_FILE": str(file),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    reaped: list[str] = []
+    # Servers with an allocator of their own do not start under libfaketime; the wheel's has none.
+    with RedisServer(program=wheel_program(), environment=preload) as server:
+        async with (
+            RedisRegistry(server.url, ttl=None) as registry,
+            registry.session(AgentInfo("alive"), interval=0.2),
+            Reaper(registry, ttl=1.5, interval=0.5, on_reaped=reaped.extend),
+        ):
+            await asyncio.sleep(1)
+            file.write_text(f"{step}\n")
+            await wait_until(lambda: "clock was stepped" in caplog.text, "the step is told")
+            await asyncio.sleep(2)
+            assert reaped == []
+            assert (await registry.get("alive")).status is AgentStatus.AVAILABLE
+
+
+def libfaketime() -> str:
+    """The path of libfaketime, or a skip that says what to install."""
+    from pathlib import Path  # noqa: PLC0415
+
+    found = next(iter(sorted(Path("/usr/lib").glob("**/faketime/libfaketime.so.1"))), None)
+    if found is None:
+        pytest.skip("needs libfaketime: apt install faketime")
+    return str(found)

@@ -1,0 +1,290 @@
+"""SQLite misbehaving, each fault produced for real: how it ends, and that nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from agentic import (
+    AgentInfo,
+    BackendRejectedError,
+    BackendUnavailableError,
+    SQLiteRegistry,
+)
+from tests.waiting import wait_until
+
+HEAD = """
+    import asyncio, os, sys, time
+    from agentic import AgentInfo, BackendError, SQLiteRegistry
+"""
+
+
+def spawn(script: str, *arguments: object) -> subprocess.Popen[bytes]:
+    code = textwrap.dedent(HEAD) + textwrap.dedent(script)
+    return subprocess.Popen(
+        [sys.executable, "-W", "default", "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def integrity(path: Path) -> str:
+    with closing(sqlite3.connect(path)) as db:
+        return str(db.execute("PRAGMA integrity_check").fetchone()[0])
+
+
+async def test_random_cancels_leave_no_transaction_open(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    path = tmp_path / "r.db"
+    async with SQLiteRegistry(path) as registry, SQLiteRegistry(path, timeout=1) as other:
+        await registry.register(AgentInfo("a"))
+        for _ in range(100):
+            calls = [
+                asyncio.ensure_future(call)
+                for _ in range(5)
+                for call in (
+                    registry.register(AgentInfo(f"agent-{chance.randrange(50)}")),
+                    registry.update("a", current_load=chance.randrange(100)),
+                    registry.heartbeat("a"),
+                    registry.reap(60),
+                )
+            ]
+            await asyncio.sleep(chance.random() / 500)
+            for call in chance.sample(calls, 20):
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        in_transaction = await registry._run(lambda db: db.in_transaction)
+        assert not in_transaction
+        await other.register(AgentInfo("b"))
+        assert (await registry.get("b")).id == "b"
+
+
+async def test_twelve_processes_open_one_new_file_at_once(tmp_path: Path) -> None:
+    script = """
+        async def main():
+            while time.time() < float(sys.argv[2]): pass
+            async with SQLiteRegistry(sys.argv[1]) as registry:
+                await registry.register(AgentInfo(sys.argv[3]))
+        asyncio.run(main())
+    """
+    for attempt in range(15):
+        path = tmp_path / f"{attempt}.db"
+        start = time.time() + 1.2
+        processes = [spawn(script, path, start, f"agent-{number}") for number in range(12)]
+        results = [await asyncio.to_thread(process.communicate) for process in processes]
+        assert [process.returncode for process in processes] == [0] * 12, results
+        async with SQLiteRegistry(path) as registry:
+            assert len(await registry.list()) == 12
+
+
+async def test_eight_processes_write_while_the_lock_holder_is_stopped_then_killed(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    writer = """
+        async def main():
+            done = failed = 0
+            async with SQLiteRegistry(sys.argv[1], timeout=10) as registry:
+                end = time.time() + 3
+                while time.time() < end:
+                    await registry.register(AgentInfo(f"{sys.argv[2]}-{done}"))
+                    done += 1
+            print(done)
+        asyncio.run(main())
+    """
+    holder = """
+        import sqlite3
+        db = sqlite3.connect(sys.argv[1], isolation_level=None)
+        db.execute("BEGIN IMMEDIATE")
+        print("held", flush=True)
+        time.sleep(60)
+    """
+    async with SQLiteRegistry(path, timeout=0.3) as registry:
+        writers = [spawn(writer, path, number) for number in range(8)]
+        counts = [int((await asyncio.to_thread(process.communicate))[0]) for process in writers]
+        assert all(counts)
+        assert len(await registry.list()) == sum(counts)
+        process = spawn(holder, path)
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(BackendUnavailableError):
+            await registry.register(AgentInfo("late"))
+        assert len(await registry.list()) == sum(counts)  # readers do not wait
+        process.kill()
+        process.communicate()
+        await registry.register(AgentInfo("late"))
+
+
+async def test_a_writer_killed_forty_times_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    script = """
+        async def main():
+            async with SQLiteRegistry(sys.argv[1]) as registry:
+                print("ready", flush=True)
+                for number in range(100_000):
+                    await registry.register(AgentInfo(f"{sys.argv[2]}-{number}"))
+                    os.write(1, f"{sys.argv[2]}-{number}\\n".encode())
+        asyncio.run(main())
+    """
+    chance = random.Random(11)
+    acknowledged: set[str] = set()
+    for life in range(40):
+        process = spawn(script, path, life)
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
+        await asyncio.sleep(chance.random() / 20)
+        process.kill()
+        told, _ = await asyncio.to_thread(process.communicate)
+        acknowledged |= set(told.decode().split("\n")[:-1])
+    assert len(acknowledged) > 40
+    async with SQLiteRegistry(path) as registry:
+        assert acknowledged <= {agent.id for agent in await registry.list()}
+    assert integrity(path) == "ok"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for 400 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs: run as root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_a_full_disk_is_the_operators_until_there_is_room_again(small_disk: Path) -> None:
+    filler = small_disk / "filler"
+    async with SQLiteRegistry(small_disk / "r.db") as registry:
+        await registry.register(AgentInfo("a"))
+        with suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(b"x" * 1024)
+        with pytest.raises(BackendRejectedError, match="free some space"):
+            for number in range(2_000):
+                await registry.register(AgentInfo(f"agent-{number}", name="x" * 500))
+        assert (await registry.get("a")).id == "a"
+        in_transaction = await registry._run(lambda db: db.in_transaction)
+        assert not in_transaction
+        filler.unlink()
+        await registry.register(AgentInfo("b"))
+    assert integrity(small_disk / "r.db") == "ok"
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+async def test_a_file_that_is_gone_is_told_and_nothing_is_written_into_the_void(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "r.db"
+    async with SQLiteRegistry(path) as registry:
+        await registry.register(AgentInfo("a"))
+        if how == "deleted":
+            path.unlink()
+        else:
+            (tmp_path / "other.db").touch()
+            (tmp_path / "other.db").rename(path)
+        for call in (registry.register(AgentInfo("b")), registry.heartbeat("a"), registry.list(), registry.reap(1)):
+            with pytest.raises(BackendRejectedError, match="was deleted or replaced"):
+                await call
+        await registry.aclose()
+        await registry.open()
+        assert await registry.list() == []
+
+
+async def test_a_damaged_page_is_the_operators(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    async with SQLiteRegistry(path) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(f"agent-{n:04}", name="x" * 200)) for n in range(500)))
+    with path.open("r+b") as file:
+        for page in range(2, path.stat().st_size // 4096):
+            file.seek(4096 * page)
+            file.write(os.urandom(4096))
+    with pytest.raises(BackendRejectedError, match="it is damaged: put a copy in its place"):
+        async with SQLiteRegistry(path) as registry:
+            await registry.list()
+
+
+async def test_a_text_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("these are my notes\n" * 100)
+    with pytest.raises(BackendRejectedError, match="it is no SQLite database: name another file"):
+        await SQLiteRegistry(path).open()
+    assert path.read_text() == "these are my notes\n" * 100
+
+
+async def test_a_folder_that_cannot_be_written_is_the_operators(tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(0o555)
+    # Root may write anywhere but where the kernel itself refuses.
+    path = Path("/proc/registry.db") if os.geteuid() == 0 else folder / "registry.db"
+    with pytest.raises(BackendRejectedError, match="check that its folder exists and can be written"):
+        await SQLiteRegistry(path).open()
+
+
+async def test_a_process_that_does_not_close_ends_at_once_and_says_so(tmp_path: Path) -> None:
+    script = """
+        registry = SQLiteRegistry(sys.argv[1])
+        async def main():
+            await registry.open()
+            await registry.register(AgentInfo("a"))
+        asyncio.run(main())
+    """
+    process = spawn(script, tmp_path / "r.db")
+    _, told = await asyncio.wait_for(asyncio.to_thread(process.communicate), 20)
+    assert process.returncode == 0
+    assert b"ResourceWarning: unclosed SQLiteRegistry" in told
+    async with SQLiteRegistry(tmp_path / "r.db") as registry:
+        assert [agent.id for agent in await registry.list()] == ["a"]
+
+
+async def test_a_forked_process_is_told_why_it_cannot_go_on(tmp_path: Path) -> None:
+    script = """
+        async def main():
+            async with SQLiteRegistry(sys.argv[1]) as registry:
+                child = os.fork()
+                try:
+                    await registry.list()
+                except Exception as error:
+                    print(type(error).__name__, error, flush=True)
+                    os._exit(0)
+                assert child
+                os.waitpid(child, 0)
+                await registry.register(AgentInfo("a"))
+        asyncio.run(main())
+    """
+    process = spawn(script, tmp_path / "r.db")
+    told, error = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 0, error
+    assert told == (
+        b"RegistryClosedError the registry was opened before this process was forked: open one after the fork\n"
+    )
+
+
+async def test_a_busy_file_is_unavailable_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    async with SQLiteRegistry(path, timeout=0.2) as registry:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            with pytest.raises(BackendUnavailableError):
+                await registry.register(AgentInfo("a"))
+
+        async def registered() -> bool:
+            try:
+                await registry.register(AgentInfo("a"))
+            except BackendUnavailableError:
+                return False
+            return True
+
+        await wait_until(registered, "the registry writes again")
