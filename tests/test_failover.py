@@ -12,6 +12,8 @@ import redis
 from redis.crc import key_slot
 
 from agentic import AgentInfo, AgentSession, BackendError, BackendUnavailableError, RedisRegistry
+from agentic.backends.redis_client import make_client
+from agentic.backends.redis_url import connection_options
 from tests.redis_fleet import SERVICE, RedisCluster, SentinelTrio
 from tests.waiting import wait_until
 
@@ -82,14 +84,25 @@ async def test_a_sentinel_failover(trio: SentinelTrio, fault: str) -> None:
         new.close()
 
 
-async def test_a_primary_of_a_cluster_killed(cluster: RedisCluster) -> None:
+async def test_no_sentinel_is_forgotten_when_several_connections_ask_at_once(trio: SentinelTrio) -> None:
+    client: Any = make_client(connection_options(trio.url) | {"max_connections": 8}, 1)
+    known = set(client.sentinels)
+    trio.sentinels[0][0].kill()
+    await asyncio.gather(*(client.connection_pool.get_master_address() for _ in range(8)))
+    assert len(known) == 3
+    assert set(client.connection_pool.sentinel_manager.sentinels) == known
+    await client.aclose()
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+async def test_a_primary_of_a_cluster_lost(cluster: RedisCluster, fault: str) -> None:
     async with AsyncExitStack() as stack:
         fleet = await fleet_on(stack, cluster.url)
         assert await fleet.is_whole()
         victim = cluster.servers[0]
         own = [each for each in fleet.sessions if key_slot(f"agentic:agent:{each.agent.id}".encode()) < 16_384 // 3]
         assert own
-        victim.stop()
+        (victim.stop if fault == "killed" else victim.pause)()
         failed = 0
         while True:
             try:

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -72,20 +71,29 @@ async def test_random_cancels_leave_no_transaction_open(tmp_path: Path) -> None:
 
 
 async def test_twelve_processes_open_one_new_file_at_once(tmp_path: Path) -> None:
+    # Forked from one process that has imported everything, so that they really begin together.
     script = """
-        async def main():
-            while time.time() < float(sys.argv[2]): pass
-            async with SQLiteRegistry(sys.argv[1]) as registry:
-                await registry.register(AgentInfo(sys.argv[3]))
-        asyncio.run(main())
+        async def open_and_register(path, agent_id):
+            async with SQLiteRegistry(path) as registry:
+                await registry.register(AgentInfo(agent_id))
+
+        for attempt in range(15):
+            start, children = time.time() + 0.1, []
+            for number in range(12):
+                child = os.fork()
+                if not child:
+                    while time.time() < start: pass
+                    asyncio.run(open_and_register(f"{sys.argv[1]}/{attempt}.db", f"agent-{number}"))
+                    os._exit(0)
+                children.append(child)
+            codes = [os.waitpid(child, 0)[1] for child in children]
+            assert codes == [0] * 12, codes
     """
+    process = spawn(script, tmp_path)
+    _, error = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 0, error
     for attempt in range(15):
-        path = tmp_path / f"{attempt}.db"
-        start = time.time() + 1.2
-        processes = [spawn(script, path, start, f"agent-{number}") for number in range(12)]
-        results = [await asyncio.to_thread(process.communicate) for process in processes]
-        assert [process.returncode for process in processes] == [0] * 12, results
-        async with SQLiteRegistry(path) as registry:
+        async with SQLiteRegistry(tmp_path / f"{attempt}.db") as registry:
             assert len(await registry.list()) == 12
 
 

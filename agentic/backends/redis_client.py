@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Final, cast
 
 import hiredis
@@ -67,6 +68,17 @@ class _SentinelSSLConnection(_PackedInC, SentinelManagedSSLConnection):
     pass
 
 
+class _Sentinels(Sentinel):
+    """Sentinels, asked with a list of one's own: the driver reorders it, and two at once would lose a sentinel."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        own = copy(self)
+        own.sentinels = list(self.sentinels)
+        host, port = await Sentinel.discover_master(own, service_name)
+        self.sentinels = own.sentinels
+        return host, port
+
+
 class _PrimaryClient(aioredis.Redis):
     """A client of the primary that sentinels name, which closes its clients of the sentinels as well."""
 
@@ -121,7 +133,7 @@ def _sentinel_client(options: dict[str, Any], ssl_wanted: bool) -> aioredis.Redi
     seconds = options["socket_connect_timeout"] / (len(addresses) + 1)
     asking = {name: options[name] for name in ("retry", "driver_info", "maint_notifications_config")}
     asking |= {"socket_timeout": seconds, "socket_connect_timeout": seconds}
-    sentinel = cast("Any", Sentinel)(addresses, sentinel_kwargs=asking)
+    sentinel = cast("Any", _Sentinels)(addresses, sentinel_kwargs=asking)
     connection_class = _SentinelSSLConnection if ssl_wanted else _SentinelConnection
     pool = cast("Any", SentinelConnectionPool)(service, sentinel, connection_class=connection_class, **options)
     client = cast("_PrimaryClient", _PrimaryClient.from_pool(pool))
