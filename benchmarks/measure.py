@@ -78,8 +78,8 @@ async def calls(call: Callable[[Any], Awaitable[object]], items: Sequence[Any], 
     return Sample(len(latencies) / elapsed, p50, p99, max(pauses, default=None))
 
 
-async def walk(call: Callable[[], Awaitable[int]], agents: int, expected: int) -> Sample:
-    """Await one call that walks the fleet.
+async def walk(call: Callable[[], Awaitable[Sequence[object]]], agents: int, expected: int) -> Sample:
+    """Await one call that walks the fleet; what its caller does with the answer, freeing it included, is not measured.
 
     Raises:
         RuntimeError: Its answer was wrong, so its time means nothing.
@@ -88,8 +88,8 @@ async def walk(call: Callable[[], Awaitable[int]], agents: int, expected: int) -
         began = time.perf_counter()
         found = await call()
         elapsed = time.perf_counter() - began
-    if found != expected:
-        raise RuntimeError(f"expected {expected} agents, got {found}")
+    if len(found) != expected:
+        raise RuntimeError(f"expected {expected} agents, got {len(found)}")
     return Sample(agents / elapsed, held=max(pauses, default=0.0))
 
 

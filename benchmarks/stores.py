@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -119,24 +120,20 @@ async def _measure_walks(store: str, stand: Stand, plan: Plan, tell: Tell) -> li
     return results
 
 
-def _walks(contender: Contender, size: int) -> dict[str, tuple[Callable[[], Awaitable[int]], int]]:
+def _walks(contender: Contender, size: int) -> dict[str, tuple[Callable[[], Awaitable[Sequence[object]]], int]]:
     """Return each walk with the number of agents it should find; the last leaves every agent offline."""
 
-    async def listed() -> int:
-        return len(await contender.list())
+    async def scanned() -> Sequence[object]:
+        return (
+            [None async for _ in contender.scan()] if isinstance(contender, AgentRegistry) else await contender.list()
+        )
 
-    async def scanned() -> int:
-        return len([None async for _ in contender.scan()]) if isinstance(contender, AgentRegistry) else await listed()
-
-    def reaped(ttl: float) -> Callable[[], Awaitable[int]]:
-        async def walker() -> int:
-            return len(await contender.reap(ttl))
-
-        return walker
+    def reaped(ttl: float) -> Callable[[], Awaitable[Sequence[object]]]:
+        return partial(contender.reap, ttl)
 
     day, silent = LONG_AGO.total_seconds(), -(-size // 100)
     return {
-        "list": (listed, size),
+        "list": (contender.list, size),
         "scan": (scanned, size),
         "reap, none stale": (reaped(2 * day), 0),
         "reap, 1 % stale": (reaped(day / 2), silent),

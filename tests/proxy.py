@@ -25,6 +25,7 @@ class Proxy:
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self.answers_to_lose = 0
         self.answers_to_cut = 0
         self.delay = 0.0
@@ -49,27 +50,34 @@ class Proxy:
     ) -> None:
         assert self._server is not None
         self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
         try:
-            await asyncio.wait(
-                [
-                    asyncio.ensure_future(self._pass_on(reader, far_writer)),
-                    asyncio.ensure_future(self._answer(far_reader, writer)),
-                ],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            for each in (writer, far_writer):
-                each.transport.abort()
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        ends = {writer, far_writer}
+        self._writers |= ends
+        ways = [
+            asyncio.create_task(self._pass_on(reader, far_writer)),
+            asyncio.create_task(self._answer(far_reader, writer)),
+        ]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for each in ends:
+            each.transport.abort()
+        for way in ways:
+            way.cancel()
+        await asyncio.wait(ways)
+        self._writers -= ends
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):

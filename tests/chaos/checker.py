@@ -1,0 +1,228 @@
+"""Replays a history against what the registry promises.
+
+A call takes effect at some instant between its start and its end. One that failed may have taken effect at any instant
+after its start, even long after its caller gave up; one that found no agent has changed nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.chaos.history import Call, History, Note, Seen
+from tests.chaos.setting import INTERVAL, KEPT_FOR, STALE_AFTER, TIMEOUT
+
+LOSES_DATA = "loses data"
+
+
+class Sight(NamedTuple):
+    """What one reading call said of one agent: `seen` is None where it was not there."""
+
+    call: Call
+    seen: Seen | None
+
+
+class Verdict(NamedTuple):
+    """What was found wrong, and how many claims were tried."""
+
+    wrong: list[str]
+    tried: Counter[str]
+
+
+class Checker:
+    """Checks one history."""
+
+    def __init__(self, history: History) -> None:
+        self._calls = history.calls
+        self._notes = history.notes
+        self._losses = [note for note in history.notes if note.kind == "fault" and LOSES_DATA in note.text]
+        self._reaps = [call for call in history.calls if call.kind == "reap"]
+        self._wrong: list[str] = []
+        self._tried: Counter[str] = Counter()
+
+    def verdict(self) -> Verdict:
+        for note in self._notes:
+            if note.kind in {"crossed", "left"} or (note.kind == "ended" and note.text):
+                self._wrong.append(f"{note.who}: {note.kind} {note.text}")
+        sights = self._sights()
+        for agent_id, calls in self._by_agent().items():
+            _Agent(self, agent_id, calls, sights[agent_id], self._losses, self._reaps).check()
+        self._every_live_session_is_back()
+        return Verdict(self._wrong, self._tried)
+
+    def claim(self, name: str, holds: bool, what: str) -> None:
+        """Count a claim that was tried; keep it where it does not hold."""
+        self._tried[name] += 1
+        if not holds:
+            self._wrong.append(f"{name}: {what}")
+
+    def _by_agent(self) -> dict[str, list[Call]]:
+        found: defaultdict[str, list[Call]] = defaultdict(list)
+        for call in self._calls:
+            if call.id:
+                found[call.id].append(call)
+        return found
+
+    def _sights(self) -> dict[str, list[Sight]]:
+        """Return what each agent was seen to be; a list also says of every agent it lacks that it was not there."""
+        ids = {call.id for call in self._calls if call.id}
+        found: dict[str, list[Sight]] = {agent_id: [] for agent_id in ids}
+        for call in self._calls:
+            if call.kind == "list" and call.outcome == "ok":
+                here = {seen.id: seen for seen in call.seen}
+                for agent_id in ids:
+                    found[agent_id].append(Sight(call, here.get(agent_id)))
+                self.claim("a list has each agent once", len(here) == len(call.seen), f"{call.who} #{call.number}")
+            elif call.kind == "get" and call.outcome == "ok":
+                found[call.id].append(Sight(call, call.seen[0]))
+            elif call.id and call.outcome == "absent":
+                found[call.id].append(Sight(call, None))
+        return found
+
+    def _every_live_session_is_back(self) -> None:
+        calm = next((note.start for note in self._notes if note.kind == "calm"), None)
+        if calm is None:
+            return
+        ended = {note.who for note in self._notes if note.kind == "ended"}
+        # A call that was on its way when the last fault ended may take its whole time.
+        by = calm + 2 * INTERVAL + TIMEOUT
+        back = {
+            c.id
+            for c in self._calls
+            if c.kind in {"register", "heartbeat"} and c.outcome == "ok" and calm <= c.end <= by
+        }
+        own = (call for call in self._calls if call.kind == "register" and call.who in ended)
+        for agent_id in sorted({call.id for call in own if "-stays-" in call.id}):
+            self.claim("back within two intervals", agent_id in back, agent_id)
+
+
+class _Agent:
+    """Checks what is claimed of one agent."""
+
+    def __init__(
+        self,
+        checker: Checker,
+        agent_id: str,
+        calls: list[Call],
+        sights: list[Sight],
+        losses: list[Note],
+        reaps: list[Call],
+    ) -> None:
+        self._claim = checker.claim
+        self._id = agent_id
+        self._sights = sights
+        self._losses = losses
+        self._reaps = reaps
+        self._writes = [c for c in calls if c.kind in {"register", "update"} and c.outcome != "absent"]
+        self._births = [c for c in calls if c.kind == "register"]
+        self._removals = [c for c in calls if c.kind == "deregister" and c.outcome != "absent"]
+        self._beats = [c for c in calls if c.kind in {"register", "heartbeat"} and c.outcome != "absent"]
+        self._alive = [c for c in calls if c.kind in {"register", "heartbeat", "update", "get"}]
+        self._last_sign = _LastBefore(self._alive)
+        self._last_beat = _LastBefore(self._beats)
+        self._last_write = _LastBefore(self._writes)
+        self._last_removal = _LastBefore(self._removals)
+
+    def check(self) -> None:
+        for call in self._alive:
+            if call.outcome == "ok" and call.kind in {"heartbeat", "update"}:
+                self._stays_removed(call, is_there=True)
+        for sight in self._sights:
+            self._stays_removed(sight.call, is_there=sight.seen is not None)
+            if sight.seen is None:
+                self._is_rightly_absent(sight.call)
+            else:
+                self._carries_the_latest_load(sight.call, sight.seen)
+                if sight.seen.status == "offline":
+                    self._is_rightly_offline(sight.call)
+        self._each_transition_was_reported_once()
+
+    def _stays_removed(self, sight: Call, *, is_there: bool) -> None:
+        removal = self._last_removal(sight.start)
+        if removal is None or any(b.start < removal.end and b.outcome != "ok" for b in self._births):
+            return
+        born_since = any(b.start < sight.end and (b.end > removal.start or b.outcome != "ok") for b in self._births)
+        self._claim("a removed agent stays removed", not is_there or born_since, self._tell(sight, removal))
+
+    def _is_rightly_absent(self, sight: Call) -> None:
+        sign = self._last_sign(sight.start)
+        if sign is None:
+            return
+        beat = self._last_beat(sight.start)
+        excused = (
+            any(r.start < sight.end and (r.end > sign.start or r.outcome != "ok") for r in self._removals)
+            or any(loss.start < sight.end and loss.end > sign.start for loss in self._losses)
+            or beat is None
+            or sight.end - beat.start > KEPT_FOR
+        )
+        self._claim("an agent is not lost", excused, self._tell(sight, sign))
+
+    def _carries_the_latest_load(self, sight: Call, seen: Seen) -> None:
+        last = self._last_write(sight.start)
+        if last is None:
+            return
+        possible = {last.load} | {
+            w.load for w in self._writes if w.start < sight.end and (w.outcome != "ok" or w.end > last.start)
+        }
+        self._claim(
+            "no acknowledged update is lost", seen.load in possible, f"{self._tell(sight, last)}, read {seen.load}"
+        )
+
+    def _is_rightly_offline(self, sight: Call) -> None:
+        beat = self._last_beat(sight.start)
+        if beat is None:
+            return
+        self._claim("offline means silent", sight.end - beat.start > STALE_AFTER, self._tell(sight, beat))
+        reported = any(
+            reap.start < sight.end and reap.end > beat.start and (self._id in reap.reported or reap.outcome != "ok")
+            for reap in self._reaps
+        )
+        self._claim("offline means reported", reported, self._tell(sight, beat))
+
+    def _each_transition_was_reported_once(self) -> None:
+        before: Call | None = None
+        for reap in self._reaps:
+            if self._id not in reap.reported:
+                continue
+            beat = self._last_beat(reap.start)
+            silent = beat is None or reap.end - beat.start > STALE_AFTER
+            self._claim("only the silent are reported", silent, self._tell(reap, beat))
+            self._claim("a transition is reported once", self._came_back(before, reap), self._tell(reap, before))
+            before = reap
+
+    def _came_back(self, before: Call | None, after: Call) -> bool:
+        """Tell whether the agent may have beaten between two reports."""
+        return before is None or any(
+            beat.start < after.end and (beat.end > before.start or beat.outcome != "ok") for beat in self._beats
+        )
+
+    def _tell(self, call: Call, other: Call | None) -> str:
+        return f"{self._id}: {_short(call)} after {'nothing' if other is None else _short(other)}"
+
+
+class _LastBefore:
+    """Finds, of calls that were acknowledged, the one that began last of those that had ended by a time."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        done = sorted((call for call in calls if call.outcome == "ok"), key=lambda call: call.end)
+        self._ends = [call.end for call in done]
+        self._last = list(_latest_starts(done))
+
+    def __call__(self, time: float) -> Call | None:
+        at = bisect_right(self._ends, time)
+        return self._last[at - 1] if at else None
+
+
+def _latest_starts(calls: list[Call]) -> Iterator[Call]:
+    latest: Call | None = None
+    for call in calls:
+        if latest is None or call.start > latest.start:
+            latest = call
+        yield latest
+
+
+def _short(call: Call) -> str:
+    load = "" if call.load is None else f" of load {call.load}"
+    return f"{call.who} #{call.number} {call.kind}{load} [{call.start:.3f}, {call.end:.3f}] {call.outcome}"

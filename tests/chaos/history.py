@@ -1,0 +1,124 @@
+"""What every client did and saw, written down as it happens: a call before it begins, and when it has ended.
+
+Times are this host's monotonic clock, which its processes share.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import msgspec
+
+Outcome = Literal["ok", "absent", "failed", "open"]
+"""Done; no such agent; an error or a cancellation, so that it may have been done; not ended."""
+
+
+class Seen(msgspec.Struct, array_like=True, frozen=True):
+    """One agent, as a call returned it."""
+
+    id: str
+    status: str
+    load: int
+
+
+class Call(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
+    """A call that begins, and what is known of its end."""
+
+    who: str
+    number: int
+    kind: str
+    start: float
+    id: str = ""
+    load: int | None = None
+    end: float = math.inf
+    outcome: Outcome = "open"
+    seen: list[Seen] = []
+    reported: list[str] = []
+
+
+class End(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
+    """How a call ended."""
+
+    who: str
+    number: int
+    end: float
+    outcome: Outcome
+    seen: list[Seen] = []
+    reported: list[str] = []
+
+
+class Note(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
+    """Something else that is worth a line: a fault, a crossed answer, a client that is ready or has ended."""
+
+    who: str
+    kind: str
+    start: float
+    end: float = math.inf
+    text: str = ""
+
+
+class Journal:
+    """Writes lines to a file at once, so that a killed process leaves all that it knew."""
+
+    def __init__(self, path: Path, who: str) -> None:
+        self.who = who
+        self._path = path
+        self._next = 0
+
+    def __enter__(self) -> Self:
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+    def begin(self, kind: str, agent_id: str, load: int | None) -> int:
+        self._next += 1
+        self._write(Call(who=self.who, number=self._next, kind=kind, start=time.monotonic(), id=agent_id, load=load))
+        return self._next
+
+    def end(self, number: int, outcome: Outcome, seen: Iterable[Seen] = (), reported: Iterable[str] = ()) -> None:
+        line = End(who=self.who, number=number, end=time.monotonic(), outcome=outcome)
+        line.seen, line.reported = list(seen), list(reported)
+        self._write(line)
+
+    def note(self, kind: str, text: str = "", start: float | None = None) -> None:
+        now = time.monotonic()
+        self._write(Note(who=self.who, kind=kind, start=now if start is None else start, end=now, text=text))
+
+    def _write(self, line: Call | End | Note) -> None:
+        os.write(self._file, msgspec.json.encode(line) + b"\n")
+
+
+class History(msgspec.Struct):
+    """All calls and notes of a run, by the time they began."""
+
+    calls: list[Call]
+    notes: list[Note]
+
+
+def read_history(folder: Path) -> History:
+    """Put the journals of a folder together; the last line of a killed process may be missing its end."""
+    decoder = msgspec.json.Decoder(Call | End | Note)
+    calls: dict[tuple[str, int], Call] = {}
+    notes: list[Note] = []
+    for path in sorted(folder.glob("*.journal")):
+        *lines, cut = path.read_bytes().split(b"\n")
+        for line in map(decoder.decode, lines):
+            if isinstance(line, Call):
+                calls[line.who, line.number] = line
+            elif isinstance(line, Note):
+                notes.append(line)
+            else:
+                call = calls[line.who, line.number]
+                call.end, call.outcome, call.seen, call.reported = line.end, line.outcome, line.seen, line.reported
+        assert not cut or path.name != "conductor.journal"
+    return History(sorted(calls.values(), key=lambda call: call.start), sorted(notes, key=lambda note: note.start))

@@ -1,0 +1,202 @@
+"""The store of a run, and what may befall it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, closing, suppress
+from pathlib import Path
+from typing import Any, Final, Self
+
+import redis
+import redis.asyncio as aioredis
+
+from tests.chaos.checker import LOSES_DATA
+from tests.proxy import Proxy
+from tests.redis_server import RedisServer, free_port
+
+Fault = Callable[[float], Awaitable[None]]
+"""Befalls the store for about so many seconds."""
+
+
+class ChaosStore(ABC):
+    """A store that clients reach by URLs of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stack.aclose()
+
+    @abstractmethod
+    async def start(self) -> None: ...
+
+    @abstractmethod
+    async def url(self) -> str:
+        """Return a URL for one more client."""
+
+    @property
+    @abstractmethod
+    def faults(self) -> Mapping[str, Fault]: ...
+
+    @abstractmethod
+    async def left_open(self) -> str:
+        """Tell which connections the clients left open; empty where there are none."""
+
+
+class SQLiteStore(ChaosStore):
+    """A file."""
+
+    async def start(self) -> None:
+        self._path = self.folder / "fleet.db"
+
+    async def url(self) -> str:
+        return f"sqlite://{self._path}"
+
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        return {"somebody holds the write lock": self._lock, "the log is truncated": self._truncate}
+
+    async def _lock(self, seconds: float) -> None:
+        with closing(sqlite3.connect(self._path, isolation_level=None, timeout=5)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            await asyncio.sleep(seconds)
+
+    async def _truncate(self, seconds: float) -> None:
+        with closing(sqlite3.connect(self._path, isolation_level=None, timeout=5)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    async def left_open(self) -> str:
+        return ""
+
+
+class RedisStore(ChaosStore):
+    """A server that writes its data to disk, and a proxy before it for each client."""
+
+    async def start(self) -> None:
+        # With "everysec", a write may be put off while the disk is slow, and a kill takes what was acknowledged.
+        keeps = ("--appendonly", "yes", "--appendfsync", "always")
+        allows = ("--enable-debug-command", "yes", "--busy-reply-threshold", "200")
+        self._server = self.stack.enter_context(RedisServer(*keeps, *allows))
+        self._proxies: list[Proxy] = []
+        self._admin = aioredis.Redis(port=self._server.port, client_name="conductor")
+        self.stack.push_async_callback(self._admin.aclose)
+
+    async def url(self) -> str:
+        proxy = await self.stack.enter_async_context(Proxy(self._server.port))
+        self._proxies.append(proxy)
+        return proxy.url
+
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        return {
+            "the server stops for a while": self._pause,
+            "the server is killed and restarted with its data": self._restart,
+            f"the server is killed and restarted empty; {LOSES_DATA}": self._restart_empty,
+            f"FLUSHALL; {LOSES_DATA}": self._flush,
+            f"agents are evicted; {LOSES_DATA}": self._evict,
+            "answers are lost": self._lose,
+            "answers are cut in half": self._cut,
+            "answers are late": self._delay,
+            "connections are killed": self._kill_connections,
+            "the scripts are forgotten": self._forget_scripts,
+            "the server sleeps": self._sleep,
+            "a script blocks the server": self._block,
+            "the memory is full": self._fill,
+            "the server is a replica": self._demote,
+            "the server wants replicas": self._want_replicas,
+        }
+
+    async def left_open(self) -> str:
+        clients: Any = await self._admin.client_list(_type="normal")
+        return " ".join(str(client) for client in clients if client["name"] != "conductor")
+
+    async def _pause(self, seconds: float) -> None:
+        self._server.pause()
+        await asyncio.sleep(seconds)
+        self._server.resume()
+
+    async def _restart(self, seconds: float) -> None:
+        self._server.stop()
+        await asyncio.sleep(seconds / 2)
+        await asyncio.to_thread(self._server.start)
+
+    async def _restart_empty(self, seconds: float) -> None:
+        self._server.stop()
+        shutil.rmtree(self._server.folder / "appendonlydir")
+        await asyncio.sleep(seconds / 2)
+        await asyncio.to_thread(self._server.start)
+
+    async def _flush(self, seconds: float) -> None:
+        await self._ask("FLUSHALL")
+
+    async def _evict(self, seconds: float) -> None:
+        await self._ask("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
+        await self._fill(0.1)
+        await self._ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+    async def _lose(self, seconds: float) -> None:
+        for proxy in self._proxies:
+            proxy.answers_to_lose = 2
+
+    async def _cut(self, seconds: float) -> None:
+        for proxy in self._proxies:
+            proxy.answers_to_cut = 2
+
+    async def _delay(self, seconds: float) -> None:
+        for proxy in self._proxies:
+            proxy.delay = seconds / 4
+        await asyncio.sleep(seconds)
+        for proxy in self._proxies:
+            proxy.delay = 0
+
+    async def _kill_connections(self, seconds: float) -> None:
+        await self._ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    async def _forget_scripts(self, seconds: float) -> None:
+        await self._ask("SCRIPT", "FLUSH")
+
+    async def _sleep(self, seconds: float) -> None:
+        await self._ask("DEBUG", "SLEEP", seconds)
+
+    async def _block(self, seconds: float) -> None:
+        blocking = asyncio.create_task(self._ask("EVAL", "while true do end", 0))
+        await asyncio.sleep(max(0.5, seconds))
+        await self._ask("SCRIPT", "KILL")
+        with suppress(redis.ResponseError):
+            await blocking
+
+    async def _fill(self, seconds: float) -> None:
+        await self._ask("CONFIG", "SET", "maxmemory", 1)
+        await asyncio.sleep(seconds)
+        await self._ask("CONFIG", "SET", "maxmemory", 0)
+
+    async def _demote(self, seconds: float) -> None:
+        await self._ask("REPLICAOF", "127.0.0.1", free_port())
+        await asyncio.sleep(seconds)
+        await self._ask("REPLICAOF", "NO", "ONE")
+
+    async def _want_replicas(self, seconds: float) -> None:
+        await self._ask("CONFIG", "SET", "min-replicas-to-write", 1)
+        await asyncio.sleep(seconds)
+        await self._ask("CONFIG", "SET", "min-replicas-to-write", 0)
+
+    async def _ask(self, *command: object) -> Any:
+        return await self._admin.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+STORES: Final[dict[str, type[ChaosStore]]] = {"redis": RedisStore, "sqlite": SQLiteStore}
+
+
+def length(chance: random.Random) -> float:
+    """Return how long a fault lasts: mostly shorter than a call may take, at times longer than an agent may be silent."""
+    return chance.choice([chance.uniform(0.1, 0.8), chance.uniform(0.8, 3.0)])
