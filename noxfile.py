@@ -55,3 +55,10 @@ def bench(session: nox.Session) -> None:
     """Measure; arguments go to `python -m benchmarks`."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(default=False)
+def chaos(session: nox.Session) -> None:
+    """Let faults strike a fleet at random, some minutes long; arguments go to `python -m tests.chaos`."""
+    install(session, "test")
+    session.run("python", "-m", "tests.chaos", *session.posargs)

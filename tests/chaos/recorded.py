@@ -95,33 +95,32 @@ class RecordedSQLite(Recorded, SQLiteRegistry):
     pass
 
 
-class GetThenSet(RecordedRedis):
+class Buggy(RecordedRedis):
+    async def _read_and_write(self, agent_id: str, changed: dict[str, str], **options: Any) -> bool:
+        """Read a record and write it back with other fields, in two steps."""
+        key, client = self._key(agent_id), self._servers._client  # type: ignore[attr-defined]
+        record = await self._servers.driven(lambda: client.get(key), repeatable=False)
+        if record is not None:
+            text = msgspec.json.encode(msgspec.json.decode(record) | changed)
+            await self._servers.driven(lambda: client.set(key, text, **options), repeatable=False)
+        return record is not None
+
+
+class GetThenSet(Buggy):
     """The bug: a heartbeat reads the record and writes it back."""
 
     async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        return list(await asyncio.gather(*map(self._touch_one, ids)))
-
-    async def _touch_one(self, agent_id: str) -> bool:
-        key, client = self._key(agent_id), self._servers._client  # type: ignore[attr-defined]
-        record = await client.get(key)
-        if record is None:
-            return False
-        fields = msgspec.json.decode(record)
-        fields["last_heartbeat"] = datetime.now(UTC).isoformat()
-        if fields["status"] == "offline":
-            fields["status"] = "available"
-        await client.set(key, msgspec.json.encode(fields), px=self._milliseconds)
-        return True
+        changed = {"last_heartbeat": datetime.now(UTC).isoformat(), "status": "available"}
+        calls = [self._read_and_write(agent_id, changed, px=self._milliseconds) for agent_id in ids]
+        return list(await asyncio.gather(*calls))
 
 
-class ReapBlindly(RecordedRedis):
-    """The bug: what a sweep has read is written back as offline, whatever has happened meanwhile."""
+class ReapBlindly(Buggy):
+    """The bug: what a sweep has found stale is written as offline, whatever has happened meanwhile."""
 
     async def _mark(self, ids: list[str], records: list[bytes]) -> list[str]:
-        client = self._servers._client  # type: ignore[attr-defined]
-        for agent_id, record in zip(ids, records, strict=True):
-            fields = msgspec.json.decode(record) | {"status": "offline"}
-            await client.set(self._key(agent_id), msgspec.json.encode(fields), keepttl=True)
+        for agent_id in ids:
+            await self._read_and_write(agent_id, {"status": "offline"}, keepttl=True)
         return ids
 
 

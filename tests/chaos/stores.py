@@ -169,6 +169,8 @@ class RedisStore(ChaosStore):
         await self._ask("DEBUG", "SLEEP", seconds)
 
     async def _block(self, seconds: float) -> None:
+        # Two connections that stand: a new one would greet a server that answers nothing but SCRIPT KILL.
+        await asyncio.gather(self._ask("PING"), self._ask("PING"))
         blocking = asyncio.create_task(self._ask("EVAL", "while true do end", 0))
         await asyncio.sleep(max(0.5, seconds))
         await self._ask("SCRIPT", "KILL")

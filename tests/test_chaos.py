@@ -1,0 +1,121 @@
+"""A short run of the chaos, and the checker itself: each broken promise is found, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.checker import LOSES_DATA, Checker
+from tests.chaos.history import Call, History, Note, Seen
+from tests.chaos.run import run
+from tests.chaos.setting import INTERVAL, KEPT_FOR, STALE_AFTER, TIMEOUT
+
+CLAIMS = {
+    "a list has each agent once",
+    "a removed agent stays removed",
+    "an agent is not lost",
+    "back within two intervals",
+    "no acknowledged update is lost",
+}
+
+
+@pytest.mark.parametrize(("store", "seconds"), [("redis", 10), ("sqlite", 6)])
+async def test_a_short_run_of_chaos(store: str, seconds: float, tmp_path: Path) -> None:
+    verdict = await run(store, 1, seconds, tmp_path)
+    assert not verdict.wrong, "\n".join(verdict.wrong[:10])
+    assert set(verdict.tried) >= CLAIMS
+
+
+def call(kind: str, start: float, end: float, **facts: Any) -> Call:
+    return Call(who="c", number=0, kind=kind, start=start, end=end, **({"id": "a", "outcome": "ok"} | facts))
+
+
+def listed(start: float, end: float, *seen: Seen) -> Call:
+    return call("list", start, end, id="", seen=list(seen))
+
+
+def swept(start: float, end: float, *ids: str) -> Call:
+    return call("reap", start, end, id="", reported=list(ids))
+
+
+def broken(*calls: Call, notes: list[Note] | None = None) -> set[str]:
+    """Return the names of the promises that the history breaks."""
+    ordered = sorted(calls, key=lambda each: each.start)
+    return {wrong.partition(":")[0] for wrong in Checker(History(ordered, notes or [])).verdict().wrong}
+
+
+BORN = call("register", 0, 1, load=0)
+SEEN = Seen("a", "available", 0)
+OFFLINE = Seen("a", "offline", 0)
+
+
+def test_what_is_as_promised_is_not_broken() -> None:
+    gone = call("deregister", 4, 5)
+    again = call("register", 7, 8, load=0)
+    assert broken(BORN, listed(2, 3, SEEN), gone, listed(6, 6.5), again, listed(9, 10, SEEN)) == set()
+
+
+@pytest.mark.parametrize(
+    "sight",
+    [listed(6, 7, SEEN), call("get", 6, 7, seen=[SEEN]), call("heartbeat", 6, 7), call("update", 6, 7, load=0)],
+    ids=lambda sight: sight.kind,
+)
+def test_a_resurrection_is_found(sight: Call) -> None:
+    gone = call("deregister", 4, 5)
+    assert "a removed agent stays removed" in broken(BORN, gone, sight)
+    assert broken(BORN, call("deregister", 4, 5, outcome="failed"), sight) == set()
+    assert broken(BORN, gone, call("register", 5.5, 6.5, load=0), sight) == set()
+
+
+def test_a_lost_update_is_found() -> None:
+    update = call("update", 2, 3, load=7)
+    assert broken(BORN, update, listed(4, 5, SEEN)) == {"no acknowledged update is lost"}
+    assert broken(BORN, update, listed(4, 5, Seen("a", "busy", 7))) == set()
+    assert broken(BORN, call("update", 2, 3, load=7, outcome="failed"), listed(4, 5, SEEN)) == set()
+    assert broken(BORN, update, call("register", 3.2, 3.5, load=0), listed(4, 5, SEEN)) == set()
+
+
+def test_a_lost_agent_is_found() -> None:
+    assert broken(BORN, listed(2, 3)) == {"an agent is not lost"}
+    assert broken(BORN, call("get", 2, 3, outcome="absent")) == {"an agent is not lost"}
+    assert broken(BORN, listed(2, 2 + KEPT_FOR)) == set()
+    loss = Note(who="conductor", kind="fault", start=1.5, end=1.6, text=f"FLUSHALL; {LOSES_DATA}")
+    assert broken(BORN, listed(2, 3), notes=[loss]) == set()
+
+
+def test_an_agent_twice_in_a_list_is_found() -> None:
+    assert broken(BORN, listed(2, 3, SEEN, SEEN)) == {"a list has each agent once"}
+
+
+def test_a_false_and_an_untold_offline_are_found() -> None:
+    late = 2 + STALE_AFTER
+    assert broken(BORN, listed(late, late + 1, OFFLINE)) == {"offline means reported"}
+    assert broken(BORN, swept(late, late + 1, "a"), listed(late + 1, late + 2, OFFLINE)) == set()
+    beat = call("heartbeat", late, late + 0.1)
+    assert broken(BORN, beat, swept(late + 0.2, late + 0.3, "a")) == {"only the silent are reported"}
+    assert "offline means silent" in broken(
+        BORN, beat, swept(2, late + 0.3, "a"), listed(late + 0.4, late + 0.5, OFFLINE)
+    )
+
+
+def test_a_report_told_twice_is_found() -> None:
+    late = 2 + STALE_AFTER
+    first, second = swept(late, late + 1, "a"), swept(late + 2, late + 3, "a")
+    assert broken(BORN, first, second) == {"a transition is reported once"}
+    assert broken(BORN, first, call("heartbeat", late + 1, math.inf, outcome="open"), second) == set()
+
+
+def test_a_session_that_is_not_back_is_found() -> None:
+    stays = call("register", 0, 1, load=0, id="c-stays-0")
+    notes = [Note(who="conductor", kind="calm", start=10), Note(who="c", kind="ended", start=20)]
+    soon, late = 10 + INTERVAL, 10 + 2 * INTERVAL + TIMEOUT + 0.1
+    assert broken(stays, call("heartbeat", soon, soon + 0.1, id="c-stays-0"), notes=notes) == set()
+    assert broken(stays, call("heartbeat", late, late, id="c-stays-0"), notes=notes) == {"back within two intervals"}
+
+
+@pytest.mark.parametrize("kind", ["crossed", "left"])
+def test_what_was_noted_as_wrong_is_told(kind: str) -> None:
+    assert broken(BORN, notes=[Note(who="c", kind=kind, start=1, text="something")]) == {"c"}
