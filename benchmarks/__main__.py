@@ -25,11 +25,14 @@ def main(arguments: Sequence[str]) -> None:
         document = json.loads(options.load.read_text(encoding="utf-8"))
     else:
         document = _measured(options, arguments)
-    console = Console()
-    console.width = max(console.width, 120)
-    for table in report.tables(document):
-        console.print(table, "", sep="\n")
-    console.print(report.footer(document), style="dim", highlight=False)
+    if options.markdown:
+        print(report.markdown(document))
+    else:
+        console = Console()
+        console.width = max(console.width, 120)
+        for table in report.tables(document):
+            console.print(table, "", sep="\n")
+        console.print(report.footer(document), style="dim", highlight=False)
     if options.json is not None:
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.plot is not None:
@@ -81,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with versions, to this file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures into this SVG or PNG file")
     parser.add_argument("--load", type=Path, metavar="FILE", help="measure nothing: take the figures of this JSON file")
+    parser.add_argument("--markdown", action="store_true", help="print tables for a page")
     return parser
 
 

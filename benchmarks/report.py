@@ -35,24 +35,58 @@ def about(arguments: Sequence[str]) -> dict[str, Any]:
 
 def tables(document: dict[str, Any]) -> Iterator[Table]:
     """Yield a table of calls and one of walks for each store."""
-    for (store, counted), group in groupby(document["results"], key=lambda row: (row["store"], row["counted"])):
-        rows = list(group)
-        peers = list(dict.fromkeys(peer for row in rows for peer in row["ratios"]))
+    for (store, counted), rows in _by_kind(document):
         made = Table(title=f"{store}, {counted} a second", title_justify="left", box=None, header_style="bold")
-        made.add_column("call", no_wrap=True)
-        made.add_column("callers" if counted == "calls" else "agents", justify="right")
-        for column in (OURS, "p50 ms", "p99 ms", "loop held ms", *(f"to {peer}" for peer in peers)):
+        head, *columns = _head(counted, rows)
+        made.add_column(head, no_wrap=True)
+        for column in columns:
             made.add_column(column, justify="right")
         for row in rows:
-            ours = row["medians"][OURS]
-            made.add_row(
-                row["call"],
-                f"{row['size']:,}",
-                f"{ours['rate']:,.0f}",
-                *(_figure(ours[name]) for name in ("p50", "p99", "held")),
-                *(_figure(row["ratios"].get(peer)) for peer in peers),
-            )
+            made.add_row(*_cells(row, rows))
         yield made
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return the tables for a page, less what says the same again."""
+    lines: list[str] = []
+    for (store, counted), rows in _by_kind(document):
+        kept = [row for row in rows if row["size"] not in (64, 10_000 if counted == "agents" else 0)]
+        kept = [row for row in kept if row["call"] not in ("scan", "reap, 1 % stale")]
+        head = _head(counted, rows)
+        lines += [f"### {store.capitalize()}, {counted} a second", "", _line(head)]
+        lines += ["|---|" + "---:|" * (len(head) - 1), *(_line(_cells(row, rows)) for row in kept), ""]
+    return "\n".join(lines)
+
+
+def _by_kind(document: dict[str, Any]) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    for kind, rows in groupby(document["results"], key=lambda row: (row["store"], row["counted"])):
+        yield kind, list(rows)
+
+
+def _peers(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(peer for row in rows for peer in row["ratios"]))
+
+
+def _head(counted: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    size = "callers" if counted == "calls" else "agents"
+    latency = ["p50 ms", "p99 ms"] if counted == "calls" else []
+    return ["call", size, OURS, *latency, "loop held ms", *(f"to {peer}" for peer in _peers(rows))]
+
+
+def _cells(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    ours = row["medians"][OURS]
+    figures = ("p50", "p99", "held") if row["counted"] == "calls" else ("held",)
+    return [
+        row["call"],
+        f"{row['size']:,}",
+        f"{ours['rate']:,.0f}",
+        *(_figure(ours[name]) for name in figures),
+        *(_figure(row["ratios"].get(peer)) for peer in _peers(rows)),
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def footer(document: dict[str, Any]) -> str:

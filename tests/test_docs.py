@@ -64,6 +64,13 @@ def test_the_operations_page_has_every_logger() -> None:
     assert set(re.findall(r"`(agentic\.\w+)`", page("operations.md"))) == named
 
 
+def test_the_reliability_page_names_tests_that_there_are() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page("reliability.md")))
+    assert len(named) > 50
+    assert named <= set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_every_page_is_linked_from_the_readme_and_from_the_index(path: Path) -> None:
     assert f"](docs/{path.name})" in (ROOT / "README.md").read_text(encoding="utf-8") or path.name == "index.md"

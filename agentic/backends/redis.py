@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import redis.asyncio as aioredis
 from redis.exceptions import RedisClusterException, RedisError
@@ -229,10 +230,12 @@ class RedisRegistry(AgentRegistry):
         for node in await self._servers.nodes():
             # Each server's clock decides for the agents that it holds.
             boundary = stale_before(await self._time_of(node), ttl)
-            async with self._records_of(node) as pages:
+            seen = _Seen()
+            async with self._records_of(node, seen) as pages:
                 async for page in pages:
                     stale = [(pulse.id, record) for pulse, record in self._pulses(page) if pulse.is_stale(boundary)]
                     yield await self._mark([agent_id for agent_id, _ in stale], [record for _, record in stale])
+            await seen.forget()
 
     async def _mark(self, ids: list[str], records: list[bytes]) -> list[str]:
         if not ids:
@@ -258,9 +261,10 @@ class RedisRegistry(AgentRegistry):
             async with self._records_of(node, seen) as pages:
                 async for page in pages:
                     yield page
+        await seen.forget()
 
-    def _records_of(self, node: Any, seen: _Seen | None = None) -> aclosing[AsyncGenerator[list[Record], None]]:
-        return aclosing(one_ahead(self._round_trips(node, seen or _Seen())))
+    def _records_of(self, node: Any, seen: _Seen) -> aclosing[AsyncGenerator[list[Record], None]]:
+        return aclosing(one_ahead(self._round_trips(node, seen)))
 
     async def _round_trips(self, node: Any, seen: _Seen) -> AsyncGenerator[list[Record], None]:
         """Yield the key and record of every agent of a node, each key once, a page for each round trip."""
@@ -322,19 +326,28 @@ class RedisRegistry(AgentRegistry):
 
 
 class _Seen:
-    """The keys that were given already: in many sets, none so large that its growth would hold the event loop."""
+    """The keys that were given already: in many parts, none so large that its growth would hold the event loop.
+
+    The parts are dicts, not sets, for the garbage collector passes over a dict of bytes without a look at each.
+    """
 
     def __init__(self) -> None:
-        self._parts: list[set[bytes]] = [set() for _ in range(256)]
+        self._parts: list[dict[bytes, None]] = [{} for _ in range(256)]
 
     def only_new(self, keys: Sequence[bytes]) -> list[bytes]:
         parts, new = self._parts, []
         for key in keys:
             part = parts[hash(key) & 255]
             if key not in part:
-                part.add(key)
+                part[key] = None
                 new.append(key)
         return new
+
+    async def forget(self) -> None:
+        """Free the keys a few parts at a time, for all at once would hold the event loop as well."""
+        while self._parts:
+            del self._parts[-4:]
+            await anyio.lowlevel.checkpoint()
 
 
 def _facts(results: Sequence[Any], ids: Sequence[str]) -> list[bool | RegistryError]:
