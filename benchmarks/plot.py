@@ -47,7 +47,7 @@ def _draw_costs(axes: Axes, results: list[dict[str, Any]]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="agents in the fleet", ylabel="milliseconds")
     axes.set_title("One call that walks the fleet", loc="left", fontweight="bold")
     axes.grid(which="major", color="#eeeeee")
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, handlelength=3.5)
 
 
 def _draw_rates(axes: Axes, results: list[dict[str, Any]]) -> None:

@@ -17,13 +17,14 @@ from rich.table import Table
 from benchmarks.samples import OURS
 
 DISTRIBUTIONS: Final = ("agentic-registry", "redis", "hiredis", "aiosqlite", "msgspec", "anyio")
+NAMES: Final = {"memory": "Memory", "sqlite": "SQLite", "redis": "Redis"}
 
 
-def about(arguments: Sequence[str]) -> dict[str, Any]:
+def about(arguments: Sequence[str], module: str = "benchmarks") -> dict[str, Any]:
     """Return what a run's rates depend on: the machine, the versions, the command line."""
     distributions = (*DISTRIBUTIONS, "uvloop") if "--uvloop" in arguments else DISTRIBUTIONS
     return {
-        "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
+        "command": shlex.join(["python", "-m", module, *arguments]),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -36,7 +37,7 @@ def about(arguments: Sequence[str]) -> dict[str, Any]:
 def tables(document: dict[str, Any]) -> Iterator[Table]:
     """Yield a table of calls and one of walks for each store."""
     for (store, counted), rows in _by_kind(document):
-        made = Table(title=f"{store}, {counted} a second", title_justify="left", box=None, header_style="bold")
+        made = Table(title=f"{NAMES[store]}, {counted} a second", title_justify="left", box=None, header_style="bold")
         head, *columns = _head(counted, rows)
         made.add_column(head, no_wrap=True)
         for column in columns:
@@ -53,7 +54,7 @@ def markdown(document: dict[str, Any]) -> str:
         kept = [row for row in rows if row["size"] not in (64, 10_000 if counted == "agents" else 0)]
         kept = [row for row in kept if row["call"] not in ("scan", "reap, 1 % stale")]
         head = _head(counted, rows)
-        lines += [f"### {store.capitalize()}, {counted} a second", "", _line(head)]
+        lines += [f"### {NAMES[store]}, {counted} a second", "", _line(head)]
         lines += ["|---|" + "---:|" * (len(head) - 1), *(_line(_cells(row, rows)) for row in kept), ""]
     return "\n".join(lines)
 

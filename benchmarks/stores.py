@@ -16,7 +16,7 @@ from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
 from benchmarks.measure import LONG_AGO, calls, fill, fleet, walk
 from benchmarks.peers import BareScript, BareSQLite, Contender, PlainRedis, PlainSQLite
 from benchmarks.samples import OURS, Case, Result, Sample
-from benchmarks.servers import running_server
+from tests.redis_server import RedisServer
 
 STORES: Final = ("memory", "sqlite", "redis")
 CALLERS: Final = (1, 64, 1_000, 10_000)
@@ -185,7 +185,7 @@ async def _stand(store: str, folder: Path) -> AsyncGenerator[Stand, None]:
             }
             yield Stand(registry, peers, ceilings, None, file_size)
         else:
-            url = stack.enter_context(running_server()).url
+            url = stack.enter_context(RedisServer()).url
             redis_registry = await stack.enter_async_context(RedisRegistry(url, prefix="bench", ttl=100_000))
             plain = await stack.enter_async_context(PlainRedis.opened(url))
             client = await stack.enter_async_context(aioredis.Redis.from_url(url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +16,7 @@ import agentic.errors
 from agentic import RegistryConfig, RegistryError
 from agentic.cli import app
 from agentic.config import ENVIRONMENT_PREFIX
+from benchmarks.report import markdown
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -69,6 +71,25 @@ def test_the_reliability_page_names_tests_that_there_are() -> None:
     named = set(re.findall(r"`(test_\w+)`", page("reliability.md")))
     assert len(named) > 50
     assert named <= set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))
+
+
+@pytest.mark.parametrize("run", ["asyncio", "uvloop"])
+def test_the_performance_page_shows_the_committed_runs_as_they_are(run: str) -> None:
+    document = json.loads((ROOT / "benchmarks" / "results" / f"{run}.json").read_text(encoding="utf-8"))
+    assert markdown(document) in page("performance.md")
+
+
+def test_the_readme_gives_the_figures_of_the_committed_run() -> None:
+    document = json.loads((ROOT / "benchmarks" / "results" / "asyncio.json").read_text(encoding="utf-8"))
+    found = {(each["store"], each["call"], each["size"]): each for each in document["results"]}
+    beats, commits = found["redis", "heartbeat", 1_000], found["sqlite", "heartbeat", 1_000]
+    claims = (
+        f"Redis takes {beats['medians']['agentic']['rate']:,.0f} a second, {beats['ratios']['GET and SET a call']:.3g} times",
+        f"SQLite takes {commits['medians']['agentic']['rate']:,.0f}, {commits['ratios']['one commit a call, NORMAL']:.3g} times",
+        f"is {found['redis', 'list', 20_000]['ratios']['GET and SET a call']:.3g} times as fast as one GET per key",
+    )
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert [claim for claim in claims if claim not in readme] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
