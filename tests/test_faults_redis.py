@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -385,36 +386,34 @@ async def test_the_documented_rights_suffice(own_redis_server: RedisServer) -> N
 AGENT = """
 import asyncio, logging, sys
 from agentic import AgentInfo, RedisRegistry
-logging.basicConfig(stream=sys.stdout, level=logging.WARNING)
+logging.basicConfig(filename=sys.argv[2], level=logging.WARNING)
 async def main():
     async with RedisRegistry(sys.argv[1], ttl=1) as registry, registry.session(AgentInfo("a"), interval=0.2):
-        print("ready", flush=True)
         await asyncio.sleep(60)
 asyncio.run(main())
 """
 
 
-async def test_an_agent_stopped_for_twice_its_ttl_registers_again(own_redis_server: RedisServer) -> None:
-    process = subprocess.Popen([sys.executable, "-c", AGENT, own_redis_server.url], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    try:
-        async with RedisRegistry(own_redis_server.url) as registry:
-            await wait_until(is_there(registry), "the agent is registered")
-            process.send_signal(signal.SIGSTOP)
+async def test_an_agent_stopped_for_twice_its_ttl_registers_again(
+    own_redis_server: RedisServer, tmp_path: Path
+) -> None:
+    log = tmp_path / "agent.log"
+    with subprocess.Popen([sys.executable, "-c", AGENT, own_redis_server.url, log]) as process:
+        try:
+            async with RedisRegistry(own_redis_server.url) as registry:
+                await wait_until(is_there(registry), "the agent is registered")
+                process.send_signal(signal.SIGSTOP)
 
-            async def gone() -> bool:
-                return not await registry.list()
+                async def gone() -> bool:
+                    return not await registry.list()
 
-            await wait_until(gone, "its lease has run out")
-            process.send_signal(signal.SIGCONT)
-            await wait_until(is_there(registry), "it has registered again")
-            process.send_signal(signal.SIGINT)
-    finally:
-        process.wait(10)
-    said = process.stdout.read().decode()
-    process.stdout.close()
-    assert "the event loop or the process was held" in said
-    assert "registered again" in said
+                await wait_until(gone, "its lease has run out")
+                process.send_signal(signal.SIGCONT)
+                await wait_until(is_there(registry), "it has registered again")
+                await wait_until(lambda: "registered again" in log.read_text(), "it has said so")
+        finally:
+            process.kill()
+    assert "the event loop or the process was held" in log.read_text()
 
 
 # --- clocks ---
