@@ -16,6 +16,8 @@ from agentic.errors import InvalidAgentError
 MAX_ID_BYTES: Final = 512
 MAX_RECORD_BYTES: Final = 64 * 1024
 _MAX_LOAD: Final = 2**63 - 1
+_SURELY_SMALL: Final = 10_000
+"""Texts and characters of them; JSON takes at most six bytes for either, so their record is short enough."""
 
 
 class AgentStatus(StrEnum):
@@ -102,6 +104,8 @@ def valid_agent(agent: object) -> AgentInfo:
     """
     if not isinstance(agent, AgentInfo):
         raise InvalidAgentError("agent", f"agent: must be an AgentInfo, got {type(agent).__name__}")
+    if _is_plain(agent):
+        return msgspec.structs.replace(agent, metadata=agent.metadata.copy())
     checked = AgentInfo(
         id=valid_id(agent.id),
         name=_text("name", agent.name),
@@ -114,6 +118,24 @@ def valid_agent(agent: object) -> AgentInfo:
     )
     check_size(checked)
     return checked
+
+
+def _is_plain(agent: AgentInfo) -> bool:
+    """Tell whether no field needs a closer look: its own type, ASCII, far from any limit. So it is with most agents."""
+    capabilities, metadata = agent.capabilities, agent.metadata
+    if type(agent) is not AgentInfo or type(agent.status) is not AgentStatus or agent.last_heartbeat is not None:
+        return False
+    if type(capabilities) is not tuple or type(metadata) is not dict:
+        return False
+    for load in (agent.current_load, agent.max_load):
+        if type(load) is not int or not 0 <= load <= _MAX_LOAD:
+            return False
+    texts = (agent.id, agent.name, *capabilities, *metadata, *metadata.values())
+    for text in texts:
+        if type(text) is not str:
+            return False
+    joined = "".join(texts)
+    return joined.isascii() and 0 < len(agent.id) <= MAX_ID_BYTES and len(joined) + len(texts) < _SURELY_SMALL
 
 
 def valid_changes(changes: Mapping[str, object]) -> AgentChanges:
@@ -137,23 +159,14 @@ def check_size(agent: AgentInfo) -> None:
     Raises:
         InvalidAgentError: It would.
     """
-    capabilities, metadata = agent.capabilities, agent.metadata
-    characters = len(agent.id) + len(agent.name) + sum(map(len, capabilities))
-    if metadata:
-        characters += sum(map(len, metadata)) + sum(map(len, metadata.values()))
-    # JSON takes at most six bytes for a character, and six around a text; only what may be too long is measured.
-    if 6 * (characters + len(capabilities) + 2 * len(metadata)) + 256 > MAX_RECORD_BYTES:
-        size = len(encode_agent(agent))
-        if size > MAX_RECORD_BYTES:
-            raise too_large(size)
+    size = len(encode_agent(agent))
+    if size > MAX_RECORD_BYTES:
+        raise too_large(size)
 
 
 def too_large(size: int) -> InvalidAgentError:
     """Return the error for a record of `size` bytes."""
     return InvalidAgentError("agent", f"agent: its record must be at most {MAX_RECORD_BYTES} bytes of JSON, got {size}")
-
-
-# Each check begins with the short way that nearly every value takes.
 
 
 def _text(field: str, value: object) -> str:
@@ -171,16 +184,12 @@ def _text(field: str, value: object) -> str:
 
 
 def _capabilities(field: str, value: object) -> tuple[str, ...]:
-    if type(value) is tuple and set(map(type, value)) <= _PLAIN and "".join(value).isascii():
-        return value
     if not isinstance(value, (tuple, list)):
         raise InvalidAgentError(field, f"{field}: must be a tuple or list of strings, got {type(value).__name__}")
     return tuple(_text(f"{field}[{index}]", item) for index, item in enumerate(value))
 
 
 def _status(field: str, value: object) -> AgentStatus:
-    if type(value) is AgentStatus:
-        return value
     status = AgentStatus(value) if isinstance(value, str) else None
     if status is None or status != value:
         raise InvalidAgentError(field, f"{field}: must be one of {', '.join(AgentStatus)}, got {value!r}")
@@ -198,8 +207,6 @@ def _instant(field: str, value: object) -> datetime | None:
 
 
 def _load(field: str, value: object) -> int:
-    if type(value) is int and 0 <= value <= _MAX_LOAD:
-        return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidAgentError(field, f"{field}: must be an int, got {type(value).__name__}")
     if value < 0:
@@ -212,14 +219,11 @@ def _load(field: str, value: object) -> int:
 
 
 def _metadata(field: str, value: object) -> dict[str, str]:
-    if type(value) is dict and not value:
-        return {}
     if not isinstance(value, Mapping):
         raise InvalidAgentError(field, f"{field}: must be a dict of strings, got {type(value).__name__}")
     return {_text(f"{field} key", key): _text(f"{field}[{key!r}]", item) for key, item in value.items()}
 
 
-_PLAIN: Final = {str}
 _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
     "name": _text,
     "capabilities": _capabilities,
@@ -245,9 +249,6 @@ class _Record(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     metadata: dict[str, str] = {}
 
 
-_BEFORE_HEARTBEAT: Final = b',"last_heartbeat":"'
-
-
 def _encoded(agent: AgentInfo, last_heartbeat: str) -> bytes:
     return msgspec.json.encode(
         _Record(
@@ -268,11 +269,9 @@ def encode_agent(agent: AgentInfo) -> bytes:
     return _encoded(agent, format_instant(agent.last_heartbeat or NEVER))
 
 
-def encode_around_heartbeat(agent: AgentInfo) -> tuple[bytes, bytes]:
-    """Return the record's JSON before and after the heartbeat's text, for a store that stamps its own between them."""
-    # Within a string the quotes would be escaped, and metadata stand behind: the first place found is the right one.
-    before, key, after = _encoded(agent, "").partition(_BEFORE_HEARTBEAT)
-    return before + key, after
+def encode_to_stamp(agent: AgentInfo) -> bytes:
+    """Return the record's JSON for a store that stamps it: an agent without a heartbeat has the empty text there."""
+    return _encoded(agent, "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat))
 
 
 class CorruptRecord(ValueError):

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from agentic import AgentInfo, AgentStatus
-from agentic.agent import CorruptRecord, decode_agent, encode_agent, valid_agent
+from agentic import AgentInfo, AgentStatus, InvalidAgentError
+from agentic.agent import MAX_RECORD_BYTES, CorruptRecord, decode_agent, encode_agent, valid_agent
 from agentic.clock import NEVER
 
 GO_RECORDS = (Path(__file__).parent / "data" / "go-records.jsonl").read_text(encoding="utf-8").splitlines()
@@ -34,6 +35,24 @@ agents = st.builds(
 def test_what_is_encoded_is_decoded_the_same(agent: AgentInfo) -> None:
     assert valid_agent(agent) == agent
     assert decode_agent(encode_agent(agent)) == agent
+
+
+@given(agents.map(lambda agent: replace(agent, last_heartbeat=None)))
+def test_a_checked_agent_equals_the_given_one_and_shares_no_metadata_with_it(agent: AgentInfo) -> None:
+    checked = valid_agent(agent)
+    assert checked == agent
+    assert checked.metadata is not agent.metadata
+
+
+@given(st.integers(0, 20_000), st.integers(0, 20_000))
+def test_whatever_is_accepted_has_a_record_of_at_most_64_kib(controls: int, capabilities: int) -> None:
+    agent = AgentInfo("a", name="\0" * controls, capabilities=("",) * capabilities)
+    size = len(encode_agent(agent))
+    if size <= MAX_RECORD_BYTES:
+        assert valid_agent(agent) == agent
+    else:
+        with pytest.raises(InvalidAgentError, match=f"got {size}"):
+            valid_agent(agent)
 
 
 @given(agents)

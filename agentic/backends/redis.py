@@ -21,7 +21,7 @@ from agentic.agent import (
     AgentInfo,
     CorruptRecord,
     decode_agent,
-    encode_around_heartbeat,
+    encode_to_stamp,
     too_large,
 )
 from agentic.backends.redis_client import CONNECT_TIMEOUT, backend_error, make_client
@@ -29,7 +29,7 @@ from agentic.backends.redis_doctor import may_evict
 from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
 from agentic.backends.redis_servers import Cluster, OneServer, Servers
 from agentic.backends.redis_url import connection_options, redacted
-from agentic.clock import format_instant, parse_instant, stale_before
+from agentic.clock import parse_instant, stale_before
 from agentic.errors import (
     BackendError,
     BackendRejectedError,
@@ -165,13 +165,9 @@ class RedisRegistry(AgentRegistry):
     # --- agents, by id ---
 
     async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
-        each = []
-        for agent in agents:
-            before, after = encode_around_heartbeat(agent)
-            given = "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat)
-            each.append((before, given, after))
         keys = self._keys([agent.id for agent in agents])
-        results = await self._servers.script("register", keys, (self._milliseconds,), each)
+        records = [(encode_to_stamp(agent),) for agent in agents]
+        results = await self._servers.script("register", keys, (self._milliseconds,), records)
         instants = {stamp: parse_instant(stamp.decode()) for stamp in set(results) if isinstance(stamp, bytes)}
         return [
             agent.stamped(instants[result]) if isinstance(result, bytes) else _failure(result, agent.id)
