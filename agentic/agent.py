@@ -104,8 +104,9 @@ def valid_agent(agent: object) -> AgentInfo:
     """
     if not isinstance(agent, AgentInfo):
         raise InvalidAgentError("agent", f"agent: must be an AgentInfo, got {type(agent).__name__}")
-    if _is_plain(agent):
-        return msgspec.structs.replace(agent, metadata=agent.metadata.copy())
+    plain = _checked_if_plain(agent)
+    if plain is not None:
+        return plain
     checked = AgentInfo(
         id=valid_id(agent.id),
         name=_text("name", agent.name),
@@ -120,22 +121,27 @@ def valid_agent(agent: object) -> AgentInfo:
     return checked
 
 
-def _is_plain(agent: AgentInfo) -> bool:
-    """Tell whether no field needs a closer look: its own type, ASCII, far from any limit. So it is with most agents."""
-    capabilities, metadata = agent.capabilities, agent.metadata
+def _checked_if_plain(agent: AgentInfo) -> AgentInfo | None:
+    """Return a checked copy if no field needs a closer look: its own type, ASCII, far from any limit. Most are so."""
     if type(agent) is not AgentInfo or type(agent.status) is not AgentStatus or agent.last_heartbeat is not None:
-        return False
+        return None
+    capabilities, metadata = agent.capabilities, agent.metadata
     if type(capabilities) is not tuple or type(metadata) is not dict:
-        return False
-    for load in (agent.current_load, agent.max_load):
-        if type(load) is not int or not 0 <= load <= _MAX_LOAD:
-            return False
-    texts = (agent.id, agent.name, *capabilities, *metadata, *metadata.values())
+        return None
+    load, most = agent.current_load, agent.max_load
+    if type(load) is not int or type(most) is not int or not (0 <= load <= _MAX_LOAD and 0 <= most <= _MAX_LOAD):
+        return None
+    texts = [agent.id, agent.name, *capabilities]
+    if metadata:
+        texts += metadata
+        texts += metadata.values()
     for text in texts:
         if type(text) is not str:
-            return False
+            return None
     joined = "".join(texts)
-    return joined.isascii() and 0 < len(agent.id) <= MAX_ID_BYTES and len(joined) + len(texts) < _SURELY_SMALL
+    if not joined.isascii() or not 0 < len(agent.id) <= MAX_ID_BYTES or len(joined) + len(texts) > _SURELY_SMALL:
+        return None
+    return msgspec.structs.replace(agent, metadata=metadata.copy())
 
 
 def valid_changes(changes: Mapping[str, object]) -> AgentChanges:

@@ -13,6 +13,8 @@ from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from agentic.errors import BackendError, BackendUnavailableError, RegistryClosedError, RegistryError
 
 Item = TypeVar("Item")
@@ -146,17 +148,16 @@ class Coalescer:
         turn = call.turn or call
         turn.unended -= 1
         if not turn.unended:
-            self._begin_turn_after(turn)
+            if turn.next_turn is None:
+                del self._last_turns[turn.agent_id]
+            else:
+                self._begin(turn.next_turn)
         self._under_way.discard(call)
         if self._waiting:
             self._line_up(self._waiting.popleft())
 
-    def _begin_turn_after(self, turn: _Call) -> None:
-        following = turn.next_turn
-        if following is None:
-            del self._last_turns[turn.agent_id]
-            return
-        held, following.held = following.held, None
+    def _begin(self, turn: _Call) -> None:
+        held, turn.held = turn.held, None
         for call in held or ():
             self._enqueue(call)
 
@@ -226,21 +227,21 @@ class _Queue:
         self.flushes = 0
 
 
-class _Call:
+class _Call(msgspec.Struct, eq=False):
     """One item on its way; for the call that began a turn, that turn as well."""
 
-    __slots__ = ("agent_id", "deadline", "future", "held", "item", "next_turn", "queue", "turn", "unended")
-
-    def __init__(self, queue: _Queue, agent_id: str, item: Any, future: asyncio.Future[Any], deadline: float) -> None:
-        self.queue = queue
-        self.agent_id = agent_id
-        self.item = item
-        self.future = future
-        self.deadline = deadline
-        self.turn: _Call | None = None  # The call that began the turn; None for that call itself.
-        self.unended = 1  # Of the turn: its calls that have not ended.
-        self.held: list[_Call] | None = None  # Of the turn: its calls, while an earlier turn is under way.
-        self.next_turn: _Call | None = None
+    queue: _Queue
+    agent_id: str
+    item: Any
+    future: asyncio.Future[Any]
+    deadline: float
+    turn: _Call | None = None
+    """The call that began the turn; None for that call itself."""
+    unended: int = 1
+    """Of the turn: its calls that have not ended."""
+    held: list[_Call] | None = None
+    """Of the turn: its calls, while an earlier turn is under way."""
+    next_turn: _Call | None = None
 
 
 def own(error: Exception) -> Exception:
