@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
+from time import monotonic
 from typing import Any, Final, TypeVar
-
-import msgspec
 
 from agentic.errors import BackendError, BackendUnavailableError, RegistryClosedError, RegistryError
 
@@ -26,8 +25,8 @@ BATCH_SIZE: Final = 256
 MAX_PENDING: Final = 16_384
 """How many calls may be lined up or under way at once; further ones wait their turn outside, in order."""
 
-WATCHES: Final = 20
-"""How often within `timeout` calls are looked through for those whose time is over."""
+LOOKS: Final = 20
+"""How often within `timeout` calls are looked through at most for those whose time is over."""
 
 
 Send = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]]
@@ -35,6 +34,9 @@ Send = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]]
 
 Lane = Callable[[str, Item], Awaitable[Outcome]]
 """Sends one item for one agent, in whatever company; what it returns brings that item's outcome."""
+
+_Call = tuple[str, Any, "asyncio.Future[Any]", float]
+"""One item on its way: its agent's id, the item, the future that its caller awaits, when it was issued."""
 
 
 def alone(send: Send[Item, Outcome]) -> Lane[Item, Outcome]:
@@ -65,12 +67,12 @@ class Coalescer:
         self.timeout = timeout
         self._flushes_per_lane = flushes_per_lane
         self._loop = asyncio.get_running_loop()
-        self._under_way: set[_Call] = set()
-        self._watch: asyncio.TimerHandle | None = None
-        self._waiting: deque[_Call] = deque()
         self._queues: list[_Queue] = []
-        self._last_turns: dict[str, _Call] = {}
-        self._workers: set[asyncio.Task[None]] = set()
+        self._turns: dict[str, _Queue | deque[_Turn]] = {}
+        self._pending = 0
+        self._waiting: deque[tuple[_Queue, _Call]] = deque()
+        self._workers: dict[asyncio.Task[None], list[_Call]] = {}
+        self._watch: asyncio.TimerHandle | None = None
         self._closed = False
 
     def lane(self, send: Send[Item, Outcome], *, commutes: bool = False) -> Lane[Item, Outcome]:
@@ -82,117 +84,166 @@ class Coalescer:
         """
         queue = _Queue(send, commutes)
         self._queues.append(queue)
-        return partial(self._call, queue)
+        make_future, turns, calls = self._loop.create_future, self._turns, queue.calls
+
+        # Every call of a fleet comes by here, so what it needs is at hand and its usual way is straight.
+        def issue(agent_id: str, item: Item) -> asyncio.Future[Outcome]:
+            future = make_future()
+            call = (agent_id, item, future, monotonic())
+            if self._pending >= MAX_PENDING:
+                self._waiting.append((queue, call))
+                return future
+            self._pending += 1
+            if agent_id in turns:
+                self._line_up(queue, call)
+                return future
+            turns[agent_id] = queue
+            calls.append(call)
+            if queue.workers < self._flushes_per_lane:
+                self._start_worker(queue)
+            return future
+
+        return issue
 
     async def drain(self) -> None:
         """Wait until every call has ended, at most `timeout` seconds; then fail the rest with `RegistryClosedError`."""
-        end = self._loop.time() + self.timeout
-        while self._workers and (left := end - self._loop.time()) > 0:
+        end = monotonic() + self.timeout
+        while self._workers and (left := end - monotonic()) > 0:
             await asyncio.wait(self._workers, timeout=left)
         self._closed = True
         for worker in self._workers:
             worker.cancel()
         if self._workers:
             await asyncio.wait(self._workers)
+        left_behind: list[_Call] = []
         while any(queue.calls for queue in self._queues):
             for queue in self._queues:
-                self._fail(self._take(queue), _too_late())
+                self._take(queue, left_behind)
+                self._fail(left_behind, _too_late())
         if self._watch is not None:
             self._watch.cancel()
 
-    def _call(self, queue: _Queue, agent_id: str, item: Any) -> asyncio.Future[Any]:
-        call = _Call(queue, agent_id, item, self._loop.create_future(), self._loop.time() + self.timeout)
-        if len(self._under_way) < MAX_PENDING:
-            self._line_up(call)
-        else:
-            self._waiting.append(call)
-        if self._watch is None:
-            self._watch = self._loop.call_later(self.timeout / WATCHES, self._fail_overdue)
-        return call.future
+    # --- deadlines ---
 
     def _fail_overdue(self) -> None:
         """Fail each call whose time is over, wherever it is; those behind it go on when its flush has ended."""
-        now = self._loop.time()
-        for call in chain(self._under_way, self._waiting):
-            if call.deadline <= now and not call.future.done():
-                call.future.set_exception(self._no_answer())
-        self._watch = None
-        if self._under_way:
-            self._watch = self._loop.call_later(self.timeout / WATCHES, self._fail_overdue)
+        now = oldest = monotonic()
+        for _, _, future, issued in self._calls():
+            if future.done():
+                continue
+            if issued + self.timeout <= now:
+                future.set_exception(self._no_answer())
+            elif issued < oldest:
+                oldest = issued
+        # Until the oldest is due nothing is; a look at a full house takes milliseconds.
+        wait = max(oldest + self.timeout - now, self.timeout / LOOKS)
+        self._watch = self._loop.call_later(wait, self._fail_overdue) if self._pending else None
+
+    def _calls(self) -> Iterator[_Call]:
+        for calls in self._workers.values():
+            yield from calls
+        for queue in self._queues:
+            yield from queue.calls
+        for turns in self._turns.values():
+            if not isinstance(turns, _Queue):
+                yield from chain.from_iterable(turn.held for turn in turns)
+        yield from (call for _, call in self._waiting)
 
     def _no_answer(self) -> BackendError:
         return BackendUnavailableError(f"the store did not answer within {self.timeout:g} s")
 
     # --- turns: the order of calls on one agent ---
     # A turn is the calls of one lane on one agent that may be under way together: several where they commute, else one.
-    # The next turn begins when all of them have ended. The call that began a turn stands for it.
+    # The next turn begins when all of them have ended. Most agents have one call under way, if any: the queue of its
+    # lane then stands for the agent's turns.
 
-    def _line_up(self, call: _Call) -> None:
-        self._under_way.add(call)
-        last = self._last_turns.setdefault(call.agent_id, call)
-        if last is call:
-            self._enqueue(call)
-        elif last.queue is call.queue and call.queue.commutes:
-            last.unended += 1
-            call.turn = last
-            if last.held is None:
-                self._enqueue(call)
-            else:
-                last.held.append(call)
+    def _line_up(self, queue: _Queue, call: _Call) -> None:
+        """Let a call join the turns of an agent that has calls under way."""
+        agent_id = call[0]
+        turns = self._turns[agent_id]
+        if isinstance(turns, _Queue):
+            turns = self._turns[agent_id] = deque([_Turn(turns)])
+        last = turns[-1]
+        if last.queue is not queue or not queue.commutes:
+            turns.append(_Turn(queue, [call]))
+            return
+        last.unended += 1
+        if last is turns[0]:
+            self._enqueue(queue, call)
         else:
-            call.held = [call]
-            last.next_turn = call
-            self._last_turns[call.agent_id] = call
+            last.held.append(call)
 
-    def _ended(self, call: _Call) -> None:
-        turn = call.turn or call
-        turn.unended -= 1
-        if not turn.unended:
-            if turn.next_turn is None:
-                del self._last_turns[turn.agent_id]
+    def _ended(self, agent_id: str) -> None:
+        """Take note that a call of the agent's present turn has ended."""
+        turns = self._turns[agent_id]
+        if not isinstance(turns, _Queue):
+            turns[0].unended -= 1
+            if turns[0].unended:
+                return
+            turns.popleft()
+            if turns:
+                self._begin(turns[0])
+                return
+        del self._turns[agent_id]
+
+    def _begin(self, turn: _Turn) -> None:
+        held, turn.held = turn.held, []
+        for call in held:
+            self._enqueue(turn.queue, call)
+
+    def _make_room(self, ended: int) -> None:
+        """Let in as many of those that wait outside as have ended."""
+        self._pending -= ended
+        while self._waiting and self._pending < MAX_PENDING:
+            queue, call = self._waiting.popleft()
+            self._pending += 1
+            if call[0] in self._turns:
+                self._line_up(queue, call)
             else:
-                self._begin(turn.next_turn)
-        self._under_way.discard(call)
-        if self._waiting:
-            self._line_up(self._waiting.popleft())
-
-    def _begin(self, turn: _Call) -> None:
-        held, turn.held = turn.held, None
-        for call in held or ():
-            self._enqueue(call)
+                self._turns[call[0]] = queue
+                self._enqueue(queue, call)
 
     # --- flushes ---
 
-    def _enqueue(self, call: _Call) -> None:
-        queue = call.queue
+    def _enqueue(self, queue: _Queue, call: _Call) -> None:
         queue.calls.append(call)
-        if queue.flushes < self._flushes_per_lane and not self._closed:
-            queue.flushes += 1
-            worker = self._loop.create_task(self._flush_until_idle(queue))
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+        if queue.workers < self._flushes_per_lane:
+            self._start_worker(queue)
 
-    async def _flush_until_idle(self, queue: _Queue) -> None:
+    def _start_worker(self, queue: _Queue) -> None:
+        if self._closed:
+            return
+        queue.workers += 1
+        calls: list[_Call] = []
+        worker = self._loop.create_task(self._flush_until_idle(queue, calls))
+        self._workers[worker] = calls
+        worker.add_done_callback(self._workers.pop)
+        if self._watch is None:
+            self._watch = self._loop.call_later(self.timeout, self._fail_overdue)
+
+    async def _flush_until_idle(self, queue: _Queue, calls: list[_Call]) -> None:
         try:
-            while calls := self._take(queue):
+            while self._take(queue, calls):
                 await self._flush(queue, calls)
         finally:
-            queue.flushes -= 1
+            queue.workers -= 1
 
-    def _take(self, queue: _Queue) -> list[_Call]:
-        calls: list[_Call] = []
-        while queue.calls and len(calls) < BATCH_SIZE:
-            call = queue.calls.popleft()
-            if call.future.done():
-                self._ended(call)
-            else:
+    def _take(self, queue: _Queue, calls: list[_Call]) -> bool:
+        """Move the next calls from the queue, but for those whose callers have gone; tell whether there are any."""
+        waiting = queue.calls
+        while waiting and len(calls) < BATCH_SIZE:
+            call = waiting.popleft()
+            if not call[2].done():
                 calls.append(call)
-        return calls
+                continue
+            self._ended(call[0])
+            self._make_room(1)
+        return bool(calls)
 
     async def _flush(self, queue: _Queue, calls: list[_Call]) -> None:
         try:
-            async with asyncio.timeout_at(max(call.deadline for call in calls)):
-                outcomes = await queue.send([call.item for call in calls])
+            async with asyncio.timeout(self.timeout):
+                outcomes = await queue.send([item for _, item, _, _ in calls])
             if len(outcomes) != len(calls):
                 raise BackendError(f"the store gave {len(outcomes)} answers to {len(calls)} calls")
         except asyncio.CancelledError:
@@ -205,43 +256,47 @@ class Coalescer:
         except Exception as error:  # noqa: BLE001  it is the callers', who await it
             self._fail(calls, error)
         else:
-            for call, outcome in zip(calls, outcomes, strict=True):
-                if not call.future.done():
-                    call.future.set_result(outcome)
-                self._ended(call)
+            turns = self._turns
+            for (agent_id, _, future, _), outcome in zip(calls, outcomes, strict=True):
+                if not future.done():
+                    future.set_result(outcome)
+                if turns[agent_id] is queue:
+                    del turns[agent_id]
+                else:
+                    self._ended(agent_id)
+            self._all_ended(calls)
 
     def _fail(self, calls: list[_Call], error: Exception) -> None:
-        for call in calls:
-            if not call.future.done():
-                call.future.set_exception(own(error))
-            self._ended(call)
+        for agent_id, _, future, _ in calls:
+            if not future.done():
+                future.set_exception(own(error))
+            self._ended(agent_id)
+        self._all_ended(calls)
+
+    def _all_ended(self, calls: list[_Call]) -> None:
+        ended = len(calls)
+        calls.clear()
+        self._make_room(ended)
 
 
 class _Queue:
-    """What a lane knows: how it sends, which calls wait to leave, how many flushes are under way."""
+    """What a lane knows: how it sends, which calls wait to leave, how many workers flush them."""
 
     def __init__(self, send: Send[Any, Any], commutes: bool) -> None:
         self.send = send
         self.commutes = commutes
         self.calls: deque[_Call] = deque()
-        self.flushes = 0
+        self.workers = 0
 
 
-class _Call(msgspec.Struct, eq=False):
-    """One item on its way; for the call that began a turn, that turn as well."""
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """Calls of one lane on one agent that are under way together, or will be."""
 
     queue: _Queue
-    agent_id: str
-    item: Any
-    future: asyncio.Future[Any]
-    deadline: float
-    turn: _Call | None = None
-    """The call that began the turn; None for that call itself."""
+    held: list[_Call] = field(default_factory=list)
+    """Those that wait for the turn to begin."""
     unended: int = 1
-    """Of the turn: its calls that have not ended."""
-    held: list[_Call] | None = None
-    """Of the turn: its calls, while an earlier turn is under way."""
-    next_turn: _Call | None = None
 
 
 def own(error: Exception) -> Exception:

@@ -185,7 +185,7 @@ async def test_callers_wait_when_there_is_no_room(monkeypatch: pytest.MonkeyPatc
     coalescer, touch, _ = lanes(ledger)
     calls = started([touch(f"agent-{n}", n) for n in range(12)])
     await settle()
-    assert len(coalescer._last_turns) == 5
+    assert len(coalescer._turns) == 5
     ledger.gate.set()
     assert await asyncio.gather(*calls) == [("answer", "touch", n) for n in range(12)]
     assert [item for _, item in ledger.effects] == list(range(12))
@@ -231,7 +231,7 @@ async def test_a_call_cancelled_under_way_harms_no_other() -> None:
     ledger.gate.set()
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert (answers[0], answers[2]) == (("answer", "touch", 0), ("answer", "touch", 2))
-    assert coalescer._last_turns == {}
+    assert coalescer._turns == {}
 
 
 # --- drain ---
@@ -261,8 +261,8 @@ async def test_drain_fails_what_does_not_end_by_the_deadline() -> None:
     await coalescer.drain()
     errors = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(error, RegistryClosedError) for error in errors)
-    assert coalescer._last_turns == {}
-    assert coalescer._workers == set()
+    assert coalescer._turns == {}
+    assert coalescer._workers == {}
 
 
 async def test_closing_a_registry_lets_what_was_issued_end(store: Store) -> None:
@@ -334,9 +334,9 @@ async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[t
         for before, after in pairwise(order):
             assert before < after or issued[before][0] == issued[after][0] == "touch"
     await settle()
-    assert coalescer._workers == set()  # nothing left under way
-    assert coalescer._last_turns == {}
-    assert coalescer._under_way == set()
+    assert coalescer._workers == {}  # nothing left under way
+    assert coalescer._turns == {}
+    assert coalescer._pending == 0
     assert ledger.most_under_way <= 2 * flushes
 
 
@@ -373,7 +373,7 @@ async def test_ten_thousand_calls_with_random_cancellation(registry: AgentRegist
     assert lanes_ is not None
     if lanes_._coalescer is not None:
         await settle()
-        assert lanes_._coalescer._last_turns == {}
+        assert lanes_._coalescer._turns == {}
 
 
 async def test_each_call_has_its_own_deadline() -> None:

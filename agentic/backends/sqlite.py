@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 
 from agentic.agent import AgentChanges, AgentInfo, check_size
 from agentic.backends.sqlite_connection import Database, backend_error
-from agentic.backends.sqlite_schema import AGENT_COLUMNS, agent_of, expiry, json_text, prepare, row_of, transaction
+from agentic.backends.sqlite_schema import AGENT_COLUMNS, agent_of, json_text, later, prepare, row_of, transaction
 from agentic.clock import Clock, format_instant, stale_before, system_clock, to_utc
 from agentic.errors import (
     BackendRejectedError,
@@ -40,12 +41,15 @@ ON CONFLICT (id) DO UPDATE SET
     name = excluded.name, capabilities = excluded.capabilities, status = excluded.status,
     last_heartbeat = excluded.last_heartbeat, current_load = excluded.current_load, max_load = excluded.max_load,
     metadata = excluded.metadata, expires_at = excluded.expires_at"""
-# One statement for a whole batch: it runs in C from end to end, the event loop's thread beside it.
+# One statement is a batch's whole transaction: it runs in C from end to end, the event loop's thread beside it. Its
+# time is read before it waits for other processes' writes, so a later one that they stamped meanwhile stands.
 _TOUCH: Final = f"""
-UPDATE agents SET last_heartbeat = ?, expires_at = ?,
+UPDATE agents SET
+    last_heartbeat = CASE WHEN last_heartbeat > ? AND last_heartbeat <= ? THEN last_heartbeat ELSE ? END,
+    expires_at = CASE WHEN last_heartbeat > ? AND last_heartbeat <= ? THEN expires_at ELSE ? END,
     status = CASE status WHEN 'offline' THEN 'available' ELSE status END
 WHERE {_PRESENT} AND id IN (?)"""
-_PRESENT_IDS: Final = f"SELECT id FROM agents WHERE {_PRESENT} AND id IN (?)"
+_TOUCH_RETURNING: Final = f"{_TOUCH} RETURNING id"
 _FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT} AND id IN (?)"
 _DELETE: Final = f"DELETE FROM agents WHERE {_PRESENT} AND id IN (?) RETURNING id"
 _PAGE: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT} AND id > ? ORDER BY id LIMIT {PAGE_SIZE}"
@@ -126,7 +130,7 @@ class SQLiteRegistry(AgentRegistry):
             with transaction(db):
                 now = self._now()
                 stored = [agent.stamped(now) for agent in agents]
-                stamp, expires_at = format_instant(now), expiry(now, self.ttl)
+                stamp, expires_at = format_instant(now), later(now, self.ttl)
                 db.executemany(
                     _INSERT,
                     [
@@ -140,14 +144,13 @@ class SQLiteRegistry(AgentRegistry):
 
     async def _touch(self, ids: Sequence[str]) -> Sequence[bool]:
         def work(db: sqlite3.Connection) -> list[bool]:
-            with transaction(db):
-                now = self._now()
-                stamp, expires_at = format_instant(now), expiry(now, self.ttl)
-                if _for_all(db, _TOUCH, (stamp, expires_at, stamp), ids).rowcount == len(set(ids)):
-                    return [True] * len(ids)
-                # The write lock is held: who is there now was there to be touched.
-                present = {agent_id for (agent_id,) in _for_all(db, _PRESENT_IDS, (stamp,), ids).fetchall()}
-                return [agent_id in present for agent_id in ids]
+            now = self._now()
+            stamp, latest = format_instant(now), later(now, self.timeout)
+            beat = (stamp, latest, stamp, stamp, latest, later(now, self.ttl), stamp)
+            if _for_all(db, _TOUCH, beat, ids).rowcount == len(set(ids)):
+                return [True] * len(ids)
+            present = {agent_id for (agent_id,) in _for_all(db, _TOUCH_RETURNING, beat, ids).fetchall()}
+            return [agent_id in present for agent_id in ids]
 
         return await self._run(work)
 
@@ -227,10 +230,12 @@ def _for_all(
     """Execute a statement whose last `?` stands for all the ids."""
     # Padded to a power of two, so that few different texts are prepared.
     size = 1 << (len(ids) - 1).bit_length()
-    return db.execute(
-        statement.replace("IN (?)", f"IN ({', '.join('?' * size)})"),
-        (*parameters, *ids, *(ids[-1] for _ in range(size - len(ids)))),
-    )
+    return db.execute(_for_ids(statement, size), (*parameters, *ids, *[ids[-1]] * (size - len(ids))))
+
+
+@cache
+def _for_ids(statement: str, size: int) -> str:
+    return statement.replace("IN (?)", f"IN ({', '.join('?' * size)})")
 
 
 def _fetch_all(db: sqlite3.Connection, ids: Sequence[str], now: str) -> list[AgentInfo | RegistryError | None]:

@@ -175,11 +175,11 @@ def json_text(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def expiry(now: datetime, ttl: float | None) -> str | None:
-    """Return the stored form of the last instant at which an agent written now is there; None for ever."""
-    if ttl is None:
+def later(now: datetime, seconds: float | None) -> str | None:
+    """Return the stored form of the instant that many seconds after `now`; None where there is none."""
+    if seconds is None:
         return None
     try:
-        return format_instant(now + timedelta(seconds=ttl))
+        return format_instant(now + timedelta(seconds=seconds))
     except OverflowError:
         return None
