@@ -347,6 +347,8 @@ class _Seen:
 
 
 def _facts(results: Sequence[Any], ids: Sequence[str]) -> list[bool | RegistryError]:
+    if results.count(_DONE) == len(results):
+        return [True] * len(results)
     return [
         result == _DONE if result in (_DONE, _ABSENT) else _failure(result, agent_id)
         for result, agent_id in zip(results, ids, strict=True)
