@@ -56,6 +56,9 @@ async def test_without_a_ttl_the_key_does_not_expire(redis_store: RedisStore) ->
     async with redis_store.make() as registry:
         await registry.heartbeat("a")
         assert 299_000 < redis_store.client.pttl(key(redis_store, "a")) <= 300_000
+    async with redis_store.make(ttl=None) as registry:
+        await registry.heartbeat("a")
+        assert redis_store.client.pttl(key(redis_store, "a")) == -1
 
 
 @pytest.mark.parametrize("special", ["team[1]", "te*", "t?am", "te\\am", "[a-z]", "{tag}", "a:agent:b", "^-", "é"])

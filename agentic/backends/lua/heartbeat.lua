@@ -5,6 +5,15 @@
 
 local ttl, stamp = ARGV[1], now()
 
+-- Writes the stamp alone, over one of the same width: what most heartbeats find. Otherwise false, with nothing changed.
+local function stamped_in_place(key, text)
+  local status_from, status_to, from, to = plain(text)
+  if not status_from or to - from + 1 ~= #stamp or sub(text, status_from, status_to) == 'offline' then return false end
+  call('SETRANGE', key, from - 1, stamp)
+  if ttl ~= '0' then call('PEXPIRE', key, ttl) else call('PERSIST', key) end
+  return true
+end
+
 local function beaten(text)
   local status_from, status_to, from, to = plain(text)
   if status_from then
@@ -22,12 +31,12 @@ end
 local records, results = read_all(), {}
 for i = 1, #KEYS do
   local record = records[i]
-  local patched = record and beaten(record)
-  if patched then
-    store(KEYS[i], patched, ttl)
+  if record and stamped_in_place(KEYS[i], record) then
     results[i] = 1
   else
-    results[i] = record and CORRUPT or missing(KEYS[i])
+    local patched = record and beaten(record)
+    if patched then store(KEYS[i], patched, ttl) end
+    results[i] = patched and 1 or record and CORRUPT or missing(KEYS[i])
   end
 end
 return results
