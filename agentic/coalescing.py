@@ -241,8 +241,10 @@ class Coalescer:
         return bool(calls)
 
     async def _flush(self, queue: _Queue, calls: list[_Call]) -> None:
+        # A flush that hangs holds up its lane until the last of its calls is over, and no longer.
+        last_issued = max(issued for _, _, _, issued in calls)
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(last_issued + self.timeout - monotonic()):
                 outcomes = await queue.send([item for _, item, _, _ in calls])
             if len(outcomes) != len(calls):
                 raise BackendError(f"the store gave {len(outcomes)} answers to {len(calls)} calls")
