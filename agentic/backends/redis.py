@@ -298,9 +298,9 @@ class RedisRegistry(AgentRegistry):
             agent = decode_agent(record)
         except CorruptRecord as error:
             return self._corrupt(key, str(error))
-        if self._key(agent.id) != key:
-            return self._corrupt(key, "it names the id of another key")
-        return agent
+        if self._key_prefix + agent.id.encode() == key:
+            return agent
+        return self._corrupt(key, "it names the id of another key")
 
     def _corrupt(self, key: bytes, why: str) -> CorruptRecordError:
         agent_id = key.removeprefix(self._key_prefix).decode(errors="replace")
