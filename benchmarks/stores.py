@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tracemalloc
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,6 +24,9 @@ CALLERS: Final = (1, 64, 1_000, 10_000)
 FLEETS: Final = (1_000, 10_000, 100_000, 1_000_000)
 CALLED_FLEET: Final = 20_000
 """The fleet on which single calls are measured, and its walks beside the peers'."""
+CALLS: Final = [(call, callers) for call in ("register", "heartbeat", "get") for callers in CALLERS]
+SCATTERED: Final = "heartbeat, scattered"
+"""By a thousand callers, of agents in no order: otherwise those that call together lie side by side in the store."""
 
 Tell = Callable[[str], None]
 Ceiling = Callable[[Sequence[str], float], Awaitable[Sample]]
@@ -77,18 +81,18 @@ async def _measure_calls(store: str, stand: Stand, plan: Plan, tell: Tell) -> li
     contenders: dict[str, Contender] = {OURS: stand.registry, **stand.peers}
     agents = fleet(CALLED_FLEET)
     ids = [agent.id for agent in agents]
+    scattered = random.Random(1).sample(ids, len(ids))
     for contender in contenders.values():
         await fill(contender, agents)
-    results = [
-        Result(Case(store, call, "calls", callers)) for call in ("register", "heartbeat", "get") for callers in CALLERS
-    ]
+    results = [Result(Case(store, call, "calls", callers)) for call, callers in (*CALLS, (SCATTERED, 1_000))]
     for repeat in range(plan.repeats):
         for result in results:
             case = result.case
             tell(f"{store}, {repeat + 1} of {plan.repeats}: {case.call}, {case.size:,} callers")
-            items = agents if case.call == "register" else ids
+            items = agents if case.call == "register" else scattered if case.call == SCATTERED else ids
+            method = case.call.partition(",")[0]
             for name, contender in contenders.items():
-                result.add(name, await calls(getattr(contender, case.call), items, case.size, plan.seconds))
+                result.add(name, await calls(getattr(contender, method), items, case.size, plan.seconds))
             for name, (callers, ceiling) in stand.ceilings.items():
                 if case.call == "heartbeat" and case.size in callers:
                     result.add(name, await ceiling(ids, plan.seconds))

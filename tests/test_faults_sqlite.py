@@ -194,7 +194,9 @@ async def test_a_full_disk_is_the_operators_until_there_is_room_again(small_disk
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
-async def test_a_file_that_is_gone_is_told_and_what_went_into_the_void_is_not_acknowledged(tmp_path: Path, how: str) -> None:
+async def test_a_file_that_is_gone_is_told_and_what_went_into_the_void_is_not_acknowledged(
+    tmp_path: Path, how: str
+) -> None:
     path = tmp_path / "r.db"
     async with SQLiteRegistry(path) as registry:
         await registry.register(AgentInfo("a"))
