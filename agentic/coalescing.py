@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from time import monotonic
 from typing import Any, Final, TypeVar
 
-from agentic.errors import BackendError, BackendUnavailableError, RegistryClosedError, RegistryError
+from agentic.errors import BackendError, BackendUnavailableError, RegistryClosedError
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -37,17 +39,6 @@ Lane = Callable[[str, Item], Awaitable[Outcome]]
 
 _Call = tuple[str, Any, "asyncio.Future[Any]", float]
 """One item on its way: its agent's id, the item, the future that its caller awaits, when it was issued."""
-
-
-def alone(send: Send[Item, Outcome]) -> Lane[Item, Outcome]:
-    """Return a lane for a store that gains nothing by batches: each item goes by itself."""
-
-    async def call(agent_id: str, item: Item) -> Outcome:
-        await asyncio.sleep(0)  # A call that never waits would leave no room for cancellation, nor for other tasks.
-        (outcome,) = await send([item])
-        return outcome
-
-    return call
 
 
 class Coalescer:
@@ -217,16 +208,19 @@ class Coalescer:
         calls: list[_Call] = []
         worker = self._loop.create_task(self._flush_until_idle(queue, calls))
         self._workers[worker] = calls
-        worker.add_done_callback(self._workers.pop)
+        worker.add_done_callback(partial(self._worker_ended, queue))
         if self._watch is None:
             self._watch = self._loop.call_later(self.timeout, self._fail_overdue)
 
+    def _worker_ended(self, queue: _Queue, worker: asyncio.Task[None]) -> None:
+        del self._workers[worker]
+        queue.workers -= 1
+        if queue.calls:  # It was cancelled, as a program does that cancels every task it finds.
+            self._start_worker(queue)
+
     async def _flush_until_idle(self, queue: _Queue, calls: list[_Call]) -> None:
-        try:
-            while self._take(queue, calls):
-                await self._flush(queue, calls)
-        finally:
-            queue.workers -= 1
+        while self._take(queue, calls):
+            await self._flush(queue, calls)
 
     def _take(self, queue: _Queue, calls: list[_Call]) -> bool:
         """Move the next calls from the queue, but for those whose callers have gone; tell whether there are any."""
@@ -249,7 +243,7 @@ class Coalescer:
             if len(outcomes) != len(calls):
                 raise BackendError(f"the store gave {len(outcomes)} answers to {len(calls)} calls")
         except asyncio.CancelledError:
-            self._fail(calls, _too_late())
+            self._fail(calls, _too_late() if self._closed else BackendError("the flush of this call was cancelled"))
             raise
         except TimeoutError as cause:
             error = self._no_answer()
@@ -302,12 +296,16 @@ class _Turn:
 
 
 def own(error: Exception) -> Exception:
-    """Return a caller's own instance of an error that several share; a traceback shared would grow with each raise."""
-    if not isinstance(error, RegistryError):
+    """Return a caller's own instance of an error that several share; a traceback shared would grow with each raise.
+
+    The error itself, where it cannot be copied: its class is made with other arguments than it keeps.
+    """
+    try:
+        copied = copy(error)
+    except Exception:  # noqa: BLE001  whatever its constructor makes of them
         return error
-    own = type(error)(*error.args)
-    own.__cause__ = error.__cause__
-    return own
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 def _too_late() -> RegistryClosedError:

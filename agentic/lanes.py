@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from agentic.coalescing import Coalescer, Lane, alone
+from agentic.coalescing import Coalescer, Lane
 from agentic.errors import BackendUnavailableError, RegistryClosedError
 from agentic.home import Home
 
@@ -29,8 +29,7 @@ class Lanes:
         self.unclosed = weakref.finalize(registry, _warn_unclosed, repr(registry))
         self._timeout = registry.timeout
         self._place_of = registry._place_of
-        flushes = registry.flushes_per_lane
-        self._coalescer = Coalescer(registry.timeout, flushes) if flushes else None
+        self._coalescer = Coalescer(registry.timeout, registry.flushes_per_lane)
         self._closed = False
         self._walks = 0
         self._no_walks = asyncio.Event()
@@ -42,8 +41,6 @@ class Lanes:
         self.delete = self._lane(registry._delete)
 
     def _lane(self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, commutes: bool = False) -> Lane[T, R]:
-        if self._coalescer is None:
-            return alone(send)
         if self._place_of is None:
             return self._coalescer.lane(send, commutes=commutes)
         return _lane_for_each_place(self._coalescer, self._place_of, send, commutes)
@@ -78,8 +75,7 @@ class Lanes:
 
     async def drain(self) -> None:
         """Let what was issued end, each kind of call within `timeout`; what comes later fails."""
-        if self._coalescer is not None:
-            await self._coalescer.drain()
+        await self._coalescer.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 await self._no_walks.wait()

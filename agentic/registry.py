@@ -387,8 +387,8 @@ class AgentRegistry(ABC):
 
     # --- how calls reach the primitives ---
 
-    flushes_per_lane: ClassVar[int] = 0
-    """How many flushes of one kind of call may be under way at once; 0 where coalescing gains nothing."""
+    flushes_per_lane: ClassVar[int] = 1
+    """How many flushes of one kind of call may be under way at once."""
 
     _place_of: Callable[[str], str] | None = None
     """Which part of the store, failing by itself, holds an agent; None where there is but one."""

@@ -130,15 +130,18 @@ async def test_calls_that_do_not_commute_are_never_in_one_flush_for_one_agent() 
 # --- failure ---
 
 
-async def test_a_failed_flush_fails_its_own_calls_each_with_an_instance_of_its_own() -> None:
+@pytest.mark.parametrize("error_class", [BackendError, ZeroDivisionError])
+async def test_a_failed_flush_fails_its_own_calls_each_with_an_instance_of_its_own(
+    error_class: type[Exception],
+) -> None:
     ledger = Ledger()
     _, touch, _ = lanes(ledger)
     cause = OSError("cable")
-    ledger.error = BackendError("down")
+    ledger.error = error_class("down")
     ledger.error.__cause__ = cause
     errors = await asyncio.gather(*(touch(f"agent-{n}", n) for n in range(3)), return_exceptions=True)
     assert [str(error) for error in errors] == ["down"] * 3
-    assert all(isinstance(error, BackendError) and error.__cause__ is cause for error in errors)
+    assert all(isinstance(error, error_class) and error.__cause__ is cause for error in errors)
     assert len({id(error) for error in errors}) == 3
     ledger.error = None
     assert await touch("agent-0", 7) == ("answer", "touch", 7)
@@ -369,11 +372,65 @@ async def test_ten_thousand_calls_with_random_cancellation(registry: AgentRegist
         assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
         assert sum(result is None for result in results) >= 300
     assert sorted(agent.id for agent in await registry.list()) == sorted(ids)
-    lanes_ = registry._open_lanes
-    assert lanes_ is not None
-    if lanes_._coalescer is not None:
-        await settle()
-        assert lanes_._coalescer._turns == {}
+    assert registry._open_lanes is not None
+    await settle()
+    assert registry._open_lanes._coalescer._turns == {}
+    assert registry._open_lanes._coalescer._pending == 0
+
+
+async def test_a_flush_that_hangs_holds_up_its_lane_no_longer_than_its_last_call_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[float] = []
+
+    def timeout(seconds: float) -> asyncio.Timeout:
+        given.append(seconds)
+        return asyncio.Timeout(None)
+
+    monkeypatch.setattr(asyncio, "timeout", timeout)
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    _, touch, _ = lanes(ledger)
+    calls = started([touch("a", 1)])
+    await settle()
+    calls += started([touch("b", 2)])  # waits behind the first
+    await asyncio.sleep(0.05)
+    ledger.gate.set()
+    await asyncio.gather(*calls)
+    assert given[0] > 19.95 > given[1]
+
+
+async def test_a_worker_that_is_cancelled_fails_its_calls_and_leaves_the_others_their_lane() -> None:
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    coalescer, touch, _ = lanes(ledger)
+    under_way = started([touch("a", 1)])
+    await settle()
+    behind = started([touch("b", 2)])
+    await settle()
+    next(iter(coalescer._workers)).cancel()
+    await settle()
+    ledger.gate.set()
+    with pytest.raises(BackendError, match="was cancelled"):
+        await under_way[0]
+    assert await behind[0] == ("answer", "touch", 2)
+    not_begun = started([touch("c", 3)])
+    await asyncio.sleep(0)
+    next(iter(coalescer._workers)).cancel()  # before its first step
+    assert await not_begun[0] == ("answer", "touch", 3)
+    assert coalescer._pending == 0
+
+
+async def test_an_error_that_cannot_be_copied_still_reaches_every_caller() -> None:
+    class Peculiar(BackendError):
+        def __init__(self, one: str, two: str) -> None:
+            super().__init__(one + two)
+
+    ledger = Ledger()
+    ledger.error = Peculiar("d", "own")
+    _, touch, _ = lanes(ledger)
+    errors = await asyncio.gather(touch("a", 1), touch("b", 2), return_exceptions=True)
+    assert [str(error) for error in errors] == ["down", "down"]
 
 
 async def test_each_call_has_its_own_deadline() -> None:

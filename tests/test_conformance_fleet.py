@@ -172,6 +172,10 @@ async def test_a_scan_left_open_ends_with_an_error_when_the_registry_is_closed(s
 async def test_heartbeat_many_keeps_its_place_among_other_calls(registry: AgentRegistry) -> None:
     _, absent = await asyncio.gather(registry.register(AgentInfo("a")), registry.heartbeat_many(["a"]))
     assert absent == set()
+    absent, _ = await asyncio.gather(registry.heartbeat_many(["a"]), registry.deregister("a"))
+    assert absent == set()
+    _, absent = await asyncio.gather(registry.register(AgentInfo("a")), registry.heartbeat_many(["a"]))
+    assert absent == set()
     _, absent = await asyncio.gather(registry.deregister("a"), registry.heartbeat_many(["a"]))
     assert absent == {"a"}
 

@@ -221,7 +221,7 @@ async def test_a_damaged_page_is_the_operators(tmp_path: Path) -> None:
         for page in range(2, path.stat().st_size // 4096):
             file.seek(4096 * page)
             file.write(os.urandom(4096))
-    with pytest.raises(BackendRejectedError, match="it is damaged: put a copy in its place"):
+    with pytest.raises(BackendRejectedError, match="it is damaged: close every program"):
         async with SQLiteRegistry(path) as registry:
             await registry.list()
 

@@ -270,32 +270,25 @@ async def test_two_registries_in_one_process_share_a_file(path: Path) -> None:
             await other.get(f"3-{id(other)}")
 
 
-@pytest.mark.parametrize(
-    ("others", "stands"),
-    [
-        pytest.param("2026-11-23T08:00:01.000000Z", True, id="stamped-meanwhile"),
-        pytest.param("2026-11-23T09:00:00.000000Z", False, id="stamped-by-a-clock-that-was-ahead"),
-    ],
-)
-async def test_a_heartbeat_never_takes_back_what_another_process_stamped_meanwhile(
-    path: Path, others: str, stands: bool
-) -> None:
-    stamps: list[str] = []
+async def test_a_heartbeat_is_stamped_when_it_has_the_write_lock(path: Path, raw: sqlite3.Connection) -> None:
+    asked: list[bool] = []
 
     def clock() -> datetime:
-        for stamp in stamps:  # as if by another process, for whose write this one's then waits
-            with closing(sqlite3.connect(path)) as db, db:
-                db.execute("UPDATE agents SET last_heartbeat = ?, status = 'offline'", (stamp,))
-        return datetime(2026, 11, 23, 8, tzinfo=UTC)
+        asked.append(locked)
+        return datetime.now(UTC)
 
+    locked = False
     async with SQLiteRegistry(path, clock=clock) as registry:
         await registry.register(AgentInfo("a"))
-        stamps.append(others)
-        assert await registry.heartbeat_many(["a", "b"]) == {"b"}
-        stamps.clear()
-        agent = await registry.get("a")
-        assert agent.last_heartbeat == (datetime.fromisoformat(others) if stands else clock())
-        assert agent.status is AgentStatus.AVAILABLE
+        raw.execute("BEGIN IMMEDIATE")
+        asked.clear()
+        locked = True
+        beat = asyncio.create_task(registry.heartbeat_many(["a", "b"]))
+        await asyncio.sleep(0.1)
+        locked = False
+        raw.execute("COMMIT")
+        assert await beat == {"b"}
+    assert asked == [False]
 
 
 async def test_an_expired_agent_is_deleted_from_the_file_by_reap(path: Path, raw: sqlite3.Connection) -> None:

@@ -41,15 +41,12 @@ ON CONFLICT (id) DO UPDATE SET
     name = excluded.name, capabilities = excluded.capabilities, status = excluded.status,
     last_heartbeat = excluded.last_heartbeat, current_load = excluded.current_load, max_load = excluded.max_load,
     metadata = excluded.metadata, expires_at = excluded.expires_at"""
-# One statement is a batch's whole transaction: it runs in C from end to end, the event loop's thread beside it. Its
-# time is read before it waits for other processes' writes, so a later one that they stamped meanwhile stands.
+# One statement for a whole batch: it runs in C from end to end, the event loop's thread beside it.
 _TOUCH: Final = f"""
-UPDATE agents SET
-    last_heartbeat = CASE WHEN last_heartbeat > ? AND last_heartbeat <= ? THEN last_heartbeat ELSE ? END,
-    expires_at = CASE WHEN last_heartbeat > ? AND last_heartbeat <= ? THEN expires_at ELSE ? END,
+UPDATE agents SET last_heartbeat = ?, expires_at = ?,
     status = CASE status WHEN 'offline' THEN 'available' ELSE status END
 WHERE {_PRESENT} AND id IN (?)"""
-_TOUCH_RETURNING: Final = f"{_TOUCH} RETURNING id"
+_PRESENT_IDS: Final = f"SELECT id FROM agents WHERE {_PRESENT} AND id IN (?)"
 _FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT} AND id IN (?)"
 _DELETE: Final = f"DELETE FROM agents WHERE {_PRESENT} AND id IN (?) RETURNING id"
 _PAGE: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT} AND id > ? ORDER BY id LIMIT {PAGE_SIZE}"
@@ -144,13 +141,14 @@ class SQLiteRegistry(AgentRegistry):
 
     async def _touch(self, ids: Sequence[str]) -> Sequence[bool]:
         def work(db: sqlite3.Connection) -> list[bool]:
-            now = self._now()
-            stamp, latest = format_instant(now), later(now, self.timeout)
-            beat = (stamp, latest, stamp, stamp, latest, later(now, self.ttl), stamp)
-            if _for_all(db, _TOUCH, beat, ids).rowcount == len(set(ids)):
-                return [True] * len(ids)
-            present = {agent_id for (agent_id,) in _for_all(db, _TOUCH_RETURNING, beat, ids).fetchall()}
-            return [agent_id in present for agent_id in ids]
+            with transaction(db):
+                now = self._now()
+                stamp = format_instant(now)
+                if _for_all(db, _TOUCH, (stamp, later(now, self.ttl), stamp), ids).rowcount == len(set(ids)):
+                    return [True] * len(ids)
+                # The write lock is held: who is there now was there to be touched.
+                present = {agent_id for (agent_id,) in _for_all(db, _PRESENT_IDS, (stamp,), ids).fetchall()}
+                return [agent_id in present for agent_id in ids]
 
         return await self._run(work)
 
@@ -182,8 +180,7 @@ class SQLiteRegistry(AgentRegistry):
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         after: object = ""
         while True:
-            parameters = (format_instant(self._now()), after)
-            rows = await self._run(lambda db: db.execute(_PAGE, parameters).fetchall())  # noqa: B023
+            rows = await self._run(lambda db: db.execute(_PAGE, (format_instant(self._now()), after)).fetchall())  # noqa: B023
             agents = []
             for row in rows:
                 agent = _decoded(row)

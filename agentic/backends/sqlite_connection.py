@@ -21,10 +21,11 @@ IN_MEMORY: Final = ":memory:"
 _HINTS: Final = {
     sqlite3.SQLITE_FULL: "free some space on its disk",
     sqlite3.SQLITE_NOTADB: "it is no SQLite database: name another file",
-    sqlite3.SQLITE_CORRUPT: "it is damaged: put a copy in its place, or move it away and let the agents register anew",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: close every program that has it open, move it away with its -wal and -shm "
+    "files, and put a copy in its place or let the agents register anew",
     sqlite3.SQLITE_READONLY: "it, or its folder, cannot be written: check their permissions",
     sqlite3.SQLITE_CANTOPEN: "check that its folder exists and can be written",
-    sqlite3.SQLITE_IOERR: "check its disk",
+    sqlite3.SQLITE_IOERR: "check its disk, and that no program still has an earlier file of this name open",
 }
 
 
@@ -81,14 +82,10 @@ class Database(aiosqlite.Connection):
         def hop() -> T | None:
             if abandoned:
                 return None
-            try:
-                return _work(self._conn, work)
-            finally:
-                # Looked at last: what went into a file that is gone is told, not acknowledged.
-                if self._identity is not None and self._identity_now() != self._identity:
-                    raise BackendRejectedError(
-                        f"the file {self._path!r} was deleted or replaced while it was open: open the registry again"
-                    )
+            self._check_identity()
+            result = _work(self._conn, work)
+            self._check_identity()
+            return result
 
         try:
             return await self._execute(hop)  # type: ignore[no-any-return, no-untyped-call]
@@ -107,6 +104,13 @@ class Database(aiosqlite.Connection):
         with anyio.CancelScope(shield=True):
             if self._stopped is not None:
                 await self._stopped
+
+    def _check_identity(self) -> None:
+        """Refuse to go on with a file that is gone: its log may be another's by now, and what was written is lost."""
+        if self._identity is not None and self._identity_now() != self._identity:
+            raise BackendRejectedError(
+                f"the file {self._path!r} was deleted or replaced while it was open: open the registry again"
+            )
 
     def _identity_now(self) -> tuple[int, int] | None:
         try:
@@ -137,13 +141,18 @@ def _text_or_bytes(data: bytes) -> str | bytes:
         return data
 
 
-def backend_error(error: sqlite3.Error | OSError, what: str, hint: str = "") -> BackendError:
+def backend_error(error: sqlite3.Error | OSError, what: str, advice: str = "") -> BackendError:
     """Return what a driver's error means to callers."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return BackendUnavailableError(f"{what}: {error}: another process keeps it locked")
-    hint = hint or _HINTS.get(code, "")
-    return BackendRejectedError(f"{what}: {error}{hint and '; '}{hint}")
+    advice = advice or hint(code)
+    return BackendRejectedError(f"{what}: {error}{advice and '; '}{advice}")
+
+
+def hint(code: int) -> str:
+    """Return what to do about one of SQLite's errors; empty where that is not known."""
+    return _HINTS.get(code, "")
 
 
 def _folder_hint(path: str) -> str:

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
+from agentic.backends.sqlite_connection import hint
 from agentic.findings import Finding, Level
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def _examined(db: sqlite3.Connection) -> list[Finding]:
     (page_size,) = db.execute("PRAGMA page_size").fetchone()
     (synchronous,) = db.execute("PRAGMA synchronous").fetchone()
     problems = [text for (text,) in db.execute("PRAGMA integrity_check(5)").fetchall() if text != "ok"]
-    advice = "put a copy in its place, or move it away and let the agents register anew"
+    advice = hint(sqlite3.SQLITE_CORRUPT)
     return [
         Finding(Level.OK, "SQLite", sqlite3.sqlite_version),
         Finding(Level.OK, "file", f"{pages * page_size:,} bytes"),

@@ -9,8 +9,9 @@ local ttl, stamp = ARGV[1], now()
 local function stamped_in_place(key, text)
   local status_from, status_to, from, to = plain(text)
   if not status_from or to - from + 1 ~= #stamp or sub(text, status_from, status_to) == 'offline' then return false end
-  call('SETRANGE', key, from - 1, stamp)
+  -- In this order: a script that has written may write on when the server's memory is full.
   if ttl ~= '0' then call('PEXPIRE', key, ttl) else call('PERSIST', key) end
+  call('SETRANGE', key, from - 1, stamp)
   return true
 end
 
