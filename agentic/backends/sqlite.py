@@ -174,8 +174,8 @@ class SQLiteRegistry(AgentRegistry):
 
     # --- the whole fleet ---
 
-    async def _time(self) -> datetime:
-        return await self._run(lambda _: self._now())
+    async def _times(self) -> Sequence[datetime]:
+        return await self._run(lambda _: [self._now()])
 
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         after: object = ""
