@@ -156,7 +156,7 @@ class RedisRegistry(AgentRegistry):
                 "a port speaks TLS (rediss://) or does not (redis://)"
             ) from error
         except (RedisError, RedisClusterException, OSError) as error:
-            raise backend_error(error, "failed to connect to Redis") from error
+            raise backend_error(error, "failed to connect to Redis", connecting=True) from error
 
     # --- agents, by id ---
 
