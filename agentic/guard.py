@@ -2,19 +2,68 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
+
+import anyio
+
+
+class Watch:
+    """Notices that the event loop was held, whatever it was doing then; agents of this host may have been held with it.
+
+    Beside `run`, which wakes up six times a `ttl`, no hold of half a `ttl` is taken for less than a third of it.
+    """
+
+    def __init__(self, ttl: float) -> None:
+        """Watch for holds that matter to agents that are stale after `ttl` seconds."""
+        self._period = ttl / 6
+        self._due = math.inf
+        self._longest = 0.0
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            self._due = anyio.current_time() + self._period
+            await anyio.sleep(self._period)
+            self._look()
+
+    def held(self) -> float:
+        """Return the longest hold in seconds, as far as it was noticed, since the last call."""
+        # A hold that has only just ended is noticed here, before `run` has had its turn.
+        self._look()
+        longest, self._longest = self._longest, 0.0
+        return longest
+
+    def _look(self) -> None:
+        now = anyio.current_time()
+        self._longest = max(self._longest, now - self._due)
+        self._due = max(self._due, now)  # What was noticed once is not noticed again.
 
 
 class Grace:
-    """Finds out that agents may have been kept from beating, and gives them one interval to do so.
+    """Finds out that agents may have been kept from beating, and gives them the time to do so.
 
-    Kept from beating: the reaper itself was held (as was, perhaps, all of its host), the store was out of reach, or the
-    store's clock was stepped, so that every heartbeat looks older than it is. Times are seconds of one monotonic clock.
+    Kept from beating: the reaper was held up (as was, perhaps, all of its host, or all that talk to the store), the
+    store was out of reach, or the store's clock was stepped, so that every heartbeat looks older than it is. Times are
+    seconds of one monotonic clock.
+
+    Attributes:
+        length: Seconds of grace given at once.
     """
 
-    def __init__(self, interval: float, deadline: float) -> None:
-        """Give `interval` seconds of grace, again and again where needed, but never more than `deadline` on end."""
-        self._interval = interval
+    def __init__(self, ttl: float, interval: float, deadline: float) -> None:
+        """Give grace again and again where needed, but never more than `deadline` seconds on end.
+
+        Args:
+            ttl: Seconds of silence after which an agent is stale.
+            interval: Seconds between sweeps.
+            deadline: Seconds.
+        """
+        # Agents beat every third of `ttl` or sooner. So that is the time which the next beat of each may need, and what
+        # each can lose without harm: a look that is wrong by less takes nobody who beats. The interval bounds neither,
+        # for a short one would take each jitter of a busy loop for a fault, and a long one overlook what kills agents.
+        self._tolerance = ttl / 3
+        self.length = max(interval, ttl / 3)
         self._deadline = deadline
         self._last: tuple[float, datetime] | None = None
         self._store_failed = False
@@ -25,12 +74,12 @@ class Grace:
         """Take note that the store failed."""
         self._store_failed = True
 
-    def reason(self, now: float, late: float, store_time: datetime) -> str | None:
+    def reason(self, now: float, held: float, store_time: datetime) -> str | None:
         """Return why agents may have been kept from beating since the last call, if they may.
 
         Args:
             now: The instant.
-            late: How much later than planned the sweep begins.
+            held: Seconds for which the reaper was held up since the last call.
             store_time: The store's time.
         """
         failed, self._store_failed = self._store_failed, False
@@ -38,17 +87,17 @@ class Grace:
         stepped = 0.0 if last is None else (store_time - last[1]).total_seconds() - (now - last[0])
         if failed:
             return "the store had failed"
-        if abs(stepped) > self._interval:
-            return f"the store's clock was stepped by {stepped:+.0f} s"
-        if late > self._interval:
-            return f"the reaper was held for {late:.0f} s"
+        if abs(stepped) > self._tolerance:
+            return f"the store's clock was stepped by {stepped:+.1f} s"
+        if held > self._tolerance:
+            return f"the reaper was held up for {held:.1f} s"
         return None
 
     def begin(self, now: float) -> None:
-        """Give one interval from now on."""
+        """Give `length` seconds from now on."""
         if self._until is None:
             self._began = now
-        self._until = now + self._interval
+        self._until = now + self.length
 
     def left(self, now: float) -> float:
         """Return the seconds of grace that are left; 0 where there is none."""

@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Self
 
 import anyio
@@ -15,7 +15,7 @@ import anyio
 from agentic.agent import AgentStatus
 from agentic.clock import NEVER, is_stale, positive_seconds
 from agentic.errors import BackendError, ConfigurationError
-from agentic.guard import Grace, Hold
+from agentic.guard import Grace, Hold, Watch
 from agentic.outage import Outage
 from agentic.registry import AgentRegistry
 from agentic.tasks import background, finish
@@ -36,8 +36,9 @@ class Reaper(anyio.AsyncContextManagerMixin):
       logged once more when it is over.
     - A bug is logged and raised out of `run`; in the `async with` form it cancels the body and comes out as it is.
     - A sweep under way when the reaper is cancelled, with its `on_reaped`, has the registry's `timeout` to end.
-    - Agents that had no chance to beat are not marked for it: after a store outage, a step of the store's clock by more
-      than `interval`, or a pause of the reaper itself by more than `interval`, the next sweep waits one `interval`.
+    - Agents that had no chance to beat are not marked for it: after a store outage, or after the store's clock was
+      stepped or the reaper itself was held up by more than a third of `ttl`, the next sweep waits for a third of `ttl`
+      or one `interval`, whichever is longer. That is enough for agents that beat every third of `ttl` or sooner.
     - With `max_fraction`, a sweep that would take more than that part of the live agents at once is held back and told
       by the log and `on_held`; when it still would after `guard_deadline` seconds, it goes ahead.
 
@@ -91,59 +92,68 @@ class Reaper(anyio.AsyncContextManagerMixin):
             )
 
     async def run(self) -> None:
-        """Sweep for ever, the first time at once.
+        """Sweep for ever, the first time at once: of what befell agents before it ran, a reaper knows nothing.
 
         Raises:
             Exception: A bug, or a registry that is not open; a store outage is not raised.
         """
         outage = Outage(logger, "reaper", self.interval)
-        grace = Grace(self.interval, self.guard_deadline)
+        watch = Watch(self.ttl)
+        grace = Grace(self.ttl, self.interval, self.guard_deadline)
         hold = None if self.max_fraction is None else Hold(self.max_fraction, self.guard_deadline)
-        planned = anyio.current_time()
-        while True:
-            try:
-                pause = await finish(self._sweep_if_fair(planned, outage, grace, hold), self._registry.timeout)
-            except BackendError as error:
-                pause = outage.failed(error)
-                grace.store_failed()
-            except Exception:
-                logger.exception("the reaper ends: this is a bug, or its registry is not open")
-                raise
-            planned = anyio.current_time() + pause
-            await anyio.sleep(pause)
+        async with background(watch.run):
+            while True:
+                try:
+                    pause = await finish(self._sweep_if_fair(outage, watch, grace, hold), self._registry.timeout)
+                except BackendError as error:
+                    pause = outage.failed(error)
+                    grace.store_failed()
+                except Exception:
+                    logger.exception("the reaper ends: this is a bug, or its registry is not open")
+                    raise
+                await anyio.sleep(pause)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         async with background(self.run):
             yield self
 
-    async def _sweep_if_fair(self, planned: float, outage: Outage, grace: Grace, hold: Hold | None) -> float:
+    async def _sweep_if_fair(self, outage: Outage, watch: Watch, grace: Grace, hold: Hold | None) -> float:
         """Sweep, unless that would be unfair; return the seconds to wait before the next."""
+        # The count of a large fleet takes long, and much may happen meanwhile: the clocks are looked at after it.
+        stale, live = (0, 0) if hold is None else await self._count()
+        asked_at = anyio.current_time()
         store_time = await self._registry.store_time()
         now = anyio.current_time()
-        reason = grace.reason(now, now - planned, store_time)
+        # A store that answers late may have kept the heartbeats waiting as well.
+        reason = grace.reason(now, max(watch.held(), now - asked_at), store_time)
         if reason is not None:
             grace.begin(now)
             # An outage has been told already.
             level = logging.INFO if outage.lasts else logging.WARNING
-            logger.log(level, "agents have %g s more to send a heartbeat: %s", self.interval, reason)
+            logger.log(level, "agents have %g s more to send a heartbeat: %s", grace.length, reason)
         left = grace.left(now)
         if left > 0:
             return left
-        if hold is None or not await self._held_back(hold, store_time):
+        if hold is None or not await self._held_back(hold, stale, live):
             await self._sweep()
             if hold is not None:
                 hold.swept()
         outage.succeeded()
         return self.interval * random.uniform(0.9, 1.1)
 
-    async def _held_back(self, hold: Hold, store_time: datetime) -> bool:
-        ttl, live, stale = timedelta(seconds=self.ttl), 0, 0
+    async def _count(self) -> tuple[int, int]:
+        """Return how many agents are stale, and how many live."""
+        store_time = await self._registry.store_time()
+        ttl, stale, live = timedelta(seconds=self.ttl), 0, 0
         async with aclosing(self._registry.scan()) as agents:
             async for agent in agents:
                 if agent.status is not AgentStatus.OFFLINE:
                     live += 1
                     stale += is_stale(agent.last_heartbeat or NEVER, store_time, ttl)
+        return stale, live
+
+    async def _held_back(self, hold: Hold, stale: int, live: int) -> bool:
         was_held = hold.holding
         if not hold.holds(anyio.current_time(), stale, live):
             return False

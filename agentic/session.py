@@ -14,7 +14,7 @@ import msgspec
 
 from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
 from agentic.clock import positive_seconds, system_clock
-from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError, RegistryClosedError
+from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError, CorruptRecordError, RegistryClosedError
 from agentic.outage import Outage
 from agentic.tasks import background, finish
 
@@ -32,7 +32,7 @@ class AgentSession(anyio.AsyncContextManagerMixin):
     - Entering registers the agent; a store that fails then raises, and there is no session.
     - A heartbeat follows every `interval`, up to a fifth sooner at random, so that a fleet does not beat in step.
     - When the store says the agent is gone (expired, flushed, restarted empty), the session registers it again, with
-      everything that its `update` has changed so far.
+      everything that its `update` has changed so far; likewise when the agent's record has become corrupt.
     - A store outage does not end the session: it is logged once, `healthy` is False until a heartbeat gets through, and
       the session tries again after half a second, then at doubling pauses up to `interval`.
     - Leaving deregisters the agent, also when cancelled, within the registry's `timeout`; a store that fails then is
@@ -67,7 +67,8 @@ class AgentSession(anyio.AsyncContextManagerMixin):
         """Change fields of the agent as `AgentRegistry.update` does, and keep them for a later registration.
 
         Returns:
-            The agent after the change; registered anew with it when the store had lost the agent.
+            The agent after the change; registered anew with it when the store had lost the agent or its record is
+            corrupt.
 
         Raises:
             InvalidAgentError: A value is wrong; nothing has changed.
@@ -82,8 +83,9 @@ class AgentSession(anyio.AsyncContextManagerMixin):
             try:
                 changed = await self._registry.update(wanted.id, **checked)
                 self._agent = wanted
-            except AgentNotFoundError:
+            except (AgentNotFoundError, CorruptRecordError) as error:
                 changed = await self._register(wanted)
+                self._tell_registered_again(error)
         return changed
 
     @asynccontextmanager
@@ -123,9 +125,16 @@ class AgentSession(anyio.AsyncContextManagerMixin):
         try:
             await self._registry.heartbeat(self._agent.id)
             self._acknowledged()
-        except AgentNotFoundError:
+        except (AgentNotFoundError, CorruptRecordError) as error:
+            # The session owns its agent, so it need not leave a corrupt record to anybody else to repair.
             async with self._writing:
                 await self._register(self._agent)
+            self._tell_registered_again(error)
+
+    def _tell_registered_again(self, error: AgentNotFoundError | CorruptRecordError) -> None:
+        if isinstance(error, CorruptRecordError):
+            logger.warning("agent %r is registered again, which replaced its record: %s", self._agent.id, error)
+        else:
             logger.warning("agent %r was gone from the store and is registered again", self._agent.id)
 
     async def _register(self, agent: AgentInfo) -> AgentInfo:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from agentic import AgentInfo, AgentStatus, ConfigurationError, MemoryRegistry, Reaper, RedisRegistry
-from agentic.guard import Grace, Hold
-from tests.redis_server import RedisServer
-from tests.stores import LONG_AGO, Clock
+from agentic.guard import Grace, Hold, Watch
+from agentic.tasks import background
+from tests.proxy import Proxy
+from tests.redis_server import RedisServer, free_port
+from tests.stores import LONG_AGO, Clock, RedisStore
 from tests.waiting import wait_until
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -23,20 +26,41 @@ def after(seconds: float) -> datetime:
 
 
 def test_grace_finds_what_kept_agents_from_beating() -> None:
-    grace = Grace(interval=10, deadline=300)
+    grace = Grace(ttl=30, interval=10, deadline=300)
     assert grace.reason(0, 0, NOW) is None
     assert grace.reason(10, 10, after(10)) is None
-    assert grace.reason(20, 10.1, after(20)) == "the reaper was held for 10 s"
+    assert grace.reason(20, 10.1, after(20)) == "the reaper was held up for 10.1 s"
     assert grace.reason(30, 0, after(40)) is None
-    assert grace.reason(40, 0, after(3650)) == "the store's clock was stepped by +3600 s"
-    assert grace.reason(50, 0, after(60)) == "the store's clock was stepped by -3600 s"
+    assert grace.reason(40, 0, after(3650)) == "the store's clock was stepped by +3600.0 s"
+    assert grace.reason(50, 0, after(60)) == "the store's clock was stepped by -3600.0 s"
     grace.store_failed()
     assert grace.reason(60, 0, after(70)) == "the store had failed"
     assert grace.reason(70, 0, after(80)) is None
 
 
-def test_grace_lasts_an_interval_and_never_longer_than_its_deadline() -> None:
-    grace = Grace(interval=10, deadline=25)
+def test_a_store_that_failed_before_the_first_look_is_a_reason() -> None:
+    grace = Grace(ttl=30, interval=10, deadline=300)
+    grace.store_failed()
+    assert grace.reason(0, 0, NOW) == "the store had failed"
+
+
+@pytest.mark.parametrize("interval", [0.001, 2.5, 60])
+def test_what_is_a_fault_depends_on_the_ttl_alone(interval: float) -> None:
+    grace = Grace(ttl=3, interval=interval, deadline=300)
+    assert grace.reason(0, 0.9, NOW) is None
+    assert grace.reason(1, 1.1, after(1.9)) == "the reaper was held up for 1.1 s"
+    assert grace.reason(2, 0, after(4)) == "the store's clock was stepped by +1.1 s"
+
+
+@pytest.mark.parametrize(("interval", "length"), [(0.1, 10), (10, 10), (60, 60)])
+def test_grace_lasts_as_long_as_the_longest_pause_between_two_beats(interval: float, length: float) -> None:
+    grace = Grace(ttl=30, interval=interval, deadline=300)
+    grace.begin(0)
+    assert grace.left(0) == grace.length == length
+
+
+def test_grace_never_lasts_longer_than_its_deadline() -> None:
+    grace = Grace(ttl=30, interval=10, deadline=25)
     assert grace.left(0) == 0
     grace.begin(0)
     assert grace.left(4) == 6
@@ -46,6 +70,22 @@ def test_grace_lasts_an_interval_and_never_longer_than_its_deadline() -> None:
     assert grace.left(25) == 0
     grace.begin(30)
     assert grace.left(30) == 10
+
+
+@pytest.mark.parametrize("turns", [0, 5])
+async def test_a_hold_of_the_loop_is_noticed_once_and_at_once(turns: int) -> None:
+    watch = Watch(ttl=1.2)
+    assert watch.held() == 0
+    async with background(watch.run):
+        await asyncio.sleep(0)
+        time.sleep(0.7)  # noqa: ASYNC251  the fault itself
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        noticed = watch.held()
+        assert noticed > 0.4, "a third of the ttl"
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert watch.held() < noticed
 
 
 def test_a_hold_lasts_until_its_deadline_or_until_the_fleet_is_well() -> None:
@@ -67,49 +107,124 @@ async def test_a_held_loop_costs_no_living_agent_its_life() -> None:
     async with (
         MemoryRegistry() as registry,
         registry.session(AgentInfo("alive"), interval=0.1),
-        Reaper(registry, ttl=0.4, interval=0.1, on_reaped=reaped.extend),
+        Reaper(registry, ttl=0.9, interval=0.1, on_reaped=reaped.extend),
     ):
         await registry.register(AgentInfo("silent"))
-        for _ in range(3):
-            time.sleep(0.6)  # noqa: ASYNC251  the fault itself
+        for _ in range(2):
+            time.sleep(1.2)  # noqa: ASYNC251  the fault itself
             await asyncio.sleep(0.02)
-        await wait_until(lambda: reaped == ["silent"], "the agent that is silent is marked all the same")
+        await wait_until(lambda: bool(reaped), "the agent that is silent is marked all the same")
+        assert reaped == ["silent"]
         assert (await registry.get("alive")).status is AgentStatus.AVAILABLE
 
 
-async def test_an_outage_costs_no_living_agent_its_life(own_redis_server: RedisServer) -> None:
+class HeldInItsWalk(MemoryRegistry):
+    """Its event loop can be held once, in the midst of a walk, as any other task might hold it there."""
+
+    hold = 0.0
+
+    async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
+        async for page in super()._pages():
+            yield page
+            seconds, self.hold = self.hold, 0.0
+            time.sleep(seconds)  # noqa: ASYNC251  the fault itself
+
+
+async def test_a_loop_held_while_the_fleet_is_counted_costs_no_living_agent_its_life() -> None:
     reaped: list[str] = []
-    async with (
-        RedisRegistry(own_redis_server.url, timeout=0.2) as registry,
-        registry.session(AgentInfo("alive"), interval=0.2) as session,
-        Reaper(registry, ttl=1, interval=0.4, on_reaped=reaped.extend),
-    ):
+    async with HeldInItsWalk() as registry, AsyncExitStack() as stack:
+        for number in range(5):
+            await stack.enter_async_context(registry.session(AgentInfo(f"alive-{number}"), interval=0.2))
         await registry.register(AgentInfo("silent"))
-        own_redis_server.pause()
-        await asyncio.sleep(1.5)
-        own_redis_server.resume()
-        await wait_until(lambda: reaped == ["silent"], "the agent that is silent is marked all the same")
-        assert session.healthy
-        assert (await registry.get("alive")).status is AgentStatus.AVAILABLE
+        registry.hold = 2
+        async with Reaper(registry, ttl=1.5, interval=0.1, on_reaped=reaped.extend, max_fraction=0.5):
+            await wait_until(lambda: bool(reaped), "the agent that is silent is marked all the same")
+    assert reaped == ["silent"]
 
 
-@pytest.mark.parametrize("step", [3600.0, -3600.0])
-async def test_a_step_of_the_stores_clock_costs_no_living_agent_its_life(
-    step: float, caplog: pytest.LogCaptureFixture
+class Line(Proxy):
+    """A line to the store that can be down: nothing of what is sent meanwhile arrives, then or later."""
+
+    def cut(self) -> None:
+        self._up, self._target = self._target, free_port()
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def mend(self) -> None:
+        self._target = self._up
+
+
+@pytest.mark.parametrize("started", ["before", "meanwhile"])
+async def test_an_outage_costs_no_living_agent_its_life(
+    redis_store: RedisStore, redis_server: RedisServer, started: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, "agentic")
+    ttl, reaped = 2.4, list[str]()
+    async with Line(redis_server.port) as line, redis_store.make() as direct, AsyncExitStack() as stack:
+        registry = RedisRegistry(line.url, prefix=redis_store.prefix)
+        await stack.enter_async_context(registry)
+        # Sessions that try again later than the reaper does: it is the first to see the store again.
+        alive = [registry.session(AgentInfo(f"alive-{number}"), interval=0.4) for number in range(5)]
+        for session in alive:
+            await stack.enter_async_context(session)
+        await registry.register(AgentInfo("silent"))
+        reaper = Reaper(registry, ttl=ttl, interval=0.02, on_reaped=reaped.extend)
+        if started == "before":
+            await stack.enter_async_context(reaper)
+        line.cut()
+        if started == "meanwhile":
+            await stack.enter_async_context(reaper)
+        await wait_until(lambda: "reaper: the store fails" in caplog.text, "the reaper sees the outage")
+
+        async def all_look_silent() -> bool:
+            stale = await direct.store_time() - timedelta(seconds=ttl)
+            return all(agent.last_heartbeat < stale for agent in await direct.list())  # type: ignore[operator]
+
+        await wait_until(all_look_silent, "the outage lasts for longer than the ttl")
+        assert reaped == []
+        line.mend()
+        await wait_until(lambda: bool(reaped), "the agent that is silent is marked all the same")
+        assert reaped == ["silent"]
+        await wait_until(lambda: all(session.healthy for session in alive), "the sessions see the store again")
+
+
+async def test_a_step_forward_of_the_stores_clock_costs_no_living_agent_its_life(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = Clock()
     reaped: list[str] = []
     async with (
         MemoryRegistry(clock=clock) as registry,
-        registry.session(AgentInfo("alive"), interval=0.1),
-        Reaper(registry, ttl=1, interval=0.3, on_reaped=reaped.extend),
+        registry.session(AgentInfo("alive"), interval=0.4) as session,
+        Reaper(registry, ttl=2.4, interval=0.02, on_reaped=reaped.extend),
     ):
-        await asyncio.sleep(0.4)
-        clock.advance(step)
-        await wait_until(lambda: "clock was stepped" in caplog.text, "the step is told")
-        await asyncio.sleep(0.8)
-        assert reaped == []
+        await registry.register(AgentInfo("silent"))
+        registered_at = session.last_beat_at
+        await wait_until(lambda: session.last_beat_at != registered_at, "the next beat is a while off")
+        clock.advance(3600)
+        await wait_until(lambda: bool(reaped), "the agent that is silent is marked")
+        assert reaped == ["silent"]
+        assert "the store's clock was stepped by +3600.0 s" in caplog.text
+        assert (await registry.get("alive")).status is AgentStatus.AVAILABLE
+
+
+async def test_a_step_back_of_the_stores_clock_is_told_and_silent_agents_are_still_marked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    reaped: list[str] = []
+    async with (
+        MemoryRegistry(clock=clock) as registry,
+        registry.session(AgentInfo("alive"), interval=0.2),
+        Reaper(registry, ttl=1.5, interval=0.02, on_reaped=reaped.extend),
+    ):
+        await registry.register(AgentInfo("long silent", last_heartbeat=LONG_AGO))
+        await wait_until(lambda: bool(reaped), "the reaper knows the time before the step")
+        clock.advance(-3600)
+        await wait_until(lambda: "the store's clock was stepped by -3600.0 s" in caplog.text, "the step is told")
+        await registry.register(AgentInfo("silent"))
+        await wait_until(lambda: len(reaped) > 1, "an agent that falls silent by the new time is marked")
+        assert reaped == ["long silent", "silent"]
+        assert (await registry.get("alive")).status is AgentStatus.AVAILABLE
 
 
 async def test_a_mass_expiry_is_held_back_told_and_goes_ahead(caplog: pytest.LogCaptureFixture) -> None:

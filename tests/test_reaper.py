@@ -127,7 +127,7 @@ async def test_an_outage_is_logged_once_and_once_when_over(
     caplog.set_level(logging.WARNING, "agentic")
     told: list[str] = []
     async with RedisRegistry(own_redis_server.url, timeout=0.5) as registry:
-        async with Reaper(registry, ttl=60, interval=0.01, on_reaped=told.extend):
+        async with Reaper(registry, ttl=1, interval=0.01, on_reaped=told.extend):
             own_redis_server.stop()
             await wait_until(lambda: "trying on" in caplog.text, "the outage is logged")
             own_redis_server.start()

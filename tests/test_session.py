@@ -24,7 +24,7 @@ from agentic import (
     RegistryClosedError,
 )
 from tests.redis_server import RedisServer
-from tests.stores import LONG_AGO, Store
+from tests.stores import LONG_AGO, SHARED_STORES, RedisStore, Store
 from tests.waiting import wait_until
 
 QUICK = 0.02
@@ -303,3 +303,44 @@ async def test_a_held_loop_is_told(caplog: pytest.LogCaptureFixture) -> None:
         await asyncio.sleep(0)
         time.sleep(3 * QUICK)  # noqa: ASYNC251  the held loop is what this is about
         await wait_until(lambda: "the event loop or the process was held" in caplog.text, "the session says so")
+
+
+async def test_a_session_held_for_longer_than_the_registrys_ttl_registers_again(
+    redis_store: RedisStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "agentic")
+    async with redis_store.make(ttl=1) as registry, registry.session(AgentInfo("a", name="n")) as session:
+        await session.update(current_load=3)
+        time.sleep(2)  # noqa: ASYNC251  the held loop is what this is about
+        assert redis_store.client.keys(f"{redis_store.prefix}:*") == []
+        await wait_until(lambda: "was gone from the store and is registered again" in caplog.text, "it says so")
+        assert "the event loop or the process was held" in caplog.text
+        assert session.healthy
+        found = await registry.get("a")
+        assert (found.name, found.current_load) == ("n", 3)
+
+
+# --- a corrupt record of its own ---
+
+
+async def test_a_session_replaces_its_agents_corrupt_record(
+    redis_store: RedisStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with redis_store.make() as registry, registry.session(AgentInfo("a", name="n"), interval=QUICK) as session:
+        await session.update(current_load=3)
+        redis_store.corrupt("a")
+        await wait_until(lambda: "which replaced its record" in caplog.text, "the session registers it again")
+        assert session.healthy
+        found = await registry.get("a")
+        assert (found.name, found.current_load) == ("n", 3)
+    assert "the store fails" not in caplog.text
+
+
+@pytest.mark.parametrize("store", SHARED_STORES, indirect=True)
+async def test_an_update_replaces_a_corrupt_record(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    async with store.make() as registry, registry.session(AgentInfo("a", name="n"), interval=60) as session:
+        store.corrupt("a")
+        updated = await session.update(current_load=3)
+        assert (updated.name, updated.current_load) == ("n", 3)
+        assert await registry.get("a") == updated
+    assert "which replaced its record" in caplog.text
