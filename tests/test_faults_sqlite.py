@@ -213,6 +213,40 @@ async def test_a_file_that_is_gone_is_told_and_what_went_into_the_void_is_not_ac
         assert await registry.list() == []
 
 
+@pytest.mark.parametrize("how", ["moved away", "a copy put back"])
+async def test_calls_on_a_file_that_is_gone_leave_the_one_in_its_place_sound(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "r.db"
+    old = [f"old-{number}" for number in range(300)]
+    script = """
+        async def main():
+            async with SQLiteRegistry(sys.argv[1]) as registry:
+                for number in range(500):
+                    await registry.register(AgentInfo(f"new-{number}", name="x" * 200))
+        asyncio.run(main())
+    """
+    async with SQLiteRegistry(path) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(agent_id, name="y" * 200)) for agent_id in old))
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(path.read_bytes())
+    async with SQLiteRegistry(path) as registry:
+        await registry.list()
+        path.rename(tmp_path / "moved.db")
+        if how == "a copy put back":
+            copy.rename(path)
+        # The other one takes over the log of the first, which has it open: one write there would ruin both.
+        other = spawn(script, path)
+        ended = asyncio.ensure_future(asyncio.to_thread(other.communicate))
+        while not ended.done():
+            for agent_id in old[::10]:
+                with pytest.raises(BackendRejectedError, match="was deleted or replaced"):
+                    await registry.heartbeat(agent_id)
+        assert other.returncode == 0, (await ended)[1]
+    assert integrity(path) == "ok"
+    async with SQLiteRegistry(path) as registry:
+        found = {agent.id for agent in await registry.list()}
+    assert found == {f"new-{number}" for number in range(500)} | (set(old) if how == "a copy put back" else set())
+
+
 async def test_a_damaged_page_is_the_operators(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     async with SQLiteRegistry(path) as registry:
