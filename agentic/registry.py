@@ -309,7 +309,7 @@ class AgentRegistry(ABC):
         return reaped
 
     async def store_time(self) -> datetime:
-        """Return the store's own time, by which agents are alive or stale; of a cluster, one primary's.
+        """Return the store's own time, by which agents are alive or stale; of a cluster, the first primary's.
 
         Raises:
             BackendError: The store failed.

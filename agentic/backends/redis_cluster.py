@@ -68,7 +68,7 @@ class Cluster(Servers):
         async def call() -> list[ClusterNode]:
             await self._client.initialize()
             await self._client.nodes_manager.initialize()
-            return self._client.get_primaries()
+            return sorted(self._client.get_primaries(), key=lambda node: str(node.name))
 
         return await self.driven(call, repeatable=True)
 
