@@ -87,24 +87,29 @@ async def _rights(registry: AgentRegistry) -> list[Finding]:
     offline = replace(agent, status=AgentStatus.OFFLINE)
     refused = []
 
-    async def attempt(what: str, call: Awaitable[object]) -> None:
+    async def attempt(what: str, call: Awaitable[object]) -> bool:
         try:
             await call
         except BackendRejectedError as error:
             refused.append(Finding(Level.BAD, "rights", f"{what} is refused", str(error)))
         except AgentNotFoundError:
             pass  # Its registration was refused, which was told.
+        else:
+            return True
+        return False
 
+    removal = "deregister"
     try:
-        await attempt("register", registry.register(agent))
-        # Redis writes these two heartbeats with different commands.
+        if await attempt("register", registry.register(agent)):
+            removal = f"deregister of {agent.id!r}, which stays,"
+        # Redis writes the heartbeats of an agent and of an offline one with different commands.
         await attempt("heartbeat", registry.heartbeat(agent.id))
         with suppress(BackendRejectedError):
             await registry.register(offline)
         await attempt("heartbeat of an offline agent", registry.heartbeat(agent.id))
         await attempt("update", registry.update(agent.id, status=AgentStatus.BUSY))
     finally:
-        await attempt(f"deregister of {agent.id!r}, which stays,", registry.deregister(agent.id))
+        await attempt(removal, registry.deregister(agent.id))
     return refused or [Finding(Level.OK, "rights", "register, heartbeat, update and deregister work")]
 
 

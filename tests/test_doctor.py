@@ -70,7 +70,8 @@ async def bad_findings(registry: Any) -> list[tuple[str, str]]:
         ("+pexpire", 300, {"heartbeat is refused"}),
         ("+psetex", 300, {"heartbeat of an offline agent is refused"}),
         ("+persist", None, {"heartbeat is refused"}),
-        ("+del", 300, {"deregister of"}),
+        ("+evalsha", 300, {"register is refused", "update is refused", "deregister is refused"}),
+        ("+del", 300, {"which stays, is refused"}),
         ("+scan", 300, {"cannot be listed"}),
     ],
 )
