@@ -270,7 +270,7 @@ class AgentRegistry(ABC):
         return agents
 
     async def scan(self) -> AsyncGenerator[AgentInfo, None]:
-        """Yield what `list` returns, page by page, holding one page of agents in memory.
+        """Yield what `list` returns, page by page, holding in memory one page of agents, and the ids of all so far.
 
         Raises:
             BackendError: The store failed, perhaps after some agents were yielded.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
-import anyio.lowlevel
-
 from agentic.backends.redis_servers import Command, Servers
 from agentic.errors import BackendUnavailableError
+from agentic.seen import Seen
 from agentic.tasks import one_ahead
 
 Record = tuple[bytes, bytes | None]
@@ -30,7 +29,7 @@ class Walk:
     def __init__(self, servers: Servers, pattern: bytes) -> None:
         self._servers = servers
         self._pattern = pattern
-        self._seen = _Seen()
+        self._seen = Seen[bytes]()
 
     async def nodes(self) -> AsyncGenerator[Any, None]:
         """Yield the servers to be scanned, all of them again where slots have moved meanwhile."""
@@ -79,28 +78,3 @@ class Walk:
 
     def _scan(self, cursor: int) -> Command:
         return ("SCAN", cursor, "MATCH", self._pattern, "COUNT", PAGE_SIZE)
-
-
-class _Seen:
-    """The keys that were given already: in many parts, none so large that its growth would hold the event loop.
-
-    The parts are dicts, not sets, for the garbage collector passes over a dict of bytes without a look at each.
-    """
-
-    def __init__(self) -> None:
-        self._parts: list[dict[bytes, None]] = [{} for _ in range(256)]
-
-    def only_new(self, keys: Sequence[bytes]) -> list[bytes]:
-        parts, new = self._parts, []
-        for key in keys:
-            part = parts[hash(key) & 255]
-            if key not in part:
-                part[key] = None
-                new.append(key)
-        return new
-
-    async def forget(self) -> None:
-        """Free the keys a few parts at a time, for all at once would hold the event loop as well."""
-        while self._parts:
-            del self._parts[-4:]
-            await anyio.lowlevel.checkpoint()

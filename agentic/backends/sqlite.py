@@ -28,6 +28,7 @@ from agentic.errors import (
     RegistryError,
 )
 from agentic.registry import AgentRegistry
+from agentic.seen import Seen
 
 T = TypeVar("T")
 
@@ -182,21 +183,22 @@ class SQLiteRegistry(AgentRegistry):
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         # By rowid, so that nothing stored in a row, however damaged, steers the walk. Downwards, for new rows come on
         # top and VACUUM moves rows down at most. An agent that was registered anew or moved may be met twice.
-        upto, seen = _LAST_ROWID, set[str]()
+        upto, seen = _LAST_ROWID, Seen[str]()
         while True:
             rows = await self._run(lambda db: db.execute(_PAGE, (format_instant(self._now()), upto)).fetchall())  # noqa: B023
             agents = []
             for row in rows:
                 agent = _decoded(row)
-                if not isinstance(agent, AgentInfo):
-                    self._skip(agent)
-                elif agent.id not in seen:
-                    seen.add(agent.id)
+                if isinstance(agent, AgentInfo):
                     agents.append(agent)
-            yield agents
+                else:
+                    self._skip(agent)
+            new = set(seen.only_new([agent.id for agent in agents]))
+            yield [agent for agent in agents if agent.id in new]
             if len(rows) < PAGE_SIZE:
-                return
+                break
             upto = rows[-1][-1] - 1
+        await seen.forget()
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
         def work(db: sqlite3.Connection) -> list[str]:
