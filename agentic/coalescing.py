@@ -305,7 +305,7 @@ def own(error: Exception) -> Exception:
     except Exception:  # noqa: BLE001  whatever its constructor makes of them
         return error
     copied.__cause__ = error.__cause__
-    return copied
+    return copied.with_traceback(error.__traceback__)
 
 
 def _too_late() -> RegistryClosedError:

@@ -12,12 +12,12 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from agentic.backends.memory import MemoryRegistry
 from agentic.backends.redis import RedisRegistry
 from agentic.backends.redis_url import SCHEMES as REDIS_SCHEMES
-from agentic.backends.redis_url import redacted
 from agentic.backends.sqlite import SQLiteRegistry
 from agentic.errors import ConfigurationError
 from agentic.registry import AgentRegistry
 
 ENVIRONMENT_PREFIX: Final = "AGENTIC_"
+_KNOWN_PARAMETERS: Final = ("prefix", "ttl", "db", "ca")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -70,7 +70,7 @@ class RegistryConfig:
         return cls.from_mapping({name: value or None for name, value in found.items()})
 
     def __repr__(self) -> str:
-        url = redacted(self.url) if self.url else ""
+        url = _shown(self.url) if self.url else ""
         options = f"backend={self.backend!r}, path={self.path!r}, url={url!r}, prefix={self.prefix!r}, ttl={self.ttl}"
         return f"RegistryConfig({options})"
 
@@ -174,6 +174,20 @@ def _from_redis_url(url: str) -> RegistryConfig:
     ttl = _seconds(parameters.pop("ttl")) if "ttl" in parameters else None
     rest = f"{address}?{urlencode(parameters)}" if parameters else address
     return RegistryConfig(backend="redis", url=rest, prefix=prefix, ttl=ttl)
+
+
+def _shown(url: str) -> str:
+    """Return a URL that nobody has checked, with `***` for each part that may hold a password."""
+    scheme, _, rest = url.partition("://")
+    user_info, at, address = rest.rpartition("@")
+    # Either a password with a raw '?' or a parameter with a raw '@'.
+    if scheme not in ("memory", "sqlite", *REDIS_SCHEMES) or "?" in user_info or "#" in rest:
+        return "***"
+    user, _, password = user_info.partition(":")
+    shown_user = f"{user}:***@" if password else "***@" if at else ""
+    address, mark, query = address.partition("?")
+    parameters = (each if each.partition("=")[0] in _KNOWN_PARAMETERS else "***" for each in query.split("&"))
+    return f"{scheme}://{shown_user}{address}{mark}{'&'.join(parameters) if mark else ''}"
 
 
 def _parameters(query: str) -> dict[str, str]:

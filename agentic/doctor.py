@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import suppress
 from statistics import median
 from time import perf_counter
 from typing import Final
 from uuid import uuid4
+
+from msgspec.structs import replace
 
 from agentic.agent import AgentInfo, AgentStatus
 from agentic.backends.redis import RedisRegistry
@@ -14,7 +17,7 @@ from agentic.backends.redis_doctor import redis_findings
 from agentic.backends.sqlite import SQLiteRegistry
 from agentic.backends.sqlite_doctor import sqlite_findings
 from agentic.clock import system_clock
-from agentic.errors import BackendError, BackendRejectedError
+from agentic.errors import AgentNotFoundError, BackendError, BackendRejectedError
 from agentic.findings import Finding, Level
 from agentic.registry import AgentRegistry
 
@@ -26,10 +29,11 @@ PROBES: Final = 5
 async def examine(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
     """Yield what is found of an open registry's store, the store's own facts first.
 
-    Registers and removes one agent of its own, to see that the rights suffice; changes nothing else.
+    Registers and removes one agent of its own, to see that the rights suffice; changes nothing else. What the store
+    refuses is a finding.
 
     Raises:
-        BackendError: The store failed.
+        BackendError: The store failed otherwise than by refusing a call.
     """
     if isinstance(registry, RedisRegistry):
         async for finding in redis_findings(registry):
@@ -37,11 +41,17 @@ async def examine(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
     elif isinstance(registry, SQLiteRegistry):
         async for finding in sqlite_findings(registry):
             yield finding
-    yield await _latency(registry)
-    yield await _clock(registry)
-    yield await _rights(registry)
+    for finding in (*await _time(registry), *await _rights(registry)):
+        yield finding
     async for finding in _fleet(registry):
         yield finding
+
+
+async def _time(registry: AgentRegistry) -> list[Finding]:
+    try:
+        return [await _latency(registry), await _clock(registry)]
+    except BackendRejectedError as error:
+        return [Finding(Level.BAD, "clock", "the store's time is refused", str(error))]
 
 
 async def _latency(registry: AgentRegistry) -> Finding:
@@ -71,20 +81,36 @@ async def _clock(registry: AgentRegistry) -> Finding:
     return Finding(Level.OK, "clock offset to this host", f"{offset:+.3f} s")
 
 
-async def _rights(registry: AgentRegistry) -> Finding:
+async def _rights(registry: AgentRegistry) -> list[Finding]:
+    """Try each kind of call, for only the store knows what it refuses; one refused does not keep the next from it."""
     agent = AgentInfo(f"doctor-{uuid4().hex[:12]}")
-    tried = "register"
+    offline = replace(agent, status=AgentStatus.OFFLINE)
+    refused = []
+
+    async def attempt(what: str, call: Awaitable[object]) -> bool:
+        try:
+            await call
+        except BackendRejectedError as error:
+            refused.append(Finding(Level.BAD, "rights", f"{what} is refused", str(error)))
+        except AgentNotFoundError:
+            pass  # Its registration was refused, which was told.
+        else:
+            return True
+        return False
+
+    removal = "deregister"
     try:
-        await registry.register(agent)
-        tried = "heartbeat"
-        await registry.heartbeat(agent.id)
-        tried = "update"
-        await registry.update(agent.id, status=AgentStatus.BUSY)
-        tried = "deregister"
-        await registry.deregister(agent.id)
-    except BackendRejectedError as error:
-        return Finding(Level.BAD, "rights", f"{tried} is refused", str(error))
-    return Finding(Level.OK, "rights", "register, heartbeat, update and deregister work")
+        if await attempt("register", registry.register(agent)):
+            removal = f"deregister of {agent.id!r}, which stays,"
+        # Redis writes the heartbeats of an agent and of an offline one with different commands.
+        await attempt("heartbeat", registry.heartbeat(agent.id))
+        with suppress(BackendRejectedError):
+            await registry.register(offline)
+        await attempt("heartbeat of an offline agent", registry.heartbeat(agent.id))
+        await attempt("update", registry.update(agent.id, status=AgentStatus.BUSY))
+    finally:
+        await attempt(removal, registry.deregister(agent.id))
+    return refused or [Finding(Level.OK, "rights", "register, heartbeat, update and deregister work")]
 
 
 async def _fleet(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime
 
 import anyio
@@ -65,7 +66,7 @@ class Grace:
         self._tolerance = ttl / 3
         self.length = max(interval, ttl / 3)
         self._deadline = deadline
-        self._last: tuple[float, datetime] | None = None
+        self._last: tuple[float, Sequence[datetime]] | None = None
         self._store_failed = False
         self._began = 0.0
         self._until: float | None = None
@@ -74,17 +75,17 @@ class Grace:
         """Take note that the store failed."""
         self._store_failed = True
 
-    def reason(self, now: float, held: float, store_time: datetime) -> str | None:
+    def reason(self, now: float, held: float, store_times: Sequence[datetime]) -> str | None:
         """Return why agents may have been kept from beating since the last call, if they may.
 
         Args:
             now: The instant.
             held: Seconds for which the reaper was held up since the last call.
-            store_time: The store's time.
+            store_times: The time of each of the store's servers, in an order that stays while the servers do.
         """
         failed, self._store_failed = self._store_failed, False
-        last, self._last = self._last, (now, store_time)
-        stepped = 0.0 if last is None else (store_time - last[1]).total_seconds() - (now - last[0])
+        last, self._last = self._last, (now, store_times)
+        stepped = 0.0 if last is None else _longest_step(last[1], store_times, now - last[0])
         if failed:
             return "the store had failed"
         if abs(stepped) > self._tolerance:
@@ -107,6 +108,14 @@ class Grace:
         if left <= 0:
             self._until = None
         return max(left, 0.0)
+
+
+def _longest_step(before: Sequence[datetime], after: Sequence[datetime], elapsed: float) -> float:
+    """Return by how many seconds one of the clocks was stepped at most; 0 where the servers are not the same ones."""
+    if len(before) != len(after):
+        return 0.0
+    steps = ((later - earlier).total_seconds() - elapsed for earlier, later in zip(before, after, strict=True))
+    return max(steps, key=abs)
 
 
 class Hold:

@@ -123,10 +123,10 @@ class Reaper(anyio.AsyncContextManagerMixin):
         # The count of a large fleet takes long, and much may happen meanwhile: the clocks are looked at after it.
         stale, live = (0, 0) if hold is None else await self._count()
         asked_at = anyio.current_time()
-        store_time = await self._registry.store_time()
+        store_times = await self._registry._store_times()
         now = anyio.current_time()
         # A store that answers late may have kept the heartbeats waiting as well.
-        reason = grace.reason(now, max(watch.held(), now - asked_at), store_time)
+        reason = grace.reason(now, max(watch.held(), now - asked_at), store_times)
         if reason is not None:
             grace.begin(now)
             # An outage has been told already.

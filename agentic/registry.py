@@ -309,12 +309,16 @@ class AgentRegistry(ABC):
         return reaped
 
     async def store_time(self) -> datetime:
-        """Return the store's own time, by which agents are alive or stale.
+        """Return the store's own time, by which agents are alive or stale; of a cluster, the first primary's.
 
         Raises:
             BackendError: The store failed.
         """
-        return await self._lanes.bounded(self._time)
+        return (await self._store_times())[0]
+
+    async def _store_times(self) -> Sequence[datetime]:
+        """Return the time of each of the store's servers, in an order that stays while the servers do."""
+        return await self._lanes.bounded(self._times)
 
     async def flush(self) -> int:
         """Delete every agent of this registry, and nothing else in the store.
@@ -365,8 +369,8 @@ class AgentRegistry(ABC):
         """Remove each agent that is there."""
 
     @abstractmethod
-    async def _time(self) -> datetime:
-        """Return the store's time."""
+    async def _times(self) -> Sequence[datetime]:
+        """Return the time of each of the store's servers, in an order that stays while the servers do."""
 
     @abstractmethod
     def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:

@@ -62,6 +62,13 @@ def own_redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
+def own_redis_cluster() -> Iterator[RedisCluster]:
+    """A cluster of the test's own, to be changed."""
+    with RedisCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
 def redis_store(redis_url: str) -> Iterator[RedisStore]:
     store = RedisStore(redis_url)
     yield store

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -72,6 +73,39 @@ class RedisCluster:
         with redis.Redis(port=server.port) as client:
             info: Any = client.info("replication")
             return bool(info.get("master_link_status") == "up")
+
+    @contextmanager
+    def joined_by_another(self) -> Iterator[RedisServer]:
+        """Let a seventh server join, without slots."""
+        with RedisServer(*self.servers[0].options) as server:
+            self.ask(self.servers[0], "CLUSTER", "MEET", "127.0.0.1", server.port)
+            everyone = [*self.servers, server]
+
+            def all_know_it() -> bool:
+                nodes = [str(self.ask(each, "CLUSTER", "NODES")) for each in everyone]
+                return all(len(each.splitlines()) == len(everyone) and "handshake" not in each for each in nodes)
+
+            wait_for(all_know_it, "all nodes know the seventh")
+            wait_for(lambda: self.is_ok(server), "the seventh finds the cluster up")
+            yield server
+
+    def move_slots(self, count: int, source: RedisServer, target: RedisServer) -> None:
+        """Move the first so many slots from one primary to another, key by key, as a resharding tool does."""
+        ids = self.node_id(source), self.node_id(target)
+        others = [server for server in self.servers[:PRIMARIES] if server not in (source, target)]
+        with redis.Redis(port=source.port) as from_, redis.Redis(port=target.port) as to:
+            for slot in range(count):
+                to.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+                from_.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+                keys: Any = from_.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000)
+                for key in keys:
+                    from_.execute_command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
+                to.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+                from_.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+        for server in others:
+            with redis.Redis(port=server.port) as other:
+                for slot in range(count):
+                    other.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
 
     def __enter__(self) -> Self:
         try:

@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.checker import LOSES_DATA, Checker
 from tests.chaos.history import Call, History, Note, Seen
 from tests.chaos.run import run
-from tests.chaos.setting import INTERVAL, KEPT_FOR, STALE_AFTER, TIMEOUT
+from tests.chaos.setting import CROWD_KEPT_FOR, INTERVAL, KEPT_FOR, STALE_AFTER, TICK, TIMEOUT
 
 CLAIMS = {
     "a list has each agent once",
@@ -22,7 +22,7 @@ CLAIMS = {
 }
 
 
-@pytest.mark.parametrize(("store", "seconds"), [("redis", 10), ("sqlite", 6)])
+@pytest.mark.parametrize(("store", "seconds"), [("redis", 6), ("sqlite", 2)])
 async def test_a_short_run_of_chaos(store: str, seconds: float, tmp_path: Path) -> None:
     verdict = await run(store, 1, seconds, tmp_path)
     assert not verdict.wrong, "\n".join(verdict.wrong[:10])
@@ -82,6 +82,9 @@ def test_a_lost_agent_is_found() -> None:
     assert broken(BORN, listed(2, 3)) == {"an agent is not lost"}
     assert broken(BORN, call("get", 2, 3, outcome="absent")) == {"an agent is not lost"}
     assert broken(BORN, listed(2, 2 + KEPT_FOR)) == set()
+    crowd = call("register", 0, 1, load=0, id="c-crowd-0")
+    assert broken(crowd, listed(2, 2 + KEPT_FOR)) == {"an agent is not lost"}
+    assert broken(crowd, listed(2, 2 + CROWD_KEPT_FOR)) == set()
     loss = Note(who="conductor", kind="fault", start=1.5, end=1.6, text=f"FLUSHALL; {LOSES_DATA}")
     assert broken(BORN, listed(2, 3), notes=[loss]) == set()
 
@@ -111,9 +114,20 @@ def test_a_report_told_twice_is_found() -> None:
 def test_a_session_that_is_not_back_is_found() -> None:
     stays = call("register", 0, 1, load=0, id="c-stays-0")
     notes = [Note(who="conductor", kind="calm", start=10), Note(who="c", kind="ended", start=20)]
-    soon, late = 10 + INTERVAL, 10 + 2 * INTERVAL + TIMEOUT + 0.1
-    assert broken(stays, call("heartbeat", soon, soon + 0.1, id="c-stays-0"), notes=notes) == set()
-    assert broken(stays, call("heartbeat", late, late, id="c-stays-0"), notes=notes) == {"back within two intervals"}
+    notes += [Note(who="c", kind="tick", start=TICK * number) for number in range(round(20 / TICK))]
+    on_its_way = call("heartbeat", 9.9, 10 + TIMEOUT, id="c-stays-0", outcome="failed")
+
+    def beat(start: float) -> Call:
+        return call("heartbeat", start, start + 0.1, id="c-stays-0")
+
+    soon, late = 10 + INTERVAL, 10 + 2 * INTERVAL + 2 * TICK
+    assert broken(stays, beat(soon), notes=notes) == set()
+    assert broken(stays, beat(late), notes=notes) == {"back within two intervals"}
+    assert broken(stays, beat(9), beat(late), notes=notes) == {"back within two intervals"}
+    assert broken(stays, on_its_way, beat(late), notes=notes) == set()
+    assert broken(stays, on_its_way, beat(late + TIMEOUT), notes=notes) == {"back within two intervals"}
+    held = [note for note in notes if note.kind != "tick" or not 10 < note.start < late]
+    assert broken(stays, beat(late), notes=held) == set()
 
 
 @pytest.mark.parametrize("kind", ["crossed", "left"])

@@ -135,13 +135,54 @@ def test_what_names_no_store_is_refused(source: Any, problem: str) -> None:
 
 @given(secret=st.text(st.sampled_from("S3cr3t@/:#?%[]&= "), min_size=6).filter(lambda text: "3" in text))
 def test_a_password_is_never_shown_however_it_is_written(secret: str) -> None:
-    for url in (f"redis://user:{secret}@host:6379/0", f"unix://user:{secret}@/s.sock", f"redis://:{secret}@host/x"):
+    for url in (
+        f"redis://user:{secret}@host:6379/0",
+        f"unix://user:{secret}@/s.sock",
+        f"redis://:{secret}@host/x",
+        f"rediss+sentinel://user:{secret}@h1,h2:5/fleet/3",
+        f"valkey+cluster://:{secret}@h1:1,[::1]:2",
+    ):
         try:
             shown = repr(open_registry(url)) + str(attributes(open_registry(url)))
         except ConfigurationError as error:
             shown = str(error) + "".join(traceback.format_exception_only(error))
         shown += repr(RegistryConfig(url=url))
         assert secret not in shown
+
+
+@given(secret=st.text(st.sampled_from("S3cr3t@/:#?%[]&= "), min_size=6).filter(lambda text: "3" in text))
+def test_a_configuration_nobody_has_checked_shows_no_password_in_an_odd_place(secret: str) -> None:
+    for url in (
+        f"redis://{secret}@host",
+        f"redis://host?password={secret}",
+        f"redis://host/0?ttl=5&{secret}&prefix=p",
+        f"redis+cluster://{secret}@h1,h2?{secret}",
+        f"redis+sentinel://u@h/fleet#{secret}",
+        f"user:{secret}@host:6379",
+        f"user:{secret}@foo://x",
+        f"https://{secret}",
+    ):
+        config = RegistryConfig(url=url)
+        assert secret not in repr(config)
+        assert config == RegistryConfig(url=url)
+        assert config.url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://u:p@h:1/2?prefix=p&ttl=5", "redis://u:***@h:1/2?prefix=p&ttl=5"),
+        ("redis://h?password=s3", "redis://h?***"),
+        ("redis://secret@h", "redis://***@h"),
+        ("rediss+sentinel://u:p@h1,h2:5/fleet?ca=/x.pem", "rediss+sentinel://u:***@h1,h2:5/fleet?ca=/x.pem"),
+        ("unix:///run/redis.sock?db=3", "unix:///run/redis.sock?db=3"),
+        ("sqlite:////var/r.db", "sqlite:////var/r.db"),
+        ("memory://", "memory://"),
+        ("", ""),
+    ],
+)
+def test_a_configuration_shows_the_rest_of_its_url(url: str, shown: str) -> None:
+    assert f"url={shown!r}," in repr(RegistryConfig(url=url))
 
 
 def test_redaction_keeps_everything_but_the_password() -> None:

@@ -6,17 +6,20 @@ import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
 from typer.testing import CliRunner
 
 from agentic import AgentInfo, MemoryRegistry, RedisRegistry, SQLiteRegistry
+from agentic.backends.redis_doctor import _version
 from agentic.cli import app
 from agentic.doctor import examine
-from agentic.findings import Level
+from agentic.findings import Finding, Level
 from tests.redis_server import RedisServer
+from tests.test_docs import documented_acl
+from tests.waiting import wait_until
 
 
 async def findings(registry: Any) -> dict[str, tuple[Level, str, str]]:
@@ -47,7 +50,117 @@ async def test_a_redis_that_may_lose_agents_is_told(
     assert found["corrupt records"][:2] == (Level.BAD, "1")
     assert "may evict agents" in caplog.text
     weak = await findings(RedisRegistry(own_redis_server.url.replace("redis://", "redis://weak:p@")))
-    assert weak["rights"][:2] == (Level.BAD, "register is refused")
+    assert weak["rights"][0] is Level.BAD
+    assert weak["scripts"][:2] == (Level.BAD, "EVAL is refused")
+
+
+async def bad_findings(registry: Any) -> list[tuple[str, str]]:
+    async with registry:
+        return [(each.subject, each.found) async for each in examine(registry) if each.level is Level.BAD]
+
+
+@pytest.mark.parametrize(
+    ("right", "ttl", "told"),
+    [
+        ("+time", 300, {"clock", "register is refused", "heartbeat is refused"}),
+        ("+eval", 300, {"EVAL is refused"}),
+        ("+set", 300, {"register is refused"}),
+        ("+mget", 300, {"heartbeat is refused", "update is refused"}),
+        ("+setrange", 300, {"heartbeat is refused"}),
+        ("+pexpire", 300, {"heartbeat is refused"}),
+        ("+psetex", 300, {"heartbeat of an offline agent is refused"}),
+        ("+persist", None, {"heartbeat is refused"}),
+        ("+evalsha", 300, {"register is refused", "update is refused", "deregister is refused"}),
+        ("+del", 300, {"which stays, is refused"}),
+        ("+scan", 300, {"cannot be listed"}),
+    ],
+)
+async def test_each_missing_right_is_told_and_what_can_be_removed_is(
+    own_redis_server: RedisServer, right: str, ttl: float | None, told: set[str]
+) -> None:
+    with redis.Redis(port=own_redis_server.port) as client:
+        async with RedisRegistry(own_redis_server.url) as registry:
+            # So that the server knows every script, and EVAL is not needed for the calls themselves.
+            await registry.register(AgentInfo("a"))
+            await registry.heartbeat("a")
+            await registry.update("a", name="n")
+            await registry.deregister("a")
+        rights = [word for word in documented_acl()[3:] if word.startswith("+") and word != right]
+        client.execute_command("ACL", "SETUSER", "weak", "on", ">p", "~agentic:agent:*", *rights)
+        found = await bad_findings(RedisRegistry(own_redis_server.url.replace("://", "://weak:p@"), ttl=ttl))
+        shown = "\n".join(f"{subject} {what}" for subject, what in found)
+        assert all(each in shown for each in told), shown
+        assert len(client.keys("agentic:agent:doctor-*")) == (right == "+del")
+
+
+async def test_what_the_server_says_of_itself_is_told(own_redis_server: RedisServer) -> None:
+    with redis.Redis(port=own_redis_server.port) as client:
+        info: Any = client.info()
+        version = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+        sound = await findings(RedisRegistry(own_redis_server.url))
+        assert sound["server"][:2] == (Level.OK, version)
+        assert sound["memory"][0] is Level.OK
+        assert sound["memory"][1].endswith("bytes of no limit")
+        assert sound["persistence"][1].startswith("no append-only file")
+        assert sound["role"][:2] == (Level.OK, "primary with 0 replicas")
+
+        client.config_set("appendonly", "yes")
+        client.config_set("maxmemory", info["used_memory"] + 50_000)
+        told = await findings(RedisRegistry(own_redis_server.url))
+        assert told["persistence"][:2] == (Level.OK, "append-only file")
+        assert told["memory"][0] is Level.BAD
+        assert told["memory"][1].endswith(f"of {info['used_memory'] + 50_000:,} bytes")
+
+        # A folder where the dump should go.
+        (own_redis_server.folder / "dump.rdb").mkdir()
+        client.bgsave()
+        await wait_until(
+            lambda: cast("Any", client.info())["rdb_last_bgsave_status"] == "err", "the server could not save"
+        )
+        told = await findings(RedisRegistry(own_redis_server.url))
+        assert told["persistence"][:2] == (Level.BAD, "the last save failed")
+
+
+def test_a_server_that_is_too_old_is_told() -> None:
+    assert _version({"redis_version": "6.0.16"}).level is Level.BAD
+    assert _version({"redis_version": "6.2.0"}).level is Level.OK
+    assert _version({"redis_version": "7.2.4", "valkey_version": "8.1.0"}) == Finding(
+        Level.OK, "server", "Valkey 8.1.0"
+    )
+
+
+async def test_what_a_sqlite_file_is_like_is_told(tmp_path: Path) -> None:
+    registry = SQLiteRegistry(tmp_path / "r.db", synchronous="FULL")
+    async with registry:
+        sound = {each.subject: each async for each in examine(registry)}
+        assert sound["SQLite"].found == sqlite3.sqlite_version
+        assert (sound["integrity"].level, sound["integrity"].found) == (Level.OK, "ok")
+        assert (sound["journal"].level, sound["journal"].found) == (Level.OK, "wal")
+        assert sound["synchronous"].found == "FULL"
+        await registry._run(lambda db: db.execute("PRAGMA journal_mode = DELETE").fetchall())
+        told = {each.subject: each async for each in examine(registry)}
+        assert (told["journal"].level, told["journal"].found) == (Level.NOTE, "delete")
+        assert told["file"].found == f"{(tmp_path / 'r.db').stat().st_size:,} bytes"
+    assert (await findings(SQLiteRegistry(":memory:")))["journal"][:2] == (Level.OK, "memory")
+
+
+@pytest.mark.parametrize("how", ["an id changed in the index", "the index overwritten"])
+async def test_a_damaged_sqlite_file_is_told(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "r.db"
+    async with SQLiteRegistry(path) as registry:
+        await registry.register(AgentInfo("agent-x"))
+    with closing(sqlite3.connect(path)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE type = 'index'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        index = file.read(size)
+        file.seek((page - 1) * size)
+        file.write(index.replace(b"agent-x", b"agent-y") if how.startswith("an id") else b"\xff" * size)
+    found = await findings(SQLiteRegistry(path))
+    level, _, advice = found["integrity"]
+    assert level is Level.BAD
+    assert "it is damaged: close every program" in advice
 
 
 async def test_a_replica_is_told(own_redis_server: RedisServer) -> None:

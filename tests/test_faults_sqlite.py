@@ -10,8 +10,9 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,32 @@ def spawn(script: str, *arguments: object) -> subprocess.Popen[bytes]:
     code = textwrap.dedent(HEAD) + textwrap.dedent(script)
     return subprocess.Popen(
         [sys.executable, "-W", "default", "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+@contextmanager
+def killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Leave no process behind where a test fails."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[bool]:
+    """Mount a tmpfs on a new folder; false where that is not allowed."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    yield done.returncode == 0
+    if done.returncode == 0:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def integrity(path: Path) -> str:
@@ -49,7 +73,8 @@ async def test_random_cancels_leave_no_transaction_open(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     async with SQLiteRegistry(path) as registry, SQLiteRegistry(path, timeout=1) as other:
         await registry.register(AgentInfo("a"))
-        for _ in range(100):
+        cancelled = 0
+        while cancelled < 2_000:
             calls = [
                 asyncio.ensure_future(call)
                 for _ in range(5)
@@ -64,6 +89,8 @@ async def test_random_cancels_leave_no_transaction_open(tmp_path: Path) -> None:
             for call in chance.sample(calls, 20):
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
+            # Those that had ended before their turn came do not count.
+            cancelled += sum(call.cancelled() for call in calls)
         in_transaction = await registry._run(lambda db: db.in_transaction)
         assert not in_transaction
         await other.register(AgentInfo("b"))
@@ -101,10 +128,10 @@ async def test_eight_processes_write_while_the_lock_holder_is_stopped_then_kille
     path = tmp_path / "r.db"
     writer = """
         async def main():
-            done = failed = 0
-            async with SQLiteRegistry(sys.argv[1], timeout=10) as registry:
-                end = time.time() + 3
-                while time.time() < end:
+            done = 0
+            told = asyncio.ensure_future(asyncio.to_thread(sys.stdin.read))
+            async with SQLiteRegistry(sys.argv[1], timeout=60) as registry:
+                while not told.done():
                     await registry.register(AgentInfo(f"{sys.argv[2]}-{done}"))
                     done += 1
             print(done)
@@ -112,26 +139,38 @@ async def test_eight_processes_write_while_the_lock_holder_is_stopped_then_kille
     """
     holder = """
         import sqlite3
-        db = sqlite3.connect(sys.argv[1], isolation_level=None)
+        db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
         db.execute("BEGIN IMMEDIATE")
         print("held", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     """
     async with SQLiteRegistry(path, timeout=0.3) as registry:
-        writers = [spawn(writer, path, number) for number in range(8)]
-        counts = [int((await asyncio.to_thread(process.communicate))[0]) for process in writers]
-        assert all(counts)
-        assert len(await registry.list()) == sum(counts)
-        process = spawn(holder, path)
-        assert process.stdout is not None
-        assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
-        process.send_signal(signal.SIGSTOP)
-        with pytest.raises(BackendUnavailableError):
-            await registry.register(AgentInfo("late"))
-        assert len(await registry.list()) == sum(counts)  # readers do not wait
-        process.kill()
-        process.communicate()
+
+        async def counts() -> Counter[str]:
+            return Counter(agent.id.partition("-")[0] for agent in await registry.list())
+
+        async def all_wrote(since: Counter[str]) -> bool:
+            return len(await counts() - since) == 8
+
+        with ExitStack() as spawned:
+            writers = [spawned.enter_context(killed_at_last(spawn(writer, path, number))) for number in range(8)]
+            await wait_until(lambda: all_wrote(Counter()), "all eight write")
+            process = spawned.enter_context(killed_at_last(spawn(holder, path)))
+            assert process.stdout is not None
+            assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
+            process.send_signal(signal.SIGSTOP)
+            held = await counts()
+            with pytest.raises(BackendUnavailableError):
+                await registry.register(AgentInfo("late"))
+            assert await counts() == held  # readers do not wait, and nobody could write
+            process.kill()
+            await wait_until(lambda: all_wrote(held), "all eight write again")
+            # `communicate` closes their input, which ends them.
+            told = [await asyncio.to_thread(each.communicate) for each in writers]
+        assert [each.returncode for each in writers] == [0] * 8, told
+        assert await counts() == {str(number): int(done) for number, (done, _) in enumerate(told)}
         await registry.register(AgentInfo("late"))
+    assert integrity(path) == "ok"
 
 
 async def test_a_writer_killed_forty_times_keeps_what_it_acknowledged(tmp_path: Path) -> None:
@@ -164,15 +203,10 @@ async def test_a_writer_killed_forty_times_keeps_what_it_acknowledged(tmp_path: 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder with room for 400 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a tmpfs: run as root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "small", "size=400k") as allowed:
+        if not allowed:
+            pytest.skip("needs the right to mount a tmpfs: run as root")
+        yield tmp_path / "small"
 
 
 async def test_a_full_disk_is_the_operators_until_there_is_room_again(small_disk: Path) -> None:
@@ -213,17 +247,56 @@ async def test_a_file_that_is_gone_is_told_and_what_went_into_the_void_is_not_ac
         assert await registry.list() == []
 
 
-async def test_a_damaged_page_is_the_operators(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["moved away", "a copy put back"])
+async def test_calls_on_a_file_that_is_gone_leave_the_one_in_its_place_sound(tmp_path: Path, how: str) -> None:
     path = tmp_path / "r.db"
+    old = [f"old-{number}" for number in range(300)]
+    script = """
+        async def main():
+            async with SQLiteRegistry(sys.argv[1]) as registry:
+                for number in range(500):
+                    await registry.register(AgentInfo(f"new-{number}", name="x" * 200))
+        asyncio.run(main())
+    """
     async with SQLiteRegistry(path) as registry:
-        await asyncio.gather(*(registry.register(AgentInfo(f"agent-{n:04}", name="x" * 200)) for n in range(500)))
-    with path.open("r+b") as file:
-        for page in range(2, path.stat().st_size // 4096):
-            file.seek(4096 * page)
-            file.write(os.urandom(4096))
-    with pytest.raises(BackendRejectedError, match="it is damaged: close every program"):
-        async with SQLiteRegistry(path) as registry:
-            await registry.list()
+        await asyncio.gather(*(registry.register(AgentInfo(agent_id, name="y" * 200)) for agent_id in old))
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(path.read_bytes())
+    async with SQLiteRegistry(path) as registry:
+        await registry.list()
+        path.rename(tmp_path / "moved.db")
+        if how == "a copy put back":
+            copy.rename(path)
+        # The other one takes over the log of the first, which has it open: one write there would ruin both.
+        other = spawn(script, path)
+        ended = asyncio.ensure_future(asyncio.to_thread(other.communicate))
+        while not ended.done():
+            for agent_id in old[::10]:
+                with pytest.raises(BackendRejectedError, match="was deleted or replaced"):
+                    await registry.heartbeat(agent_id)
+        assert other.returncode == 0, (await ended)[1]
+    assert integrity(path) == "ok"
+    async with SQLiteRegistry(path) as registry:
+        found = {agent.id for agent in await registry.list()}
+    assert found == {f"new-{number}" for number in range(500)} | (set(old) if how == "a copy put back" else set())
+
+
+async def test_a_damaged_page_is_the_operators(tmp_path: Path) -> None:
+    path, damaged = tmp_path / "r.db", tmp_path / "damaged.db"
+    ids = [f"agent-{n:04}" for n in range(500)]
+    async with SQLiteRegistry(path) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(agent_id, name="x" * 200)) for agent_id in ids))
+    sound, chance = path.read_bytes(), random.Random(3)
+    # Each page by itself, but for the first, without which it is no database.
+    for start in range(4096, len(sound), 4096):
+        damaged.write_bytes(sound[:start] + chance.randbytes(4096) + sound[start + 4096 :])
+        with pytest.raises(BackendRejectedError, match="it is damaged: close every program"):
+            async with SQLiteRegistry(damaged) as registry:
+                # What of the index is damaged, a walk of the table does not meet.
+                assert len(await registry.list()) == len(ids)
+                await registry.heartbeat_many(ids)
+        for suffix in ("-wal", "-shm"):
+            damaged.with_name(damaged.name + suffix).unlink(missing_ok=True)
 
 
 async def test_a_text_file_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -235,12 +308,19 @@ async def test_a_text_file_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 async def test_a_folder_that_cannot_be_written_is_the_operators(tmp_path: Path) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir(0o555)
-    # Root may write anywhere but where the kernel itself refuses.
-    path = Path("/proc/registry.db") if os.geteuid() == 0 else folder / "registry.db"
-    with pytest.raises(BackendRejectedError, match="check that its folder exists and can be written"):
-        await SQLiteRegistry(path).open()
+    with mounted(tmp_path / "locked", "size=4m") as allowed:
+        folder = tmp_path / "locked"
+        if allowed:
+            async with SQLiteRegistry(folder / "there.db") as registry:
+                await registry.register(AgentInfo("a"))
+            await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,ro", str(folder)], check=True)
+        elif os.geteuid() == 0:
+            folder = Path("/proc")  # Root may write anywhere but where the kernel itself refuses.
+        else:
+            folder.chmod(0o555)
+        for name in ("there.db", "new.db"):
+            with pytest.raises(BackendRejectedError, match="check that its folder exists and can be written"):
+                await SQLiteRegistry(folder / name).open()
 
 
 async def test_a_process_that_does_not_close_ends_at_once_and_says_so(tmp_path: Path) -> None:
@@ -250,9 +330,13 @@ async def test_a_process_that_does_not_close_ends_at_once_and_says_so(tmp_path: 
             await registry.open()
             await registry.register(AgentInfo("a"))
         asyncio.run(main())
+        print("done", flush=True)
     """
-    process = spawn(script, tmp_path / "r.db")
-    _, told = await asyncio.wait_for(asyncio.to_thread(process.communicate), 20)
+    with killed_at_last(spawn(script, tmp_path / "r.db")) as process:
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == b"done\n"
+        # A bound on hanging, not a speed: nothing is left to wait for.
+        _, told = await asyncio.to_thread(process.communicate, timeout=2)
     assert process.returncode == 0
     assert b"ResourceWarning: unclosed SQLiteRegistry" in told
     async with SQLiteRegistry(tmp_path / "r.db") as registry:

@@ -25,6 +25,7 @@ from agentic import (
     CorruptRecordError,
     SQLiteRegistry,
 )
+from agentic.backends.sqlite import PAGE_SIZE
 from agentic.backends.sqlite_schema import SCHEMA_VERSION
 from agentic.clock import NEVER
 
@@ -348,3 +349,46 @@ async def test_text_that_is_none_spoils_its_own_row_alone(tmp_path: Path, caplog
     async with SQLiteRegistry(path) as registry:
         assert [agent.id for agent in await registry.list()] == ["good"]
     assert "'bad'" in caplog.text
+
+
+async def test_a_damaged_id_at_a_pages_end_costs_the_list_no_other_agent(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    ids = [f"a{n:04}" for n in range(2 * PAGE_SIZE + 100)]
+    async with SQLiteRegistry(path) as registry:
+        await registry._insert([AgentInfo(agent_id) for agent_id in ids])
+        # The last of a page, whichever way the walk goes.
+        damaged = {ids[PAGE_SIZE - 1], ids[-PAGE_SIZE]}
+        with closing(sqlite3.connect(path)) as db, db:
+            for agent_id in damaged:
+                db.execute("UPDATE agents SET id = CAST(CAST(id AS BLOB) || X'ff' AS TEXT) WHERE id = ?", (agent_id,))
+        assert {agent.id for agent in await registry.list()} == set(ids) - damaged
+        assert registry.corrupt_records == len(damaged)
+
+
+@pytest.mark.parametrize("meanwhile", ["some registered anew", "all flushed and registered anew", "vacuumed"])
+async def test_a_walk_meets_every_agent_that_stays_and_none_twice(tmp_path: Path, meanwhile: str) -> None:
+    path = tmp_path / "r.db"
+    ids = [f"a{n:04}" for n in range(2 * PAGE_SIZE)]
+    async with SQLiteRegistry(path) as registry:
+        await registry._insert([AgentInfo(agent_id) for agent_id in ids])
+        await registry._delete(ids[::7])
+        stay = set(ids) - set(ids[::7])
+        found = []
+        async for agent in registry.scan():
+            found.append(agent.id)
+            if len(found) > 1:
+                continue
+            if meanwhile == "some registered anew":
+                some = sorted(stay)[::5]
+                await registry._delete(some)
+                await registry._insert([AgentInfo(agent_id) for agent_id in some])
+                stay -= set(some)
+            elif meanwhile == "vacuumed":
+                with closing(sqlite3.connect(path, isolation_level=None)) as db:
+                    db.execute("VACUUM")
+            else:
+                await registry.flush()
+                await registry._insert([AgentInfo(agent_id) for agent_id in reversed(ids)])
+                stay = set()
+        assert len(found) == len(set(found))
+        assert stay <= set(found) <= set(ids)

@@ -108,8 +108,8 @@ class MemoryRegistry(AgentRegistry):
             self._leases.pop(agent_id, None)
         return present
 
-    async def _time(self) -> datetime:
-        return self._now()
+    async def _times(self) -> Sequence[datetime]:
+        return [self._now()]
 
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         for ids in self._id_pages():

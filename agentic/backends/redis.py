@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 import anyio
-import anyio.lowlevel
 import msgspec
 import redis.asyncio as aioredis
 from redis.exceptions import RedisClusterException, RedisError
@@ -25,10 +25,12 @@ from agentic.agent import (
     too_large,
 )
 from agentic.backends.redis_client import CONNECT_TIMEOUT, backend_error, make_client
+from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict
 from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
-from agentic.backends.redis_servers import Cluster, OneServer, Servers
+from agentic.backends.redis_servers import OneServer, Servers
 from agentic.backends.redis_url import connection_options, redacted
+from agentic.backends.redis_walk import Record, Walk
 from agentic.clock import parse_instant, stale_before
 from agentic.errors import (
     BackendError,
@@ -39,15 +41,9 @@ from agentic.errors import (
     RegistryError,
 )
 from agentic.registry import AgentRegistry
-from agentic.tasks import one_ahead
-
-Record = tuple[bytes, bytes]
-"""A key and what it holds."""
-
-PAGE_SIZE: Final = 500
 
 # The scripts' outcomes for one agent.
-_DONE, _ABSENT, _CORRUPT = 1, 0, -1
+_DONE, _ABSENT, _CORRUPT, _WRONG_TYPE = 1, 0, -1, -2
 
 
 class RedisRegistry(AgentRegistry):
@@ -160,7 +156,7 @@ class RedisRegistry(AgentRegistry):
                 "a port speaks TLS (rediss://) or does not (redis://)"
             ) from error
         except (RedisError, RedisClusterException, OSError) as error:
-            raise backend_error(error, "failed to connect to Redis") from error
+            raise backend_error(error, "failed to connect to Redis", connecting=True) from error
 
     # --- agents, by id ---
 
@@ -182,10 +178,18 @@ class RedisRegistry(AgentRegistry):
 
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys(ids)
+        records = await self._servers.records(keys)
+        if None in records:
+            reasons = await self._missing([key for key, record in zip(keys, records, strict=True) if record is None])
+            records = [next(reasons) if record is None else record for record in records]
         return [
-            self._decoded(key, record) if isinstance(record, bytes) else record
-            for key, record in zip(keys, await self._servers.records(keys), strict=True)
+            self._decoded_or_why(key, record, agent_id)
+            for key, record, agent_id in zip(keys, records, ids, strict=True)
         ]
+
+    async def _missing(self, keys: Sequence[bytes]) -> Iterator[Any]:
+        """Return why each key has no record: it is not there, or it holds another type of value."""
+        return iter(await self._servers.script("missing", keys, (), [()] * len(keys), repeatable=True))
 
     async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         each = []
@@ -197,10 +201,11 @@ class RedisRegistry(AgentRegistry):
         ids = [agent_id for agent_id, _ in changes]
         reply = await self._servers.script("update", self._keys(ids), (MAX_RECORD_BYTES,), each)
         return [
-            self._patched(self._key(agent_id), result, agent_id) for agent_id, result in zip(ids, reply, strict=True)
+            self._decoded_or_why(self._key(agent_id), result, agent_id)
+            for agent_id, result in zip(ids, reply, strict=True)
         ]
 
-    def _patched(self, key: bytes, result: Any, agent_id: str) -> AgentInfo | RegistryError | None:
+    def _decoded_or_why(self, key: bytes, result: Any, agent_id: str) -> AgentInfo | RegistryError | None:
         if isinstance(result, bytes):
             return self._decoded(key, result)
         return None if result == _ABSENT else _failure(result, agent_id)
@@ -211,10 +216,10 @@ class RedisRegistry(AgentRegistry):
     # --- the whole fleet ---
 
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
-        async with self._records() as pages:
+        async with aclosing(self._walk_records().pages()) as pages:
             async for page in pages:
                 agents = []
-                for key, record in page:
+                for key, record in await self._strings(page):
                     agent = self._decoded(key, record)
                     if isinstance(agent, AgentInfo):
                         agents.append(agent)
@@ -223,61 +228,45 @@ class RedisRegistry(AgentRegistry):
                 yield agents
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        for node in await self._servers.nodes():
-            # Each server's clock decides for the agents that it holds.
-            boundary = stale_before(await self._time_of(node), ttl)
-            seen = _Seen()
-            async with self._records_of(node, seen) as pages:
-                async for page in pages:
-                    stale = [(pulse.id, record) for pulse, record in self._pulses(page) if pulse.is_stale(boundary)]
-                    yield await self._mark([agent_id for agent_id, _ in stale], [record for _, record in stale])
-            await seen.forget()
+        walk = self._walk_records()
+        async with aclosing(walk.nodes()) as nodes:
+            async for node in nodes:
+                # Each server's clock decides for the agents that it holds.
+                boundary = stale_before(await self._time_of(node), ttl)
+                async with walk.pages_of(node) as pages:
+                    async for page in pages:
+                        pulses = self._pulses(await self._strings(page))
+                        stale = [(pulse.id, record) for pulse, record in pulses if pulse.is_stale(boundary)]
+                        marks = await self._mark([agent_id for agent_id, _ in stale], [record for _, record in stale])
+                        yield [agent_id for agent_id, mark in marks if mark == _DONE]
+                        _raise_any([mark for _, mark in marks])  # After what was marked has been told.
 
-    async def _mark(self, ids: list[str], records: list[bytes]) -> list[str]:
-        if not ids:
-            return []
+    async def _mark(self, ids: list[str], records: list[bytes]) -> list[tuple[str, Any]]:
         found = [(heartbeat_as_written(record),) for record in records]
-        marked = _raise_any(await self._servers.script("reap", self._keys(ids), (), found))
-        return [agent_id for agent_id, done in zip(ids, marked, strict=True) if done]
+        marks = await self._servers.script("reap", self._keys(ids), (), found) if ids else []
+        return list(zip(ids, marks, strict=True))
 
     async def _clear(self) -> AsyncGenerator[int, None]:
-        async with self._records() as pages:
+        async with aclosing(self._walk_records().pages()) as pages:
             async for page in pages:
                 # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
-                keys = self._keys([pulse.id for pulse, _ in self._pulses(page)])
+                keys = self._keys([pulse.id for pulse, _ in self._pulses(await self._strings(page))])
                 removed = await self._servers.script("deregister", keys, (), [()] * len(keys)) if keys else []
                 yield sum(_raise_any(removed))
 
-    def _records(self) -> aclosing[AsyncGenerator[list[Record], None]]:
-        return aclosing(self._pages_of_all())
+    def _walk_records(self) -> Walk:
+        return Walk(self._servers, self._pattern)
 
-    async def _pages_of_all(self) -> AsyncGenerator[list[Record], None]:
-        seen = _Seen()
-        for node in await self._servers.nodes():
-            async with self._records_of(node, seen) as pages:
-                async for page in pages:
-                    yield page
-        await seen.forget()
+    async def _strings(self, page: list[Record]) -> list[tuple[bytes, bytes]]:
+        """Return the records of a page; a key of another type is skipped with a logged warning."""
+        empty = [key for key, record in page if record is None]
+        for key, reason in zip(empty, await self._missing(empty) if empty else (), strict=True):
+            if reason == _WRONG_TYPE:
+                self._skip(self._corrupt(key, "its key holds another type of value than a string"))
+        return [(key, record) for key, record in page if record is not None]
 
-    def _records_of(self, node: Any, seen: _Seen) -> aclosing[AsyncGenerator[list[Record], None]]:
-        return aclosing(one_ahead(self._round_trips(node, seen)))
-
-    async def _round_trips(self, node: Any, seen: _Seen) -> AsyncGenerator[list[Record], None]:
-        """Yield the key and record of every agent of a node, each key once, a page for each round trip."""
-        cursor, found = await self._servers.ask(node, *self._scan(0))
-        while True:
-            keys = seen.only_new(found)
-            records, following = await self._servers.page(node, keys, self._scan(cursor) if cursor else None)
-            yield [(key, record) for key, record in zip(keys, records, strict=True) if record is not None]
-            if following is None:
-                return
-            cursor, found = following
-
-    def _scan(self, cursor: int) -> tuple[Any, ...]:
-        return ("SCAN", cursor, "MATCH", self._pattern, "COUNT", PAGE_SIZE)
-
-    async def _time(self) -> datetime:
-        return await self._time_of((await self._servers.nodes())[0])
+    async def _times(self) -> Sequence[datetime]:
+        return await asyncio.gather(*(self._time_of(node) for node in await self._servers.nodes()))
 
     async def _time_of(self, node: Any) -> datetime:
         seconds, microseconds = await self._servers.ask(node, "TIME")
@@ -306,7 +295,7 @@ class RedisRegistry(AgentRegistry):
         agent_id = key.removeprefix(self._key_prefix).decode(errors="replace")
         return CorruptRecordError(f"the record at key {key.decode(errors='replace')!r} is corrupt: {why}", agent_id)
 
-    def _pulses(self, page: list[Record]) -> Iterator[tuple[Pulse, bytes]]:
+    def _pulses(self, page: list[tuple[bytes, bytes]]) -> Iterator[tuple[Pulse, bytes]]:
         """Yield the pulse of each record, with the record; a corrupt one is skipped, with a logged warning."""
         prefix = self._key_prefix
         for key, record in page:
@@ -319,31 +308,6 @@ class RedisRegistry(AgentRegistry):
                 yield pulse, record
             else:
                 self._skip(self._corrupt(key, "it names the id of another key"))
-
-
-class _Seen:
-    """The keys that were given already: in many parts, none so large that its growth would hold the event loop.
-
-    The parts are dicts, not sets, for the garbage collector passes over a dict of bytes without a look at each.
-    """
-
-    def __init__(self) -> None:
-        self._parts: list[dict[bytes, None]] = [{} for _ in range(256)]
-
-    def only_new(self, keys: Sequence[bytes]) -> list[bytes]:
-        parts, new = self._parts, []
-        for key in keys:
-            part = parts[hash(key) & 255]
-            if key not in part:
-                part[key] = None
-                new.append(key)
-        return new
-
-    async def forget(self) -> None:
-        """Free the keys a few parts at a time, for all at once would hold the event loop as well."""
-        while self._parts:
-            del self._parts[-4:]
-            await anyio.lowlevel.checkpoint()
 
 
 def _facts(results: Sequence[Any], ids: Sequence[str]) -> list[bool | RegistryError]:

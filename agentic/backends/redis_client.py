@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any, Final, cast
 
@@ -28,6 +28,7 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     ResponseError,
     TryAgainError,
 )
@@ -157,16 +158,27 @@ _HINTS: Final = {
 _CODE: Final = re.compile(rf"\b({'|'.join((*_FOR_NOW, *_HINTS))})\b")
 
 
-def backend_error(error: Exception, what: str) -> BackendError:
+def backend_error(error: Exception, what: str, *, connecting: bool = False) -> BackendError:
     """Return what a driver's error means to callers; it never holds a password."""
-    code = _code(error)
-    hint = _HINTS.get(code, "") or _tls_hint(error)
-    message = f"{what}: {error}{hint and '; '}{hint}"
+    answer = _answer(error)
+    code = _code(answer)
+    hint = _HINTS.get(code, "") or _hint(answer, connecting)
+    told = str(error) if str(answer) in str(error) else f"{error}: {answer}"
+    message = f"{what}: {told}{hint and '; '}{hint}"
     if code:
         return (BackendUnavailableError if code in _FOR_NOW else BackendRejectedError)(message)
-    if isinstance(error, (AuthenticationError, ResponseError)) or _caused_by(error, ssl.SSLError):
+    if isinstance(answer, (AuthenticationError, ResponseError)) or _caused_by(error, ssl.SSLError):
         return BackendRejectedError(message)
     return BackendUnavailableError(message)
+
+
+def _answer(error: Exception) -> Exception:
+    """Return what a server has answered, which a cluster's driver wraps in errors of its own."""
+    if isinstance(error, RedisClusterException):
+        for each in _chain(error):
+            if isinstance(each, (AuthenticationError, ResponseError)):
+                return each
+    return error
 
 
 def _code(error: Exception) -> str:
@@ -176,6 +188,8 @@ def _code(error: Exception) -> str:
             return code
     if isinstance(error, AuthenticationError):
         return "NOAUTH" if re.search("required|already authenticated", str(error)) else "WRONGPASS"
+    if "can't run this command" in str(error):
+        return "NOPERM"  # As Redis 7.0 says it of a command inside a script, without the word.
     # Redis 6 wraps a script's error in others, so the word may stand anywhere.
     found = _CODE.search(str(error)) if isinstance(error, ResponseError) else None
     return found[1] if found else ""
@@ -192,20 +206,27 @@ _CLASSES: Final[dict[type[Exception], str]] = {
 }
 
 
-def _tls_hint(error: Exception) -> str:
+def _hint(error: Exception, connecting: bool) -> str:
     if _caused_by(error, ssl.SSLCertVerificationError):
         return "the server's certificate is not trusted, or is another host's: see the options for rediss://"
     if _caused_by(error, ssl.SSLError):
         return "does this port speak TLS? redis:// is for those that do not"
-    if "closed by server" in str(error).lower():
+    if connecting and "closed by server" in str(error).lower():
         return "if it closes at once, it may speak TLS, which rediss:// is for"
+    if "cluster support disabled" in str(error):
+        return "it is no cluster: redis:// is for a single server"
     return ""
 
 
-def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    seen = 0
-    while error is not None and seen < 10:
-        if isinstance(error, kind):
-            return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return False
+def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
+    return any(isinstance(each, kind) for each in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it came from, ten of them at most."""
+    following: BaseException | None = error
+    for _ in range(10):
+        if following is None:
+            return
+        yield following
+        following = following.__cause__ or following.__context__

@@ -1,19 +1,17 @@
-"""One server or a cluster of them: where keys live, how scripts reach them, and what may be sent twice."""
+"""What a registry asks of Redis: scripts, records, steps of a scan, and what may be sent twice; one server for it."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha1
 from importlib.resources import files
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import redis.asyncio as aioredis
-from redis.asyncio.cluster import ClusterNode
-from redis.crc import key_slot
 from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
@@ -31,8 +29,18 @@ from agentic.errors import BackendError, RegistryClosedError
 T = TypeVar("T")
 
 Command = tuple[Any, ...]
-Page = tuple[list[bytes | None], tuple[int, list[bytes]] | None]
-"""Records, and where a scan goes on with the keys that it found; None at its end."""
+
+
+class Scanned(NamedTuple):
+    """A step of a scan: by which run of which server, where it goes on (0 at its end), and the keys that it found."""
+
+    server: bytes
+    cursor: int
+    keys: list[bytes]
+
+
+Page = tuple[list[bytes | None], Scanned | None]
+"""Records, and the step of a scan that was asked for beside them."""
 
 
 def _load(name: str) -> tuple[str, str]:
@@ -42,7 +50,18 @@ def _load(name: str) -> tuple[str, str]:
     return sha1(text.encode(), usedforsecurity=False).hexdigest(), text
 
 
-SCRIPTS: Final = {name: _load(name) for name in ("register", "heartbeat", "update", "deregister", "reap")}
+SCRIPTS: Final = {name: _load(name) for name in ("register", "heartbeat", "update", "deregister", "reap", "missing")}
+
+# As bytes, so that the driver gives the answer as it is: it would read all of it, for one line.
+WHO_ARE_YOU: Final = (b"INFO", b"server")
+
+
+def scanned_by(info: Any, found: Any) -> Scanned:
+    """Return the step that a server's answers to `WHO_ARE_YOU` and to a `SCAN` make; raises the error of the latter."""
+    run = re.search(rb"run_id:(\w+)", info) if isinstance(info, bytes) else None  # Not every user may ask for it.
+    if isinstance(found, Exception):
+        raise found
+    return Scanned(run[1] if run else b"", int(found[0]), found[1])
 
 
 class Servers(ABC):
@@ -80,7 +99,11 @@ class Servers(ABC):
 
     @abstractmethod
     async def nodes(self) -> Sequence[Any]:
-        """Return the servers that hold the keys, each to be scanned by itself."""
+        """Find out which servers hold the keys, each to be scanned by itself, and return them."""
+
+    @abstractmethod
+    def layout(self) -> object:
+        """Return which server holds which keys, as `nodes` has found; it changes when keys move."""
 
     @abstractmethod
     async def ask(self, node: Any, *command: Any) -> Any:
@@ -88,11 +111,14 @@ class Servers(ABC):
 
     @abstractmethod
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
-        """Return the records of a scan's last keys and its next keys, asked for side by side."""
+        """Return the records of a scan's last keys, and take its next step, side by side."""
 
     @abstractmethod
     async def broken(self, error: Exception) -> None:
         """Make the next try reach another server, after an error that asks for that."""
+
+    def given_up(self) -> None:  # noqa: B027  one server needs nothing
+        """Take note that a call was given up, perhaps since its server hangs."""
 
     async def driven(self, call: Callable[[], Awaitable[T]], *, repeatable: bool) -> T:
         """Await the driver, with a connection for it, its errors mapped."""
@@ -109,6 +135,9 @@ class Servers(ABC):
                     if not repeatable or not isinstance(error, RedisConnectionError):
                         raise
                 return await call()
+        except asyncio.CancelledError:
+            self.given_up()
+            raise
         except (RedisError, RedisClusterException, OSError) as error:
             raise backend_error(error, "Redis failed") from error
 
@@ -149,22 +178,27 @@ class OneServer(Servers):
     async def nodes(self) -> Sequence[Any]:
         return [None]
 
+    def layout(self) -> object:
+        return None
+
     async def ask(self, node: Any, *command: Any) -> Any:
         return await self._command(*command, repeatable=True)
 
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
         commands = [("MGET", *keys)] if keys else []
         if scan is not None:
-            commands.append(scan)
+            commands += [WHO_ARE_YOU, scan]
 
-        async def call() -> list[Any]:
+        async def call() -> Page:
             pipeline = self._client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
-            return await pipeline.execute()
+            replies = await pipeline.execute(raise_on_error=False)
+            if keys and isinstance(replies[0], Exception):
+                raise replies[0]
+            return replies[0] if keys else [], None if scan is None else scanned_by(*replies[-2:])
 
-        replies = await self.driven(call, repeatable=True)
-        return replies[0] if keys else [], None if scan is None else replies[-1]
+        return await self.driven(call, repeatable=True)
 
     async def broken(self, error: Exception) -> None:
         if isinstance(error, ReadOnlyError):
@@ -173,131 +207,3 @@ class OneServer(Servers):
 
     async def _command(self, *command: Any, repeatable: bool) -> Any:
         return await self.driven(lambda: self._execute(*command), repeatable=repeatable)
-
-
-class Cluster(Servers):
-    """Redis Cluster: what concerns keys of one slot is one command, and each primary gets its commands in one go.
-
-    A primary that fails fails its own agents alone; a walk of the fleet fails with any of them.
-    """
-
-    def __init__(self, client: aioredis.RedisCluster, max_connections: int) -> None:
-        super().__init__(max_connections)
-        self._client = client
-
-    async def ping(self) -> None:
-        await self._client.initialize()
-        await asyncio.gather(*(node.execute_command("PING") for node in self._client.get_primaries()))
-
-    async def _close(self) -> None:
-        await self._client.aclose()
-
-    async def script(
-        self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool = False
-    ) -> list[Any]:
-        sha, text = SCRIPTS[name]
-        groups = _by_slot(keys)
-        commands = [
-            (len(group), *(keys[at] for at in group), *common, *(argument for at in group for argument in each[at]))
-            for group in groups
-        ]
-        replies = await self._send([("EVALSHA", sha, *rest) for rest in commands], keys, groups, repeatable)
-        unknown = [at for at, reply in enumerate(replies) if isinstance(_cause(reply), NoScriptError)]
-        if unknown:
-            again = [("EVAL", text, *commands[at]) for at in unknown]
-            answers = await self._send(again, keys, [groups[at] for at in unknown], repeatable)
-            for at, answer in zip(unknown, answers, strict=True):
-                replies[at] = answer
-        return _for_each_key(keys, groups, replies)
-
-    async def records(self, keys: Sequence[bytes]) -> list[Any]:
-        groups = _by_slot(keys)
-        commands = [("MGET", *(keys[at] for at in group)) for group in groups]
-        return _for_each_key(keys, groups, await self._send(commands, keys, groups, repeatable=True))
-
-    async def nodes(self) -> Sequence[Any]:
-        async def call() -> list[ClusterNode]:
-            await self._client.initialize()
-            return self._client.get_primaries()
-
-        return await self.driven(call, repeatable=True)
-
-    async def ask(self, node: Any, *command: Any) -> Any:
-        return await self.driven(lambda: node.execute_command(*command), repeatable=True)
-
-    async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
-        async def scanned() -> Any:
-            return None if scan is None else await self.ask(node, *scan)
-
-        records, found = await asyncio.gather(self.records(keys), scanned())
-        for record in records:
-            if isinstance(record, BackendError):
-                raise record
-        return records, found
-
-    async def broken(self, error: Exception) -> None:
-        # Some other node may have taken the slots over.
-        await self._client.nodes_manager.initialize()
-
-    async def _send(
-        self, commands: Sequence[Command], keys: Sequence[bytes], groups: Sequence[Sequence[int]], repeatable: bool
-    ) -> list[Any]:
-        """Send each command to the primary of its keys, side by side; return each one's answer or error."""
-        by_node: defaultdict[str, list[int]] = defaultdict(list)
-        if self._client.get_default_node() is None:
-            await self.nodes()
-        for at, group in enumerate(groups):
-            by_node[self.node_of(keys[group[0]])].append(at)
-        replies: list[Any] = [None] * len(commands)
-
-        async def send(places: list[int]) -> None:
-            async def call() -> list[Any]:
-                pipeline = self._client.pipeline()
-                for at in places:
-                    pipeline.execute_command(*commands[at])
-                return await pipeline.execute(raise_on_error=False)
-
-            try:
-                answers: Sequence[Any] = await self.driven(call, repeatable=repeatable)
-            except BackendError as error:
-                answers = [error] * len(places)
-            for at, answer in zip(places, answers, strict=True):
-                replies[at] = _mapped(answer)
-
-        await asyncio.gather(*map(send, by_node.values()))
-        return replies
-
-    def node_of(self, key: bytes) -> str:
-        """Return the name of the primary that holds a key, as far as is known; empty where it is not."""
-        try:
-            return str(self._client.nodes_manager.get_node_from_slot(key_slot(key)).name)
-        except RedisClusterException:
-            return ""
-
-
-def _by_slot(keys: Sequence[bytes]) -> list[list[int]]:
-    """Return the places of the keys, those of one slot together."""
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for at, key in enumerate(keys):
-        places[key_slot(key)].append(at)
-    return list(places.values())
-
-
-def _for_each_key(keys: Sequence[bytes], groups: Sequence[Sequence[int]], replies: Sequence[Any]) -> list[Any]:
-    outcomes: list[Any] = [None] * len(keys)
-    for group, reply in zip(groups, replies, strict=True):
-        for place, at in enumerate(group):
-            outcomes[at] = reply if isinstance(reply, BackendError) else reply[place]
-    return outcomes
-
-
-def _mapped(answer: Any) -> Any:
-    if not isinstance(answer, Exception) or isinstance(answer, BackendError):
-        return answer
-    error = backend_error(answer, "Redis failed")
-    error.__cause__ = answer
-    return error
-
-
-def _cause(reply: Any) -> BaseException | None:
-    return reply.__cause__ if isinstance(reply, BackendError) else None

@@ -49,7 +49,9 @@ WHERE {_PRESENT} AND id IN (?)"""
 _PRESENT_IDS: Final = f"SELECT id FROM agents WHERE {_PRESENT} AND id IN (?)"
 _FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT} AND id IN (?)"
 _DELETE: Final = f"DELETE FROM agents WHERE {_PRESENT} AND id IN (?) RETURNING id"
-_PAGE: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT} AND id > ? ORDER BY id LIMIT {PAGE_SIZE}"
+_PAGE: Final = f"""
+SELECT {AGENT_COLUMNS}, rowid FROM agents WHERE {_PRESENT} AND rowid <= ? ORDER BY rowid DESC LIMIT {PAGE_SIZE}"""
+_LAST_ROWID: Final = 2**63 - 1
 _SWEEP: Final = f"""
 UPDATE agents SET status = 'offline' WHERE {_PRESENT} AND status <> 'offline' AND last_heartbeat < ?
 RETURNING id"""
@@ -174,24 +176,27 @@ class SQLiteRegistry(AgentRegistry):
 
     # --- the whole fleet ---
 
-    async def _time(self) -> datetime:
-        return await self._run(lambda _: self._now())
+    async def _times(self) -> Sequence[datetime]:
+        return await self._run(lambda _: [self._now()])
 
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
-        after: object = ""
+        # By rowid, so that nothing stored in a row, however damaged, steers the walk. Downwards, for new rows come on
+        # top and VACUUM moves rows down at most. An agent that was registered anew or moved may be met twice.
+        upto, seen = _LAST_ROWID, set[str]()
         while True:
-            rows = await self._run(lambda db: db.execute(_PAGE, (format_instant(self._now()), after)).fetchall())  # noqa: B023
+            rows = await self._run(lambda db: db.execute(_PAGE, (format_instant(self._now()), upto)).fetchall())  # noqa: B023
             agents = []
             for row in rows:
                 agent = _decoded(row)
-                if isinstance(agent, AgentInfo):
-                    agents.append(agent)
-                else:
+                if not isinstance(agent, AgentInfo):
                     self._skip(agent)
+                elif agent.id not in seen:
+                    seen.add(agent.id)
+                    agents.append(agent)
             yield agents
             if len(rows) < PAGE_SIZE:
                 return
-            after = rows[-1][0]
+            upto = rows[-1][-1] - 1
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
         def work(db: sqlite3.Connection) -> list[str]:

@@ -24,7 +24,7 @@ def _examined(db: sqlite3.Connection) -> list[Finding]:
     (pages,) = db.execute("PRAGMA page_count").fetchone()
     (page_size,) = db.execute("PRAGMA page_size").fetchone()
     (synchronous,) = db.execute("PRAGMA synchronous").fetchone()
-    problems = [text for (text,) in db.execute("PRAGMA integrity_check(5)").fetchall() if text != "ok"]
+    problems = _problems(db)
     advice = hint(sqlite3.SQLITE_CORRUPT)
     return [
         Finding(Level.OK, "SQLite", sqlite3.sqlite_version),
@@ -37,3 +37,13 @@ def _examined(db: sqlite3.Connection) -> list[Finding]:
         else Finding(Level.NOTE, "journal", journal, "without WAL, readers and writers wait for one another"),
         Finding(Level.OK, "synchronous", {1: "NORMAL", 2: "FULL"}.get(synchronous, str(synchronous))),
     ]
+
+
+def _problems(db: sqlite3.Connection) -> list[str]:
+    try:
+        return [text for (text,) in db.execute("PRAGMA integrity_check(5)").fetchall() if text != "ok"]
+    except sqlite3.DatabaseError as error:
+        # A file so damaged that the check itself cannot go on.
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise
+        return [str(error)]

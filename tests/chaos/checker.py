@@ -6,13 +6,14 @@ after its start, even long after its caller gave up; one that found no agent has
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from tests.chaos.history import Call, History, Note, Seen
-from tests.chaos.setting import INTERVAL, KEPT_FOR, STALE_AFTER, TIMEOUT
+from tests.chaos.setting import CROWD_KEPT_FOR, INTERVAL, KEPT_FOR, STALE_AFTER, TICK, TIMEOUT
 
 LOSES_DATA = "loses data"
 
@@ -86,16 +87,27 @@ class Checker:
         if calm is None:
             return
         ended = {note.who for note in self._notes if note.kind == "ended"}
-        # A call that was on its way when the last fault ended may take its whole time.
-        by = calm + 2 * INTERVAL + TIMEOUT
-        back = {
-            c.id
-            for c in self._calls
-            if c.kind in {"register", "heartbeat"} and c.outcome == "ok" and calm <= c.end <= by
-        }
-        own = (call for call in self._calls if call.kind == "register" and call.who in ended)
-        for agent_id in sorted({call.id for call in own if "-stays-" in call.id}):
-            self.claim("back within two intervals", agent_id in back, agent_id)
+        ticks: defaultdict[str, list[float]] = defaultdict(list)
+        for note in self._notes:
+            if note.kind == "tick":
+                ticks[note.who].append(note.start)
+        beats: defaultdict[str, list[Call]] = defaultdict(list)
+        for call in self._calls:
+            if "-stays-" in call.id and call.kind in {"register", "heartbeat"} and call.who in ended:
+                beats[call.id].append(call)
+        for agent_id, own in sorted(beats.items()):
+            # A call that was on its way when the last fault ended may take its whole time; no other has such an excuse.
+            on_its_way = [min(call.end, calm + TIMEOUT) for call in own if call.start <= calm < call.end]
+            since = max([calm, *on_its_way])
+            by = _after_ticks(ticks[own[0].who], since, round(2 * INTERVAL / TICK))
+            back = any(call.outcome == "ok" and calm <= call.start <= by for call in own)
+            self.claim("back within two intervals", back, f"{agent_id}, from {since:.3f} to {by:.3f}")
+
+
+def _after_ticks(ticks: list[float], since: float, count: int) -> float:
+    """Return when so many ticks had passed; if they never did, the end of time."""
+    at = bisect_right(ticks, since) + count - 1
+    return ticks[at] if at < len(ticks) else math.inf
 
 
 class _Agent:
@@ -155,7 +167,7 @@ class _Agent:
             any(r.start < sight.end and (r.end > sign.start or r.outcome != "ok") for r in self._removals)
             or any(loss.start < sight.end and loss.end > sign.start for loss in self._losses)
             or beat is None
-            or sight.end - beat.start > KEPT_FOR
+            or sight.end - beat.start > (CROWD_KEPT_FOR if "-crowd-" in self._id else KEPT_FOR)
         )
         self._claim("an agent is not lost", excused, self._tell(sight, sign))
 

@@ -14,17 +14,18 @@ import msgspec
 from agentic import AgentInfo, AgentNotFoundError, BackendError, Reaper
 from tests.chaos.history import Journal
 from tests.chaos.recorded import BUGS, Recorded, RecordedRedis, RecordedSQLite
-from tests.chaos.setting import INTERVAL, KEPT_FOR, STALE_AFTER, TIMEOUT, Setting
+from tests.chaos.setting import CROWD, CROWD_KEPT_FOR, INTERVAL, KEPT_FOR, STALE_AFTER, TICK, TIMEOUT, Setting
 
 
 class Client:
-    """Two registries of one store, so that what is done to an agent meets what it does itself."""
+    """Two registries of one store, so that what is done to an agent meets what it does itself, and one for the crowd."""
 
-    def __init__(self, setting: Setting, journal: Journal, registry: Recorded, control: Recorded) -> None:
+    def __init__(self, setting: Setting, journal: Journal) -> None:
         self._setting = setting
         self._journal = journal
-        self._registry = registry
-        self._control = control
+        self._registry = _registry(setting, journal, KEPT_FOR)
+        self._control = _registry(setting, journal, KEPT_FOR)
+        self._crowds = _registry(setting, journal, CROWD_KEPT_FOR)
         self._chance = random.Random(f"{setting.seed} {setting.who}")
         self._stop = asyncio.Event()
         self._entered = 0
@@ -33,16 +34,27 @@ class Client:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
-        async with self._registry, self._control:
+        async with self._registry, self._control, self._crowds:
+            ticking = asyncio.create_task(self._tick())
             async with Reaper(self._registry, ttl=STALE_AFTER, interval=INTERVAL), asyncio.TaskGroup() as tasks:
                 for number in range(self._setting.sessions):
                     tasks.create_task(self._stay(f"{self._setting.who}-stays-{number}"))
                 for number in range(self._setting.others):
                     tasks.create_task(self._come_and_go(f"{self._setting.who}-visits-{number}", self._visit))
                     tasks.create_task(self._come_and_go(f"{self._setting.who}-lives-{number}", self._live))
+                tasks.create_task(self._tend_the_crowd())
                 tasks.create_task(self._look_on())
+            ticking.cancel()
+            await asyncio.wait([ticking])
         left = asyncio.all_tasks() - {asyncio.current_task()}
         self._journal.note("ended", " ".join(map(str, left)))
+        # The conductor looks at what this process has open still, and then closes its end.
+        await asyncio.to_thread(sys.stdin.read)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            self._journal.note("tick")
 
     # --- lives ---
 
@@ -94,6 +106,16 @@ class Client:
                 await self._registry.heartbeat(agent_id)
             await asyncio.sleep(self._chance.uniform(0.0, 0.05))
 
+    async def _tend_the_crowd(self) -> None:
+        """Register those agents that are not there, once at first and after the store has lost its data."""
+        crowd = {f"{self._setting.who}-crowd-{number}" for number in range(CROWD)}
+        while not self._stop.is_set():
+            with suppress(BackendError):
+                missing = sorted(crowd - {agent.id for agent in await self._crowds.list()})
+                await asyncio.gather(*(self._crowds.register(_agent(i)) for i in missing), return_exceptions=True)
+            with anyio.move_on_after(2 * INTERVAL):
+                await self._stop.wait()
+
     async def _look_on(self) -> None:
         while await self._pauses():
             with suppress(BackendError):
@@ -117,20 +139,20 @@ def _agent(agent_id: str) -> AgentInfo:
     return AgentInfo(agent_id, metadata={"id": agent_id})
 
 
-def _registry(setting: Setting, journal: Journal) -> Recorded:
+def _registry(setting: Setting, journal: Journal, ttl: float) -> Recorded:
     made: Recorded
     if setting.url.startswith("sqlite"):
-        made = RecordedSQLite(setting.url.removeprefix("sqlite://"), ttl=KEPT_FOR, timeout=TIMEOUT)
+        made = RecordedSQLite(setting.url.removeprefix("sqlite://"), ttl=ttl, timeout=TIMEOUT)
     else:
-        made = BUGS.get(setting.bug, RecordedRedis)(setting.url, ttl=KEPT_FOR, timeout=TIMEOUT)
+        made = BUGS.get(setting.bug, RecordedRedis)(setting.url, ttl=ttl, timeout=TIMEOUT)
     made.journal = journal
     return made
 
 
 async def main(setting: Setting) -> None:
-    """Run until SIGTERM."""
+    """Run until SIGTERM, and then until the end of the input."""
     with Journal(setting.journal, setting.who) as journal:
-        await Client(setting, journal, _registry(setting, journal), _registry(setting, journal)).run()
+        await Client(setting, journal).run()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Process:
         command = [sys.executable, "-W", "default", "-m", "tests.chaos.client", msgspec.json.encode(setting).decode()]
         self._log_path = Path(setting.folder) / f"{setting.who}.log"
         self._log = self._log_path.open("wb")
-        self.process = subprocess.Popen(command, stderr=self._log)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._log)
         self.killed = False
 
     def is_ready(self) -> bool:
@@ -51,7 +51,16 @@ class Process:
         if not self.killed:
             self.process.terminate()
 
+    def has_closed(self) -> bool:
+        """Whether it has closed its registries, or is no more."""
+        return self.process.poll() is not None or b'"ended"' in self.setting.journal.read_bytes()
+
+    def let_end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     def close(self) -> None:
+        self.let_end()
         self.process.kill()
         self.process.wait()
         self._log.close()
@@ -109,12 +118,26 @@ async def _befall(
         for process in processes:
             process.ask_to_end()
         for process in processes:
+            await wait_until(process.has_closed, f"{process.setting.who} has closed its registries", within=60)
+        await _nothing_is_open(store, [process.process.pid for process in processes], journal)
+        for process in processes:
+            process.let_end()
             await asyncio.to_thread(process.process.wait, 30)
             for line in process.log().splitlines():
                 if "Traceback" in line or "Warning:" in line:
                     journal.note("left", process.log())
-        if open_still := await store.left_open():
-            journal.note("left", open_still)
+
+
+async def _nothing_is_open(store: ChaosStore, pids: list[int], journal: Journal) -> None:
+    """Note what the clients left open, which have closed their registries and not ended yet."""
+
+    async def nothing() -> bool:
+        return not await store.left_open(pids)
+
+    try:
+        await wait_until(nothing, "everything is closed", within=5)
+    except AssertionError:
+        journal.note("left", await store.left_open(pids))
 
 
 def _faults(store: ChaosStore, processes: list[Process]) -> dict[str, Fault]:

@@ -18,6 +18,14 @@ KEPT_FOR: Final = 8.0
 
 TIMEOUT: Final = 1.0
 
+TICK: Final = INTERVAL / 10
+"""Seconds between two ticks of a client's event loop, by which its intervals are counted: none passes while it is held."""
+
+CROWD: Final = 250
+"""Agents of each client that are never heard of again: with them, a fleet takes several pages."""
+
+CROWD_KEPT_FOR: Final = 3600.0
+
 
 class Setting(msgspec.Struct, frozen=True):
     """What a client process needs to know."""

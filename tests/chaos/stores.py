@@ -49,8 +49,8 @@ class ChaosStore(ABC):
     def faults(self) -> Mapping[str, Fault]: ...
 
     @abstractmethod
-    async def left_open(self) -> str:
-        """Tell which connections the clients left open; empty where there are none."""
+    async def left_open(self, pids: list[int]) -> str:
+        """Tell what the client processes have open of this store; empty where there is nothing."""
 
 
 class SQLiteStore(ChaosStore):
@@ -75,8 +75,13 @@ class SQLiteStore(ChaosStore):
         with closing(sqlite3.connect(self._path, isolation_level=None, timeout=5)) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    async def left_open(self) -> str:
-        return ""
+    async def left_open(self, pids: list[int]) -> str:
+        found = []
+        for pid in pids:
+            with suppress(OSError):  # it has ended, or this system has no such folder
+                files = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+                found += [f"{pid}: {file}" for file in files if file.startswith(str(self._path))]
+        return " ".join(found)
 
 
 class RedisStore(ChaosStore):
@@ -116,7 +121,7 @@ class RedisStore(ChaosStore):
             "the server wants replicas": self._want_replicas,
         }
 
-    async def left_open(self) -> str:
+    async def left_open(self, pids: list[int]) -> str:
         clients: Any = await self._admin.client_list(_type="normal")
         return " ".join(str(client) for client in clients if client["name"] != "conductor")
 
