@@ -77,6 +77,9 @@ async def test_a_server_stopped_for_ten_seconds(own_redis_server: RedisServer, s
         Reaper(registry, ttl=3, interval=0.5, on_reaped=reaped.extend),
     ):
         await registry.register(AgentInfo("removed"))
+        await registry.heartbeat("removed")
+        await other.deregister("removed")  # so that the server knows the scripts, and each call is one message
+        await registry.register(AgentInfo("removed"))
         own_redis_server.pause()
         stopped_at = asyncio.get_running_loop().time()
         # It waits in the server's buffers, and after it a heartbeat that is given up long before it arrives.
