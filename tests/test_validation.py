@@ -21,6 +21,7 @@ WRONG_FIELDS: list[tuple[str, object, str, str]] = [
     ("id", 7, "id", "must be a string, got int"),
     ("id", "a" * 513, "id", "at most 512 bytes of UTF-8, got 513"),
     ("id", "é" * 257, "id", "at most 512 bytes of UTF-8, got 514"),
+    ("id", "a" * 2**20, "id", "at most 512 bytes of UTF-8, got 1048576"),
     ("id", "a" + SURROGATE, "id", "lone surrogate at position 1"),
     ("name", None, "name", "must be a string"),
     ("name", SURROGATE, "name", "lone surrogate"),
@@ -48,6 +49,14 @@ WRONG_FIELDS: list[tuple[str, object, str, str]] = [
     ("metadata", {SURROGATE: "a"}, "metadata key", "lone surrogate"),
     ("metadata", {"a": SURROGATE}, "metadata['a']", "lone surrogate"),
 ]
+
+
+def short(value: object) -> str | None:
+    """Name a test by a value of any length."""
+    text = str(value)
+    return f"{text[:10]}... of {len(text)}" if len(text) > 100 else None
+
+
 WRONG_AT_REGISTRATION = [
     *WRONG_FIELDS,
     ("last_heartbeat", datetime(2026, 1, 1), "last_heartbeat", "must be aware"),
@@ -56,7 +65,7 @@ WRONG_AT_REGISTRATION = [
 ]
 
 
-@pytest.mark.parametrize(("field", "value", "named", "problem"), WRONG_AT_REGISTRATION)
+@pytest.mark.parametrize(("field", "value", "named", "problem"), WRONG_AT_REGISTRATION, ids=short)
 async def test_register_refuses_a_wrong_field(
     registry: AgentRegistry, field: str, value: Any, named: str, problem: str
 ) -> None:
@@ -71,7 +80,9 @@ async def test_register_refuses_a_wrong_field(
     assert await registry.list() == [kept]
 
 
-@pytest.mark.parametrize(("field", "value", "named", "problem"), [wrong for wrong in WRONG_FIELDS if wrong[0] != "id"])
+@pytest.mark.parametrize(
+    ("field", "value", "named", "problem"), [wrong for wrong in WRONG_FIELDS if wrong[0] != "id"], ids=short
+)
 async def test_update_refuses_a_wrong_field(
     registry: AgentRegistry, field: str, value: Any, named: str, problem: str
 ) -> None:
@@ -82,7 +93,9 @@ async def test_update_refuses_a_wrong_field(
     assert await registry.list() == [kept]
 
 
-@pytest.mark.parametrize(("value", "problem"), [(wrong[1], wrong[3]) for wrong in WRONG_FIELDS if wrong[0] == "id"])
+@pytest.mark.parametrize(
+    ("value", "problem"), [(wrong[1], wrong[3]) for wrong in WRONG_FIELDS if wrong[0] == "id"], ids=short
+)
 @pytest.mark.parametrize("call", ["get", "heartbeat", "update", "deregister"])
 async def test_every_call_refuses_a_wrong_id(value: Any, problem: str, call: str) -> None:
     # Not even open: the check comes before anything else.
