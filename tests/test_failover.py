@@ -175,7 +175,7 @@ async def test_a_cluster_resharded_during_list_and_reap(cluster: RedisCluster) -
     async with RedisRegistry(cluster.url, ttl=None) as registry:
         ids = [f"agent-{number}" for number in range(3_000)]
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ids))
-        moving = asyncio.create_task(asyncio.to_thread(move_slots, cluster, 300))
+        moving = asyncio.create_task(asyncio.to_thread(cluster.move_slots, 300, *cluster.servers[:2]))
         walks = 0
         while not moving.done():
             try:
@@ -195,18 +195,3 @@ async def test_a_cluster_resharded_during_list_and_reap(cluster: RedisCluster) -
 
         await wait_until(is_whole, "every agent is listed once the slots are still")
         assert await registry.heartbeat_many(ids) == set()
-
-
-def move_slots(cluster: RedisCluster, count: int) -> None:
-    """Move slots from the first primary to the second, key by key, as a resharding tool does."""
-    source, target = cluster.servers[0], cluster.servers[1]
-    ids = cluster.node_id(source), cluster.node_id(target)
-    with redis.Redis(port=source.port) as from_, redis.Redis(port=target.port) as to:
-        for slot in range(count):
-            to.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
-            from_.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
-            keys: Any = from_.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000)
-            for key in keys:
-                from_.execute_command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
-            to.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
-            from_.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
