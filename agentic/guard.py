@@ -12,7 +12,7 @@ import anyio
 class Watch:
     """Notices that the event loop was held, whatever it was doing then; agents of this host may have been held with it.
 
-    Beside `run`, which wakes up six times a `ttl`, no hold of half a `ttl` is taken for less than a third of it.
+    While `run` runs, which wakes up six times a `ttl`, a hold is told at most a sixth of `ttl` shorter than it was.
     """
 
     def __init__(self, ttl: float) -> None:
