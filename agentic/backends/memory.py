@@ -116,8 +116,8 @@ class MemoryRegistry(AgentRegistry):
             yield [agent for agent in await self._fetch(ids) if agent is not None]
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        now = self._now()  # Once: what holds the loop between two pages makes nobody silent.
         for ids in self._id_pages():
-            now = self._now()
             marked = []
             for agent_id in ids:
                 lease = self._lease(agent_id, now)
