@@ -29,6 +29,7 @@ class Home:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._is_running = self._loop.is_running
         self._thread = get_ident()
         self._pid = _process.pid
 
@@ -42,11 +43,11 @@ class Home:
         Raises:
             RegistryClosedError: This is another process, forked since, or another event loop; the message says which.
         """
-        if self._pid != _process.pid:
-            raise RegistryClosedError("the registry was opened before this process was forked: open one after the fork")
         # A thread runs one event loop at a time, so this loop is the one. Asking asyncio costs a system call on Python
         # 3.11, which was a fifth of a heartbeat's time.
-        if get_ident() == self._thread and self._loop.is_running():
+        if get_ident() == self._thread and self._is_running() and self._pid == _process.pid:
             return
+        if self._pid != _process.pid:
+            raise RegistryClosedError("the registry was opened before this process was forked: open one after the fork")
         if self._loop is not asyncio.get_running_loop():
             raise RegistryClosedError("the registry was opened in another event loop: open one in each")

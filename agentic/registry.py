@@ -169,7 +169,8 @@ class AgentRegistry(ABC):
         """
         agent_id = valid_id(agent_id)
         present = await self._lanes.touch(agent_id, agent_id)
-        _settled(present, agent_id)
+        if present is not True:
+            _settled(present, agent_id)
 
     async def heartbeat_many(self, ids: Iterable[str]) -> set[str]:
         """Do what `heartbeat` does for many agents, in as few round trips as the store allows.
