@@ -205,9 +205,13 @@ class SQLiteRegistry(AgentRegistry):
             with transaction(db):
                 now = self._now()
                 stamp = format_instant(now)
-                marked = db.execute(_SWEEP, (stamp, format_instant(stale_before(now, ttl)))).fetchall()
+                rows = db.execute(_SWEEP, (stamp, format_instant(stale_before(now, ttl))))
+                marked: list[str] = []
+                # All ids at once would keep Python's interpreter lock from the event loop for too long.
+                while page := rows.fetchmany(PAGE_SIZE):
+                    marked += [agent_id for (agent_id,) in page]
                 db.execute(_FORGET, (stamp,))
-                return [agent_id for (agent_id,) in marked]
+                return marked
 
         yield await self._run(work)
 
