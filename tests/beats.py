@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
 from collections.abc import Awaitable, Callable
+
+from tests.waiting import holds
 
 TICKS = 20
 """Parts of an interval."""
@@ -35,10 +36,7 @@ async def wait_intervals(
     ticking = asyncio.create_task(tick())
     try:
         while True:
-            holds = predicate()
-            if inspect.isawaitable(holds):
-                holds = await holds
-            if holds:
+            if await holds(predicate):
                 return
             assert left > 0, f"did not come true within {within:g} intervals of {interval:g} s: {description}"
             await asyncio.sleep(0.005)

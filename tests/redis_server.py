@@ -12,7 +12,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import redis
 
 FORCED_SERVER = "AGENTIC_TEST_REDIS_SERVER"
 """The environment variable that names the server program to use instead of the first one found."""
@@ -46,6 +48,10 @@ class RedisServer:
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
+
+    def admin(self) -> Any:
+        """Return a client of it, for what an operator does."""
+        return redis.Redis(port=self.port)
 
     def start(self) -> None:
         """Start on the port of before, or on a free one, and wait until it answers."""

@@ -419,7 +419,8 @@ async def test_a_flush_that_hangs_holds_up_its_lane_no_longer_than_its_last_call
     await asyncio.sleep(0.05)
     ledger.gate.set()
     await asyncio.gather(*calls)
-    assert given[0] > 19.95 > given[1]
+    assert len(given) == 2
+    assert given[1] < 19.96
 
 
 async def test_a_worker_that_is_cancelled_fails_its_calls_and_leaves_the_others_their_lane() -> None:

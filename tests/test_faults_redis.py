@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -23,9 +16,7 @@ import redis.asyncio as aioredis
 from agentic import (
     AgentInfo,
     AgentNotFoundError,
-    AgentRegistry,
     AgentStatus,
-    BackendError,
     BackendRejectedError,
     BackendUnavailableError,
     CorruptRecordError,
@@ -33,29 +24,13 @@ from agentic import (
     RedisRegistry,
     RegistryError,
 )
-from agentic.clock import system_clock
 from tests.beats import wait_intervals
 from tests.proxy import Proxy
-from tests.redis_server import RedisServer, wheel_program
+from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO, RedisStore
-from tests.waiting import wait_until
+from tests.waiting import is_there, wait_until
 
 BEAT = 1.0  # long against the noise of a busy machine
-
-
-def admin(server: RedisServer) -> Any:
-    return redis.Redis(port=server.port)
-
-
-def is_there(registry: AgentRegistry, agent_id: str = "a") -> Callable[[], Any]:
-    async def found() -> bool:
-        try:
-            await registry.get(agent_id)
-        except (AgentNotFoundError, BackendUnavailableError):
-            return False
-        return True
-
-    return found
 
 
 # --- a server that hangs, dies, or loses its data ---
@@ -63,7 +38,7 @@ def is_there(registry: AgentRegistry, agent_id: str = "a") -> Callable[[], Any]:
 
 def holds_all(server: RedisServer, *ids: str) -> Callable[[], bool]:
     """Whether the server itself has a record of each of these agents."""
-    client = admin(server)
+    client = server.admin()
     return lambda: client.exists(*(f"agentic:agent:{agent_id}" for agent_id in ids)) == len(ids)
 
 
@@ -135,7 +110,7 @@ async def test_a_server_killed_and_restarted_with_its_data() -> None:
 async def test_flushall_brings_every_session_back_within_an_interval(own_redis_server: RedisServer) -> None:
     async with RedisRegistry(own_redis_server.url, timeout=1) as registry:
         async with registry.session(AgentInfo("a"), interval=2), registry.session(AgentInfo("b"), interval=2):
-            admin(own_redis_server).flushall()
+            own_redis_server.admin().flushall()
             # An interval, and the time that the calls may take which then find the agent gone and bring it back.
             back = holds_all(own_redis_server, "a", "b")
             await wait_intervals(back, "both sessions registered again", within=1, interval=2, call=1)
@@ -145,7 +120,7 @@ async def test_loading_is_never_an_empty_fleet() -> None:
     with RedisServer("--appendonly", "yes") as server:
         async with RedisRegistry(server.url) as registry:
             await asyncio.gather(*(registry.register(AgentInfo(f"agent-{n}")) for n in range(2_000)))
-        admin(server).execute_command("BGREWRITEAOF")
+        server.admin().execute_command("BGREWRITEAOF")
         await wait_until(lambda: not info(server, "persistence")["aof_rewrite_in_progress"], "the file is written")
         async with RedisRegistry(server.url) as open_before:
             server.stop()
@@ -169,7 +144,7 @@ async def test_loading_is_never_an_empty_fleet() -> None:
 
 
 def info(server: RedisServer, section: str) -> Any:
-    with admin(server) as client:
+    with server.admin() as client:
         return client.info(section)
 
 
@@ -188,7 +163,7 @@ async def test_a_lost_reply_to_a_heartbeat_is_asked_for_again(own_redis_server: 
 
 
 async def test_a_lost_reply_to_a_change_is_an_error_and_the_change_happened_once(own_redis_server: RedisServer) -> None:
-    client = admin(own_redis_server)
+    client = own_redis_server.admin()
     async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url) as registry:
         await registry.register(AgentInfo("a"))
         await registry.update("a", current_load=0)
@@ -224,7 +199,7 @@ async def test_late_replies_cross_no_answers(own_redis_server: RedisServer) -> N
 
 
 async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisServer) -> None:
-    client = admin(own_redis_server)
+    client = own_redis_server.admin()
     async with RedisRegistry(own_redis_server.url) as registry:
         await registry.register(AgentInfo("a"))
         for _ in range(20):  # idle
@@ -262,7 +237,7 @@ async def test_a_sleeping_server(redis_url: str) -> None:
     with RedisServer("--enable-debug-command", "yes") as server:
         async with RedisRegistry(server.url, timeout=0.3) as registry:
             await registry.register(AgentInfo("a"))
-            sleeping = asyncio.create_task(asyncio.to_thread(admin(server).execute_command, "DEBUG", "SLEEP", 1))
+            sleeping = asyncio.create_task(asyncio.to_thread(server.admin().execute_command, "DEBUG", "SLEEP", 1))
             with pytest.raises(BackendUnavailableError):
                 for _ in range(200):
                     await registry.heartbeat("a")
@@ -281,7 +256,7 @@ async def test_a_script_that_blocks_the_server() -> None:
                 for _ in range(400):
                     await registry.heartbeat("a")
                     await asyncio.sleep(0.005)
-            admin(server).script_kill()
+            server.admin().script_kill()
             with pytest.raises(redis.ResponseError):
                 await blocking
             await client.aclose()
@@ -291,7 +266,7 @@ async def test_a_script_that_blocks_the_server() -> None:
 async def test_a_full_memory_is_the_operators_and_deregister_still_works(own_redis_server: RedisServer) -> None:
     async with RedisRegistry(own_redis_server.url) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in "ab"))
-        admin(own_redis_server).config_set("maxmemory", 1)
+        own_redis_server.admin().config_set("maxmemory", 1)
         for call in (registry.register(AgentInfo("c")), registry.update("a", name="x")):
             with pytest.raises(BackendRejectedError, match="raise maxmemory"):
                 await call
@@ -299,12 +274,12 @@ async def test_a_full_memory_is_the_operators_and_deregister_still_works(own_red
         assert {agent.id for agent in await registry.list()} == {"a", "b"}
         await registry.deregister("a")
         assert {agent.id for agent in await registry.list()} == {"b"}
-        admin(own_redis_server).config_set("maxmemory", 0)
+        own_redis_server.admin().config_set("maxmemory", 0)
         await registry.heartbeat("b")
 
 
 async def test_evicted_agents_are_registered_again(own_redis_server: RedisServer) -> None:
-    client = admin(own_redis_server)
+    client = own_redis_server.admin()
     async with (
         RedisRegistry(own_redis_server.url) as registry,
         registry.session(AgentInfo("a"), interval=BEAT) as session,
@@ -327,7 +302,7 @@ async def test_evicted_agents_are_registered_again(own_redis_server: RedisServer
 
 
 async def test_a_primary_that_became_a_replica(own_redis_server: RedisServer) -> None:
-    client = admin(own_redis_server)
+    client = own_redis_server.admin()
     with RedisServer() as other:
         async with RedisRegistry(own_redis_server.url, timeout=1) as registry:
             await registry.register(AgentInfo("a"))
@@ -340,7 +315,7 @@ async def test_a_primary_that_became_a_replica(own_redis_server: RedisServer) ->
 
 
 async def test_a_server_that_cannot_save(own_redis_server: RedisServer) -> None:
-    client = admin(own_redis_server)
+    client = own_redis_server.admin()
     async with RedisRegistry(own_redis_server.url) as registry:
         await registry.register(AgentInfo("a"))
         client.config_set("save", "3600 1")
@@ -363,124 +338,11 @@ async def test_a_server_that_cannot_save(own_redis_server: RedisServer) -> None:
 async def test_a_server_without_its_replicas(own_redis_server: RedisServer) -> None:
     async with RedisRegistry(own_redis_server.url) as registry:
         await registry.register(AgentInfo("a"))
-        admin(own_redis_server).config_set("min-replicas-to-write", 1)
+        own_redis_server.admin().config_set("min-replicas-to-write", 1)
         with pytest.raises(BackendUnavailableError, match="waits for its replicas"):
             await registry.heartbeat("a")
-        admin(own_redis_server).config_set("min-replicas-to-write", 0)
+        own_redis_server.admin().config_set("min-replicas-to-write", 0)
         await registry.heartbeat("a")
-
-
-async def test_a_missing_right_is_the_operators_and_asked_for_once(own_redis_server: RedisServer) -> None:
-    client = admin(own_redis_server)
-    client.execute_command("ACL", "SETUSER", "weak", "on", ">s3cr3t", "~agentic:agent:*", "+ping", "+evalsha", "+eval")
-    url = own_redis_server.url.replace("redis://", "redis://weak:s3cr3t@")
-    async with RedisRegistry(url) as registry:
-        client.config_resetstat()
-        with pytest.raises(BackendRejectedError, match="lacks a right") as caught:
-            await registry.get("a")
-        stats: Any = client.info("commandstats")
-        assert stats["cmdstat_mget"]["rejected_calls"] == 1
-        assert "s3cr3t" not in str(caught.value) + repr(caught.value.__cause__) + repr(registry)
-
-
-async def test_a_wrong_password_is_the_operators(
-    own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    client = admin(own_redis_server)
-    client.config_set("requirepass", "right")
-    client.auth("right")
-    for url, hint in (("redis://:wr0ng@", "check the user name"), ("redis://", "put it into the URL")):
-        client.config_resetstat()
-        with pytest.raises(BackendRejectedError, match=hint) as caught:
-            await RedisRegistry(own_redis_server.url.replace("redis://", url)).open()
-        assert "wr0ng" not in "".join(traceback.format_exception(caught.value)) + caplog.text
-        assert sum(each["count"] for each in client.info("errorstats").values()) == 1
-        assert client.info("stats")["total_connections_received"] == 1
-
-
-async def test_a_password_that_is_changed_under_an_open_registry(
-    own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    client = admin(own_redis_server)
-    client.config_set("requirepass", "0ld")
-    client.auth("0ld")
-    async with RedisRegistry(own_redis_server.url.replace("redis://", "redis://:0ld@")) as registry:
-        client.config_set("requirepass", "new")
-        client.client_kill_filter(_type="normal", skipme=True)
-        client.config_resetstat()
-        for calls in (1, 2):  # the first on a connection that was killed
-            with pytest.raises(BackendRejectedError, match="check the user name") as caught:
-                await registry.get("a")
-            assert sum(each["count"] for each in client.info("errorstats").values()) == calls
-            assert "0ld" not in "".join(traceback.format_exception(caught.value)) + caplog.text
-
-
-# --- the rights of a least-privileged user, as the documentation gives them ---
-
-
-async def test_the_documented_rights_suffice(own_redis_server: RedisServer) -> None:
-    from tests.test_docs import documented_acl  # noqa: PLC0415
-
-    admin(own_redis_server).execute_command(*documented_acl())
-    url = own_redis_server.url.replace("redis://", "redis://agentic:password@").replace("/0", "/2")
-    for ttl in (300.0, None):
-        async with RedisRegistry(url, ttl=ttl) as registry:
-            await registry.register(AgentInfo("a"))
-            await registry.register(AgentInfo("b", last_heartbeat=LONG_AGO))
-            await registry.heartbeat("a")
-            await registry.update("a", current_load=1)
-            assert await registry.reap(60) == ["b"]
-            assert len(await registry.list()) == 2
-            await registry.deregister("b")
-            assert await registry.flush() == 1
-            with pytest.raises(BackendError):
-                await registry._servers.ask(None, "CONFIG", "GET", "maxmemory")
-
-
-# --- a process that is stopped ---
-
-AGENT = """
-import asyncio, logging, sys
-from agentic import AgentInfo, RedisRegistry
-logging.basicConfig(filename=sys.argv[2], level=logging.WARNING)
-async def main():
-    async with RedisRegistry(sys.argv[1], ttl=3) as registry, registry.session(AgentInfo("a"), interval=0.2):
-        await asyncio.sleep(60)
-asyncio.run(main())
-"""
-
-
-async def test_an_agent_stopped_for_twice_its_ttl_registers_again(
-    own_redis_server: RedisServer, tmp_path: Path
-) -> None:
-    log = tmp_path / "agent.log"
-    with subprocess.Popen([sys.executable, "-c", AGENT, own_redis_server.url, log]) as process:
-        try:
-            async with RedisRegistry(own_redis_server.url) as registry:
-                await wait_until(is_there(registry), "the agent is registered")
-                loop = asyncio.get_running_loop()
-                process.send_signal(signal.SIGSTOP)
-                goes_on_at = loop.time() + 2 * 3
-                reaped: list[str] = []
-                async with Reaper(registry, ttl=1, interval=0.1, on_reaped=reaped.extend):
-                    await wait_until(lambda: "a" in reaped, "the reaper has reported it")
-                    assert [agent.status for agent in await registry.list()] == [AgentStatus.OFFLINE]
-
-                    async def gone() -> bool:
-                        return not await registry.list()
-
-                    await wait_until(gone, "its lease has run out")
-                    await asyncio.sleep(goes_on_at - loop.time())
-                    process.send_signal(signal.SIGCONT)
-                    await wait_until(is_there(registry), "it has registered again")
-                    assert (await registry.get("a")).status is AgentStatus.AVAILABLE
-                    assert reaped == ["a"]
-                await wait_until(lambda: "registered again" in log.read_text(), "it has said so")
-        finally:
-            process.kill()
-    assert "the event loop or the process was held" in log.read_text()
 
 
 # --- hostile records ---
@@ -517,119 +379,3 @@ async def test_a_record_100_000_levels_deep_is_counted_and_the_rest_goes_on(
         await registry.heartbeat("a")
         await registry.deregister("deep")
         assert not redis_store.client.exists(key)
-
-
-# --- a fork ---
-
-
-async def test_a_forked_process_is_told_why_it_cannot_go_on(redis_url: str, tmp_path: Path) -> None:
-    script = """
-import asyncio, os, sys
-from agentic import RedisRegistry, RegistryClosedError
-async def main():
-    async with RedisRegistry(sys.argv[1]) as registry:
-        child = os.fork()
-        if child == 0:
-            try:
-                await registry.list()
-            except RegistryClosedError as error:
-                os.write(1, f"{error}\\n".encode())
-            os._exit(0)
-        os.waitpid(child, 0)
-        os.write(1, f"{len(await registry.list())} agents\\n".encode())
-asyncio.run(main())
-"""
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, redis_url.replace("/0", "/5")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    expected = "the registry was opened before this process was forked: open one after the fork\n0 agents\n"
-    assert done.stdout == expected, done.stderr
-
-
-# --- clocks ---
-
-
-async def test_a_clients_clock_changes_nothing(redis_url: str, tmp_path: Any) -> None:
-    library = libfaketime()
-    script = (
-        "import asyncio, sys\nfrom agentic import AgentInfo, RedisRegistry\n"
-        "async def main():\n"
-        "    async with RedisRegistry(sys.argv[1], prefix='skewed') as registry:\n"
-        "        await registry.register(AgentInfo(sys.argv[2]))\n"
-        "        await registry.heartbeat(sys.argv[2])\n"
-        "        print(await registry.reap(60))\n"
-        "asyncio.run(main())\n"
-    )
-    async with RedisRegistry(redis_url, prefix="skewed") as registry:
-        for skew in ("+1h", "-1h"):
-            environment = {"LD_PRELOAD": library, "FAKETIME": skew, "PATH": "/usr/bin:/bin"}
-            done = await asyncio.to_thread(
-                subprocess.run,
-                [sys.executable, "-c", script, redis_url, skew],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-            assert done.stdout == "[]\n", done.stderr
-            now = await registry.store_time()
-            heard_of_at = (await registry.get(skew)).last_heartbeat
-            assert heard_of_at is not None
-            assert abs((now - heard_of_at).total_seconds()) < 30
-        assert await registry.reap(60) == []
-        assert await registry.flush() == 2
-
-
-@pytest.mark.parametrize("ttl", [None, 300.0])
-@pytest.mark.parametrize("step", ["+3600", "-3600"])
-async def test_a_step_of_the_servers_clock_takes_no_living_agent_offline(
-    step: str, ttl: float | None, tmp_path: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING, "agentic")
-    file = tmp_path / "faketime"
-    file.write_text("+0\n")
-    preload = {
-        "LD_PRELOAD": libfaketime(),
-        "FAKETIME_TIMESTAMP_FILE": str(file),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    reaped: list[str] = []
-    # Servers with an allocator of their own do not start under libfaketime; the wheel's has none.
-    with RedisServer(program=wheel_program(), environment=preload) as server:
-        async with (
-            RedisRegistry(server.url, ttl=ttl, timeout=1) as registry,
-            registry.session(AgentInfo("alive"), interval=0.5) as session,
-            Reaper(registry, ttl=2, interval=0.5, on_reaped=reaped.extend),
-        ):
-            await asyncio.sleep(1)
-            stepped_at = system_clock()
-            file.write_text(f"{step}\n")
-
-            async def is_back() -> bool:
-                beaten = (session.last_beat_at or stepped_at) > stepped_at
-                return beaten and [agent.id for agent in await registry.list()] == ["alive"]
-
-            # With a ttl, the step forward takes all there is; the session brings its agent back at its next heartbeat.
-            await wait_intervals(is_back, "the session has beaten", within=1, interval=0.5, call=1)
-            await wait_until(lambda: "clock was stepped" in caplog.text, "the step is told")
-            await asyncio.sleep(2)
-            assert reaped == []
-            assert (await registry.get("alive")).status is AgentStatus.AVAILABLE
-
-
-def libfaketime() -> str:
-    """The path of libfaketime; without it a skip that says what to install, or a failure where it was to be installed."""
-    from pathlib import Path  # noqa: PLC0415
-
-    found = next(iter(sorted(Path("/usr/lib").glob("**/faketime/libfaketime.so.1"))), None)
-    if found is None:
-        missing = "needs libfaketime: apt install libfaketime"
-        if os.environ.get("AGENTIC_TEST_NEEDS_TOOLS"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return str(found)

@@ -8,8 +8,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -25,9 +26,11 @@ from agentic import (
     CorruptRecordError,
     SQLiteRegistry,
 )
+from agentic.backends import sqlite as sqlite_backend
 from agentic.backends.sqlite import PAGE_SIZE
-from agentic.backends.sqlite_schema import SCHEMA_VERSION
+from agentic.backends.sqlite_schema import SCHEMA_VERSION, transaction
 from agentic.clock import NEVER
+from tests.waiting import wait_until
 
 GO_TABLE = """CREATE TABLE agents (
     id TEXT PRIMARY KEY, name TEXT NOT NULL DEFAULT '', capabilities TEXT NOT NULL DEFAULT '[]',
@@ -271,8 +274,17 @@ async def test_two_registries_in_one_process_share_a_file(path: Path) -> None:
             await other.get(f"3-{id(other)}")
 
 
-async def test_a_heartbeat_is_stamped_when_it_has_the_write_lock(path: Path, raw: sqlite3.Connection) -> None:
+async def test_a_heartbeat_is_stamped_when_it_has_the_write_lock(
+    path: Path, raw: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[bool] = []
+    wants_lock = threading.Event()
+
+    @contextmanager
+    def announced(db: sqlite3.Connection) -> Iterator[None]:
+        wants_lock.set()
+        with transaction(db):
+            yield
 
     def clock() -> datetime:
         asked.append(locked)
@@ -284,8 +296,9 @@ async def test_a_heartbeat_is_stamped_when_it_has_the_write_lock(path: Path, raw
         raw.execute("BEGIN IMMEDIATE")
         asked.clear()
         locked = True
+        monkeypatch.setattr(sqlite_backend, "transaction", announced)
         beat = asyncio.create_task(registry.heartbeat_many(["a", "b"]))
-        await asyncio.sleep(0.1)
+        await wait_until(wants_lock.is_set, "the heartbeats wait for the lock")
         locked = False
         raw.execute("COMMIT")
         assert await beat == {"b"}
