@@ -30,7 +30,8 @@ class Reaper(anyio.AsyncContextManagerMixin):
     """Marks agents offline once they have been silent for longer than `ttl`.
 
     Either `await reaper.run()` in a task group of your own, or `async with Reaper(...)` to run it beside a body. Any
-    number of reapers may share a store: each agent's going offline is reported by exactly one of them.
+    number of reapers may share a store: each agent's going offline is reported by one of them, once; by none where the
+    store's answer to the marks was lost on its way.
 
     - A store outage is logged once, retried after half a second and then at doubling pauses up to `interval`, and
       logged once more when it is over.

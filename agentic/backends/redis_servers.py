@@ -1,4 +1,4 @@
-"""What a registry asks of Redis: scripts, records, steps of a scan, and what may be sent twice; one server for it."""
+"""What a registry asks of Redis, and what of it may be sent twice; and how one server is asked, or a primary."""
 
 from __future__ import annotations
 
