@@ -15,6 +15,7 @@ from agentic.errors import (
     InvalidAgentError,
     RegistryClosedError,
     RegistryError,
+    RegistryOpenError,
 )
 from agentic.reaper import Reaper
 from agentic.registry import AgentRegistry
@@ -38,6 +39,7 @@ __all__ = [
     "RegistryClosedError",
     "RegistryConfig",
     "RegistryError",
+    "RegistryOpenError",
     "SQLiteRegistry",
     "open_registry",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from agentic.text import printable
+
 
 class RegistryError(Exception):
     """Base of every error this library raises on purpose.
 
     Attributes:
-        code: An HTTP-like status: 400 for a caller's mistake, 404 for an absent agent, 500 for a store that failed.
+        code: An HTTP status: 400 for a caller's mistake, 404 for an absent agent, 409 for a conflict, 500 for a store
+            that refused or holds a corrupt record, 503 for one that is unavailable or not open.
         message: One line that says what is wrong and, where known, what to do; never holds a secret.
     """
 
@@ -49,7 +52,7 @@ class AgentNotFoundError(RegistryError, LookupError):
     """
 
     def __init__(self, agent_id: str) -> None:
-        super().__init__(404, f"agent not found: {agent_id}")
+        super().__init__(404, f"agent not found: {printable(agent_id)}")
         self.args = (agent_id,)
         self.agent_id = agent_id
 
@@ -74,6 +77,10 @@ class BackendError(RegistryError):
 
 class BackendUnavailableError(BackendError):
     """The store cannot be reached, did not answer in time, or cannot serve for now: try again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 503
 
 
 class BackendRejectedError(BackendError):
@@ -104,3 +111,11 @@ class RegistryClosedError(RegistryError):
         super().__init__(503, message)
         self.args = (message,)
         self.reaped: tuple[str, ...] = ()
+
+
+class RegistryOpenError(RegistryError):
+    """`open` was called on a registry that is open already, or not yet closed."""
+
+    def __init__(self, message: str = "the registry is open already, or not yet closed") -> None:
+        super().__init__(409, message)
+        self.args = (message,)

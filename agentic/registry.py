@@ -26,6 +26,7 @@ from agentic.errors import (
     InvalidAgentError,
     RegistryClosedError,
     RegistryError,
+    RegistryOpenError,
 )
 from agentic.lanes import Lanes
 from agentic.session import AgentSession
@@ -56,19 +57,24 @@ class AgentRegistry(ABC):
         ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it until
             deregistered.
         timeout: Seconds a call may take.
+        stale_after: Seconds of silence after which a reaper of this registry marks an agent offline, unless the reaper
+            is given a `ttl` of its own.
         corrupt_records: How many corrupt records `list`, `scan`, `reap` and `flush` have skipped so far.
     """
 
     _logger: ClassVar[logging.Logger] = logging.getLogger("agentic.registry")
 
-    def __init__(self, *, ttl: float | timedelta | None, timeout: float | timedelta) -> None:
+    def __init__(
+        self, *, ttl: float | timedelta | None, timeout: float | timedelta, stale_after: float | timedelta = 30.0
+    ) -> None:
         """Check the options that every store has.
 
         Raises:
-            ConfigurationError: `ttl` or `timeout` is not a finite number of seconds greater than 0.
+            ConfigurationError: `ttl`, `timeout` or `stale_after` is not a finite number of seconds greater than 0.
         """
         self.ttl = None if ttl is None else positive_seconds(ttl, "ttl")
         self.timeout = positive_seconds(timeout, "timeout")
+        self.stale_after = positive_seconds(stale_after, "stale_after")
         self.corrupt_records = 0
         self._busy = False
         self._open_lanes: Lanes | None = None
@@ -80,11 +86,11 @@ class AgentRegistry(ABC):
 
         Raises:
             BackendError: The store cannot be reached or used; nothing stays open.
-            RegistryError: The registry is open already, or still closing.
+            RegistryOpenError: The registry is open already, or still closing.
         """
         lanes = self._open_lanes
         if self._busy or (lanes is not None and not lanes.home.is_gone()):
-            raise RegistryError(400, "the registry is open already, or not yet closed")
+            raise RegistryOpenError
         if lanes is not None:
             lanes.unclosed.detach()
         self._busy = True

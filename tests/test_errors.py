@@ -18,6 +18,7 @@ from agentic import (
     InvalidAgentError,
     RegistryClosedError,
     RegistryError,
+    RegistryOpenError,
 )
 
 ERRORS = [
@@ -26,9 +27,11 @@ ERRORS = [
     (ConfigurationError("wrong"), 400, "wrong", ValueError),
     (AgentNotFoundError("a b"), 404, "agent not found: a b", LookupError),
     (BackendError("down"), 500, "down", RegistryError),
-    (BackendUnavailableError("no answer"), 500, "no answer", BackendError),
+    (BackendUnavailableError("no answer"), 503, "no answer", BackendError),
     (BackendRejectedError("full"), 500, "full", BackendError),
     (CorruptRecordError("no JSON", "a b"), 500, "no JSON", BackendError),
+    (RegistryOpenError(), 409, "the registry is open already, or not yet closed", RegistryError),
+    (AgentNotFoundError("a\nb\x1b[31m"), 404, r"agent not found: a\nb\x1b[31m", LookupError),
     (RegistryClosedError(), 503, "the registry is not open: use it inside 'async with'", RegistryError),
 ]
 

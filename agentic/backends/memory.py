@@ -34,6 +34,7 @@ class MemoryRegistry(AgentRegistry):
         *,
         ttl: float | timedelta | None = None,
         timeout: float | timedelta = 5.0,
+        stale_after: float | timedelta = 30.0,
         clock: Clock = system_clock,
     ) -> None:
         """Make an empty registry.
@@ -41,12 +42,13 @@ class MemoryRegistry(AgentRegistry):
         Args:
             ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it.
             timeout: Seconds a call may take; no call of this store waits for anything.
+            stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
             clock: Returns the current instant as an aware `datetime`.
 
         Raises:
-            ConfigurationError: `ttl` or `timeout` is not a finite number of seconds greater than 0.
+            ConfigurationError: `ttl`, `timeout` or `stale_after` is not a finite number of seconds greater than 0.
         """
-        super().__init__(ttl=ttl, timeout=timeout)
+        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
         self.clock = clock
         self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
         self._leases: dict[str, _Lease] = {}

@@ -72,6 +72,7 @@ class RedisRegistry(AgentRegistry):
         prefix: str = "agentic",
         ttl: float | timedelta | None = 300.0,
         timeout: float | timedelta = 5.0,
+        stale_after: float | timedelta = 30.0,
         max_connections: int = 16,
     ) -> None:
         """Check the options; no I/O.
@@ -85,12 +86,13 @@ class RedisRegistry(AgentRegistry):
             ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is gone; None
                 keeps it.
             timeout: Seconds a call may take, waiting for a free connection included.
+            stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
             max_connections: Connections at most; further calls wait for one.
 
         Raises:
             ConfigurationError: An option is wrong.
         """
-        super().__init__(ttl=ttl, timeout=timeout)
+        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
         self.prefix = _valid_prefix(prefix)
         self.max_connections = _count(max_connections, "max_connections", 1)
         self.url: str | None = None

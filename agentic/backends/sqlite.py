@@ -80,6 +80,7 @@ class SQLiteRegistry(AgentRegistry):
         *,
         ttl: float | timedelta | None = None,
         timeout: float | timedelta = 5.0,
+        stale_after: float | timedelta = 30.0,
         clock: Clock = system_clock,
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
     ) -> None:
@@ -90,6 +91,7 @@ class SQLiteRegistry(AgentRegistry):
                 `~/.config/agentic/registry.db`, whose folder is created; both are readable by their owner alone.
             ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it.
             timeout: Seconds a call may take, waiting for other processes' writes included.
+            stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
             clock: Returns the current instant as an aware `datetime`; called in the connection's thread.
             synchronous: What a power failure may take. `"NORMAL"`: the last writes before it, never the file's
                 consistency; a crash of the process takes nothing. `"FULL"`: nothing that was acknowledged, at the price
@@ -98,7 +100,7 @@ class SQLiteRegistry(AgentRegistry):
         Raises:
             ConfigurationError: An option is wrong.
         """
-        super().__init__(ttl=ttl, timeout=timeout)
+        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
         self.path = _valid_path(path)
         self.clock = clock
         self.synchronous = synchronous
