@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentic.coalescing import Coalescer, Lane
-from agentic.errors import BackendUnavailableError, RegistryClosedError
+from agentic.errors import RegistryClosedError
+from agentic.exchange import outcome
 from agentic.home import Home
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Lanes:
         self._place_of = registry._place_of
         self._coalescer = Coalescer(registry.timeout, registry.flushes_per_lane)
         self._closed = False
+        self._exchanges: set[asyncio.Task[Any]] = set()
         self._walks = 0
         self._no_walks = asyncio.Event()
         self._no_walks.set()
@@ -57,8 +60,12 @@ class Lanes:
             if not self._walks:
                 self._no_walks.set()
 
-    async def bounded(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Await one call to the store, within the registry's `timeout`.
+    async def bounded(self, call: Callable[[], Coroutine[Any, Any, T]], *, finish: bool = False) -> T:
+        """Make one exchange with the store, within the registry's `timeout`.
+
+        Args:
+            call: Runs in a task and a context of its own.
+            finish: Let it end when the caller is cancelled.
 
         Raises:
             BackendUnavailableError: It took longer.
@@ -67,11 +74,16 @@ class Lanes:
         self.home.check()
         if self._closed:
             raise RegistryClosedError
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await call()
-        except TimeoutError as error:
-            raise BackendUnavailableError(f"the store did not answer within {self._timeout:g} s") from error
+        task = asyncio.create_task(call(), context=Context())
+        self._exchanges.add(task)
+        task.add_done_callback(self._exchanges.discard)
+        return await outcome(task, self._timeout, finish=finish)
+
+    async def close(self, pages: AsyncGenerator[Any, None]) -> None:
+        """Close what a walk reads its pages from, within `timeout`, although the registry may be closed."""
+        # A page that ignores its cancellation still runs, so nothing can be closed before it ends.
+        with suppress(RuntimeError):
+            await outcome(asyncio.create_task(pages.aclose(), context=Context()), self._timeout, finish=True)
 
     async def drain(self) -> None:
         """Let what was issued end, each kind of call within `timeout`; what comes later fails."""
@@ -80,6 +92,9 @@ class Lanes:
             async with asyncio.timeout(self._timeout):
                 await self._no_walks.wait()
         self._closed = True
+        # A walk that goes on has its page under way answered, for a sweep's page tells which agents were marked.
+        if self._exchanges:
+            await asyncio.wait(self._exchanges, timeout=self._timeout)
 
 
 def _lane_for_each_place(

@@ -8,6 +8,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import ClassVar, ParamSpec, Self, TypeVar, Unpack
@@ -270,10 +271,9 @@ class AgentRegistry(ABC):
             BackendError: The store failed: never a shorter list.
         """
         agents: list[AgentInfo] = []
-        with self._lanes.walk():
-            async with aclosing(self._walk(self._pages())) as pages:
-                async for page in pages:
-                    agents += page
+        async with aclosing(self._walk(self._pages())) as pages:
+            async for page in pages:
+                agents += page
         return agents
 
     async def scan(self) -> AsyncGenerator[AgentInfo, None]:
@@ -287,14 +287,20 @@ class AgentRegistry(ABC):
                 for agent in page:
                     yield agent
 
-    async def reap(self, ttl: float | timedelta) -> builtins.list[str]:
+    async def reap(
+        self, ttl: float | timedelta, *, on_marked: Callable[[builtins.list[str]], object] | None = None
+    ) -> builtins.list[str]:
         """Mark offline every agent whose last heartbeat is more than `ttl` ago by the store's clock.
 
         One exactly `ttl` old is alive. Each is marked in one atomic step that a heartbeat landing first prevents.
-        The agent's remaining time in the registry is kept. A cancelled call does not report what it had marked.
+        The agent's remaining time in the registry is kept. A cancelled call lets the page under way end, within
+        `timeout`, before it raises.
 
         Args:
             ttl: Seconds or a `timedelta`; finite and not negative.
+            on_marked: Called with the ids of each page that marked any, in the event loop, as soon as the store has
+                acknowledged them and whatever ends the call afterwards: an error, a cancellation, `aclose`. Its
+                exceptions end the call.
 
         Returns:
             The ids that this call marked; no other call returns them for the same silence.
@@ -302,14 +308,21 @@ class AgentRegistry(ABC):
         Raises:
             ConfigurationError: `ttl` is wrong.
             BackendError: The store failed; its `reaped` holds the ids marked before that.
+            RegistryClosedError: The registry was closed; its `reaped` holds the ids marked before that.
         """
-        reaped: builtins.list[str] = []
         span = duration(ttl, "ttl")
+        reaped: builtins.list[str] = []
+        context = copy_context()
+
+        def marked(ids: Sequence[str]) -> None:
+            reaped.extend(ids)
+            if ids and on_marked is not None:
+                context.run(on_marked, builtins.list(ids))
+
         try:
-            with self._lanes.walk():
-                async with aclosing(self._walk(self._sweep(span))) as pages:
-                    async for page in pages:
-                        reaped += page
+            async with aclosing(self._walk(self._sweep(span), marked)) as pages:
+                async for _ in pages:
+                    pass
         except (BackendError, RegistryClosedError) as error:
             error.reaped = tuple(reaped)
             raise
@@ -337,10 +350,9 @@ class AgentRegistry(ABC):
             BackendError: The store failed; some agents may be deleted.
         """
         deleted = 0
-        with self._lanes.walk():
-            async with aclosing(self._walk(self._clear())) as counts:
-                async for count in counts:
-                    deleted += count
+        async with aclosing(self._walk(self._clear())) as counts:
+            async for count in counts:
+                deleted += count
         return deleted
 
     # --- what a backend implements: batches in, one outcome each out, in order ---
@@ -412,17 +424,29 @@ class AgentRegistry(ABC):
         lanes.home.check()
         return lanes
 
-    async def _walk(self, pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Yield pages, each awaited within `timeout`, with a turn of the event loop between them."""
+    async def _walk(
+        self, pages: AsyncGenerator[T, None], on_page: Callable[[T], object] | None = None
+    ) -> AsyncGenerator[T, None]:
+        """Yield pages, each fetched within `timeout`, with a turn of the event loop between them.
+
+        With `on_page`, which gets each page in the task that has fetched it, a page under way is let end when the
+        caller is cancelled: so none is lost.
+        """
         lanes = self._lanes
-        async with aclosing(pages):
-            while True:
-                try:
-                    page = await lanes.bounded(pages.__anext__)
-                except StopAsyncIteration:
-                    return
-                yield page
-                await anyio.lowlevel.checkpoint()
+
+        async def fetch() -> T | None:
+            page = await anext(pages, None)
+            if page is not None and on_page is not None:
+                on_page(page)
+            return page
+
+        with lanes.walk():
+            try:
+                while (page := await lanes.bounded(fetch, finish=on_page is not None)) is not None:
+                    yield page
+                    await anyio.lowlevel.checkpoint()
+            finally:
+                await lanes.close(pages)
 
 
 def _settled(outcome: T | RegistryError | None, agent_id: str) -> T:

@@ -47,8 +47,8 @@ class Recorded(AgentRegistry):
     async def list(self) -> list[AgentInfo]:
         return await self._recorded("list", "", None, super().list(), seen=lambda agents: map(_seen, agents))
 
-    async def reap(self, ttl: Any) -> list[str]:  # type: ignore[valid-type]
-        return await self._recorded("reap", "", None, super().reap(ttl), reported=lambda ids: ids)
+    async def reap(self, ttl: Any, **options: Any) -> list[str]:  # type: ignore[valid-type]
+        return await self._recorded("reap", "", None, super().reap(ttl, **options), reported=lambda ids: ids)
 
     async def _one(self, kind: str, agent_id: str, load: int | None, call: Awaitable[T]) -> T:
         result = await self._recorded(
