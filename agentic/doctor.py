@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from statistics import median
 from time import perf_counter
 from typing import Final
@@ -12,10 +12,6 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from agentic.agent import AgentInfo, AgentStatus
-from agentic.backends.redis import RedisRegistry
-from agentic.backends.redis_doctor import redis_findings
-from agentic.backends.sqlite import SQLiteRegistry
-from agentic.backends.sqlite_doctor import sqlite_findings
 from agentic.clock import system_clock
 from agentic.errors import AgentNotFoundError, BackendError, BackendRejectedError
 from agentic.findings import Finding, Level
@@ -35,11 +31,8 @@ async def examine(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
     Raises:
         BackendError: The store failed otherwise than by refusing a call.
     """
-    if isinstance(registry, RedisRegistry):
-        async for finding in redis_findings(registry):
-            yield finding
-    elif isinstance(registry, SQLiteRegistry):
-        async for finding in sqlite_findings(registry):
+    async with aclosing(registry.diagnose()) as findings:
+        async for finding in findings:
             yield finding
     for finding in (*await _time(registry), *await _rights(registry)):
         yield finding

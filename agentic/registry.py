@@ -29,6 +29,7 @@ from agentic.errors import (
     RegistryError,
     RegistryOpenError,
 )
+from agentic.findings import Finding
 from agentic.lanes import Lanes
 from agentic.session import AgentSession
 from agentic.tasks import finish
@@ -340,6 +341,19 @@ class AgentRegistry(ABC):
         """Return the time of each of the store's servers, in an order that stays while the servers do."""
         return await self._lanes.bounded(self._times)
 
+    async def diagnose(self) -> AsyncGenerator[Finding, None]:
+        """Yield what an operator should know of the store: its own state, not the agents in it. Changes nothing.
+
+        Each exchange with the store ends within `timeout`. A store without anything to look at yields nothing.
+
+        Raises:
+            BackendError: The store failed, perhaps after some findings were yielded.
+        """
+        async with aclosing(self._walk(self._examine())) as pages:
+            async for page in pages:
+                for finding in page:
+                    yield finding
+
     async def flush(self) -> int:
         """Delete every agent of this registry, and nothing else in the store.
 
@@ -402,6 +416,12 @@ class AgentRegistry(ABC):
     @abstractmethod
     def _clear(self) -> AsyncGenerator[int, None]:
         """Delete every agent, page by page; yield how many went."""
+
+    async def _examine(self) -> AsyncGenerator[Sequence[Finding], None]:
+        """Look at the store itself; yield what was found after each exchange with it."""
+        nothing: tuple[Sequence[Finding], ...] = ()
+        for findings in nothing:
+            yield findings
 
     def _skip(self, error: CorruptRecordError) -> None:
         """Count and log a corrupt record that a walk of the fleet passes over."""

@@ -12,12 +12,20 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from agentic import AgentInfo, MemoryRegistry, RedisRegistry, SQLiteRegistry
+from agentic import (
+    AgentInfo,
+    BackendUnavailableError,
+    MemoryRegistry,
+    RedisRegistry,
+    RegistryClosedError,
+    SQLiteRegistry,
+)
 from agentic.backends.redis_doctor import _version
 from agentic.cli import app
 from agentic.doctor import examine
 from agentic.findings import Finding, Level
 from tests.redis_server import RedisServer
+from tests.stores import Store
 from tests.test_docs import documented_acl
 from tests.waiting import wait_until
 
@@ -191,3 +199,16 @@ def test_the_command_prints_lines_or_json_and_exits_with_1_when_something_is_bad
     bad = [each for each in json.loads(done.stdout) if each["level"] == "bad"]
     assert [each["subject"] for each in bad] == ["corrupt records"]
     assert bad[0]["advice"]
+
+
+async def test_diagnosis_of_a_store_that_hangs_ends_with_the_timeout(own_redis_server: RedisServer) -> None:
+    async with RedisRegistry(own_redis_server.url, timeout=0.2) as registry:
+        own_redis_server.pause()
+        with pytest.raises(BackendUnavailableError):
+            _ = [finding async for finding in registry.diagnose()]
+        own_redis_server.resume()
+
+
+async def test_a_registry_that_is_not_open_is_not_diagnosed(store: Store) -> None:
+    with pytest.raises(RegistryClosedError):
+        _ = [finding async for finding in store.make().diagnose()]

@@ -26,7 +26,7 @@ from agentic.agent import (
 )
 from agentic.backends.redis_client import CONNECT_TIMEOUT, backend_error, make_client
 from agentic.backends.redis_cluster import Cluster
-from agentic.backends.redis_doctor import may_evict
+from agentic.backends.redis_doctor import may_evict, redis_findings
 from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
 from agentic.backends.redis_servers import OneServer, Servers
 from agentic.backends.redis_url import connection_options, redacted
@@ -40,6 +40,7 @@ from agentic.errors import (
     CorruptRecordError,
     RegistryError,
 )
+from agentic.findings import Finding
 from agentic.registry import AgentRegistry
 
 # The scripts' outcomes for one agent.
@@ -269,6 +270,11 @@ class RedisRegistry(AgentRegistry):
 
     async def _times(self) -> Sequence[datetime]:
         return await asyncio.gather(*(self._time_of(node) for node in await self._servers.nodes()))
+
+    async def _examine(self) -> AsyncGenerator[Sequence[Finding], None]:
+        async with aclosing(redis_findings(self)) as findings:
+            async for finding in findings:
+                yield [finding]
 
     async def _time_of(self, node: Any) -> datetime:
         seconds, microseconds = await self._servers.ask(node, "TIME")

@@ -6,6 +6,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 
 from agentic.agent import AgentChanges, AgentInfo, check_size
 from agentic.backends.sqlite_connection import Database, backend_error
+from agentic.backends.sqlite_doctor import sqlite_findings
 from agentic.backends.sqlite_schema import AGENT_COLUMNS, agent_of, json_text, later, prepare, row_of, transaction
 from agentic.clock import Clock, format_instant, stale_before, system_clock, to_utc
 from agentic.errors import (
@@ -27,6 +29,7 @@ from agentic.errors import (
     RegistryClosedError,
     RegistryError,
 )
+from agentic.findings import Finding
 from agentic.registry import AgentRegistry
 from agentic.seen import Seen
 
@@ -224,6 +227,11 @@ class SQLiteRegistry(AgentRegistry):
                 return db.execute("DELETE FROM agents").rowcount
 
         yield await self._run(work)
+
+    async def _examine(self) -> AsyncGenerator[Sequence[Finding], None]:
+        async with aclosing(sqlite_findings(self)) as findings:
+            async for finding in findings:
+                yield [finding]
 
     def _now(self) -> datetime:
         return to_utc(self.clock())
