@@ -22,6 +22,7 @@ from agentic import (
     AgentNotFoundError,
     AgentStatus,
     BackendError,
+    BackendRejectedError,
     ConfigurationError,
     CorruptRecordError,
     SQLiteRegistry,
@@ -405,3 +406,42 @@ async def test_a_walk_meets_every_agent_that_stays_and_none_twice(tmp_path: Path
                 stay = set()
         assert len(found) == len(set(found))
         assert stay <= set(found) <= set(ids)
+
+
+# --- programs that only look ---
+
+
+async def test_without_create_a_missing_file_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.db", tmp_path / "missing" / "r.db"):
+        with pytest.raises(BackendRejectedError, match=r"there is no file '.*db': the first program that registers"):
+            await SQLiteRegistry(path, create=False).open()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_without_create_the_default_file_and_its_folder_are_not_made() -> None:
+    with pytest.raises(BackendRejectedError, match="there is no file"):
+        await SQLiteRegistry(create=False).open()
+    assert list(Path.home().iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, "CREATE TABLE theirs (x)"])
+async def test_without_create_a_file_that_holds_no_registry_is_left_alone(path: Path, content: str | None) -> None:
+    path.touch()
+    if content:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute(content)
+    before = path.read_bytes()
+    with pytest.raises(BackendRejectedError, match="holds no registry"):
+        await SQLiteRegistry(path, create=False).open()
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_without_create_a_registry_is_opened_as_always(path: Path) -> None:
+    async with SQLiteRegistry(path) as registry:
+        await registry.register(AgentInfo("a"))
+    async with SQLiteRegistry(path, create=False) as registry:
+        assert [agent.id for agent in await registry.list()] == ["a"]
+        await registry.register(AgentInfo("b"))
+    with pytest.raises(ConfigurationError, match="create: must be True or False, got str"):
+        SQLiteRegistry(path, create="no")  # type: ignore[arg-type]

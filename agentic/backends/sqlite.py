@@ -72,6 +72,7 @@ class SQLiteRegistry(AgentRegistry):
     Attributes:
         path: As given.
         synchronous: As given.
+        create: As given.
     """
 
     flushes_per_lane = 2
@@ -86,6 +87,7 @@ class SQLiteRegistry(AgentRegistry):
         stale_after: float | timedelta = 30.0,
         clock: Clock = system_clock,
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
+        create: bool = True,
     ) -> None:
         """Check the options; no I/O.
 
@@ -99,6 +101,8 @@ class SQLiteRegistry(AgentRegistry):
             synchronous: What a power failure may take. `"NORMAL"`: the last writes before it, never the file's
                 consistency; a crash of the process takes nothing. `"FULL"`: nothing that was acknowledged, at the price
                 of one sync of the disk for each transaction.
+            create: Make what is not there yet: the file, its table, and the default file's folder. False, for programs
+                that only look: opening raises `BackendRejectedError` where there is no registry, and makes nothing.
 
         Raises:
             ConfigurationError: An option is wrong.
@@ -109,6 +113,9 @@ class SQLiteRegistry(AgentRegistry):
         self.synchronous = synchronous
         if synchronous not in ("NORMAL", "FULL"):
             raise ConfigurationError(f"synchronous: must be 'NORMAL' or 'FULL', got {synchronous!r}")
+        self.create = create
+        if not isinstance(create, bool):
+            raise ConfigurationError(f"create: must be True or False, got {type(create).__name__}")
         self._database: Database | None = None
 
     def __repr__(self) -> str:
@@ -116,12 +123,18 @@ class SQLiteRegistry(AgentRegistry):
 
     async def _connect(self) -> None:
         try:
-            path = await anyio.to_thread.run_sync(_make_private_file) if self.path == DEFAULT_PATH else self.path
+            path = (
+                await anyio.to_thread.run_sync(_default_file, self.create) if self.path == DEFAULT_PATH else self.path
+            )
         except OSError as error:
             raise backend_error(error, f"failed to make {self.path!r}") from error
         except RuntimeError as error:
             raise BackendRejectedError(f"failed to make {self.path!r}: {error} Set HOME, or name a path") from error
-        self._database = await Database.opened(path, lambda db: prepare(db, self.timeout, self.synchronous))
+        self._database = await Database.opened(
+            path,
+            lambda db: prepare(db, self.timeout, self.synchronous, create=self.create),
+            create=self.create,
+        )
 
     async def _disconnect(self) -> None:
         if self._database is not None:
@@ -301,9 +314,11 @@ def _valid_path(path: str | os.PathLike[str] | None) -> str:
     return text
 
 
-def _make_private_file() -> str:
-    """Make the default file and its folder where they are not there yet, and return the file's path."""
+def _default_file(create: bool) -> str:
+    """Return the default file's path; with `create`, make it and its folder where they are not there yet."""
     path = Path(DEFAULT_PATH).expanduser()
+    if not create:
+        return str(path)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     return str(path)

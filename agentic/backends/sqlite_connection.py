@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self, TypeVar
+from urllib.parse import quote
 
 import aiosqlite
 import anyio
@@ -32,8 +33,8 @@ _HINTS: Final = {
 class Database(aiosqlite.Connection):
     """A connection whose thread ends when it could not be opened, and never keeps the process from ending."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(lambda: sqlite3.connect(path, isolation_level=None), iter_chunk_size=64)
+    def __init__(self, path: str, *, create: bool) -> None:
+        super().__init__(lambda: _connect(path, create), iter_chunk_size=64)
         self._path = path
         # The working directory may change; where the file is does not.
         self._absolute_path = str(Path(path).absolute())
@@ -43,13 +44,13 @@ class Database(aiosqlite.Connection):
         self._thread.daemon = True
 
     @classmethod
-    async def opened(cls, path: str, prepare: Callable[[sqlite3.Connection], None]) -> Self:
-        """Open a file and prepare it.
+    async def opened(cls, path: str, prepare: Callable[[sqlite3.Connection], None], *, create: bool) -> Self:
+        """Open a file and prepare it; with `create=False` only one that exists.
 
         Raises:
             BackendError: It cannot be opened or used; the thread has ended.
         """
-        database = cls(path)
+        database = cls(path, create=create)
         try:
             await database
         except (sqlite3.Error, OSError) as error:
@@ -118,6 +119,17 @@ class Database(aiosqlite.Connection):
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
+
+
+def _connect(path: str, create: bool) -> sqlite3.Connection:
+    if path == IN_MEMORY:
+        return sqlite3.connect(path, isolation_level=None)
+    # As a URI that quotes the path, so that a path which looks like a URI is still a file's name.
+    absolute = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118  keeps the path as it is
+    mode = "rwc" if create else "rw"
+    if not create and not os.path.exists(absolute):  # noqa: PTH110
+        raise BackendRejectedError(f"there is no file {path!r}: the first program that registers an agent creates it")
+    return sqlite3.connect(f"file://{quote(os.fsencode(absolute))}?mode={mode}", uri=True, isolation_level=None)
 
 
 def _work(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:

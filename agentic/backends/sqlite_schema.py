@@ -59,14 +59,17 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def prepare(db: sqlite3.Connection, timeout: float, synchronous: str) -> None:
+def prepare(db: sqlite3.Connection, timeout: float, synchronous: str, *, create: bool) -> None:
     """Make a fresh connection ready: patience, WAL, durability, and the table as this version knows it.
 
     Raises:
+        BackendRejectedError: With `create=False`, the file holds no registry; it stays as it was.
         BackendRejectedError: The file is a newer version's, or its `agents` table somebody else's; it stays as it was.
         sqlite3.Error: The file cannot be used.
     """
     db.execute(f"PRAGMA busy_timeout = {min(round(timeout * 1000), 2**31 - 1)}")
+    if not create and not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'agents'").fetchall():
+        raise BackendRejectedError("the file holds no registry: the first program that registers an agent creates it")
     _enter_wal(db, timeout)
     db.execute(f"PRAGMA synchronous = {synchronous}")
     db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
