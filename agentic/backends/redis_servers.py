@@ -50,7 +50,9 @@ def _load(name: str) -> tuple[str, str]:
     return sha1(text.encode(), usedforsecurity=False).hexdigest(), text
 
 
-SCRIPTS: Final = {name: _load(name) for name in ("register", "heartbeat", "update", "deregister", "reap", "missing")}
+SCRIPTS: Final = {
+    name: _load(name) for name in ("register", "heartbeat", "heartbeat_slow", "update", "deregister", "reap", "missing")
+}
 
 # As bytes, so that the driver gives the answer as it is: it would read all of it, for one line.
 WHO_ARE_YOU: Final = (b"INFO", b"server")

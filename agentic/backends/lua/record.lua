@@ -3,8 +3,8 @@
 
 local call, find, sub, byte, match = redis.call, string.find, string.sub, string.byte, string.match
 
--- Outcomes for one agent, beside 1 for done.
-local ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE = 0, -1, -2, -3
+-- Outcomes for one agent, beside 1 for done. SLOW: left for the script that does the rest.
+local ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW = 0, -1, -2, -3, -4
 
 -- The records of all keys, false where there is none; `missing` tells why.
 local function read_all()
