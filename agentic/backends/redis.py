@@ -28,7 +28,7 @@ from agentic.backends.redis_client import CONNECT_TIMEOUT, backend_error, make_c
 from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict, redis_findings
 from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
-from agentic.backends.redis_servers import OneServer, Servers
+from agentic.backends.redis_servers import Command, OneServer, Servers
 from agentic.backends.redis_url import connection_options, redacted
 from agentic.backends.redis_walk import Record, Walk
 from agentic.clock import parse_instant, stale_before
@@ -44,7 +44,7 @@ from agentic.findings import Finding
 from agentic.registry import AgentRegistry
 
 # The scripts' outcomes for one agent.
-_DONE, _ABSENT, _CORRUPT, _WRONG_TYPE = 1, 0, -1, -2
+_DONE, _ABSENT, _CORRUPT, _WRONG_TYPE, _SLOW = 1, 0, -1, -2, -4
 
 
 class RedisRegistry(AgentRegistry):
@@ -174,10 +174,18 @@ class RedisRegistry(AgentRegistry):
         ]
 
     async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+        keys = self._keys(ids)
+        outcomes = await self._beat("heartbeat", keys)
+        slow = [at for at, outcome in enumerate(outcomes) if outcome == _SLOW]
+        if slow:
+            for at, outcome in zip(slow, await self._beat("heartbeat_slow", [keys[at] for at in slow]), strict=True):
+                outcomes[at] = outcome
+        return _facts(outcomes, ids)
+
+    async def _beat(self, script: str, keys: Sequence[bytes]) -> list[Any]:
         # A heartbeat may be repeated: it never creates, and a second one stamps what the first would have.
-        keys, nothing = self._keys(ids), [()] * len(ids)
-        reply = await self._servers.script("heartbeat", keys, (self._milliseconds,), nothing, repeatable=True)
-        return _facts(reply, ids)
+        nothing: list[Command] = [()] * len(keys)
+        return await self._servers.script(script, keys, (self._milliseconds,), nothing, repeatable=True)
 
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys(ids)

@@ -41,8 +41,8 @@ class Cluster(Servers):
             await asyncio.wait([self._looking])
         await self._client.aclose()
 
-    async def script(
-        self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool = False
+    async def _script(
+        self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool
     ) -> list[Any]:
         sha, text = SCRIPTS[name]
         groups = _by_slot(keys)

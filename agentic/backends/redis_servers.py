@@ -50,7 +50,12 @@ def _load(name: str) -> tuple[str, str]:
     return sha1(text.encode(), usedforsecurity=False).hexdigest(), text
 
 
-SCRIPTS: Final = {name: _load(name) for name in ("register", "heartbeat", "update", "deregister", "reap", "missing")}
+SCRIPTS: Final = {
+    name: _load(name) for name in ("register", "heartbeat", "heartbeat_slow", "update", "deregister", "reap", "missing")
+}
+
+AGAIN: Final = -5
+"""A script's outcome for a key that it did not get to: it has a limit of work, so that it does not block the server."""
 
 # As bytes, so that the driver gives the answer as it is: it would read all of it, for one line.
 WHO_ARE_YOU: Final = (b"INFO", b"server")
@@ -87,11 +92,28 @@ class Servers(ABC):
     @abstractmethod
     async def _close(self) -> None: ...
 
-    @abstractmethod
     async def script(
         self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool = False
     ) -> list[Any]:
-        """Run a script on keys, each with arguments of its own; return an outcome for each, which may be its error."""
+        """Run a script on keys, each with arguments of its own; return an outcome for each, which may be its error.
+
+        It is called again for the keys that it did not get to.
+        """
+        outcomes = await self._script(name, keys, common, each, repeatable=repeatable)
+        while AGAIN in outcomes:
+            left = [at for at, outcome in enumerate(outcomes) if outcome == AGAIN]
+            rest = await self._script(
+                name, [keys[at] for at in left], common, [each[at] for at in left], repeatable=repeatable
+            )
+            for at, outcome in zip(left, rest, strict=True):
+                outcomes[at] = outcome
+        return outcomes
+
+    @abstractmethod
+    async def _script(
+        self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool
+    ) -> list[Any]:
+        """Run a script once on keys; it may leave some for another call."""
 
     @abstractmethod
     async def records(self, keys: Sequence[bytes]) -> list[Any]:
@@ -160,8 +182,8 @@ class OneServer(Servers):
     async def _close(self) -> None:
         await self._client.aclose()
 
-    async def script(
-        self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool = False
+    async def _script(
+        self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool
     ) -> list[Any]:
         sha, text = SCRIPTS[name]
         rest = (len(keys), *keys, *common, *chain.from_iterable(each))

@@ -3,8 +3,9 @@
 
 local call, find, sub, byte, match = redis.call, string.find, string.sub, string.byte, string.match
 
--- Outcomes for one agent, beside 1 for done.
-local ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE = 0, -1, -2, -3
+-- Outcomes for one agent, beside 1 for done. SLOW: left for the script that does the rest. AGAIN: not done yet, since
+-- this call has done as much as one may; to be sent again.
+local ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN = 0, -1, -2, -3, -4, -5
 
 -- The records of all keys, false where there is none; `missing` tells why.
 local function read_all()
