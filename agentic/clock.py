@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from agentic.errors import ConfigurationError
+from agentic.options import shown_number
+from agentic.text import type_name
 
 Clock = Callable[[], datetime]
 """Returns the current instant as an aware `datetime`."""
@@ -64,19 +66,20 @@ def duration(value: float | timedelta, name: str) -> timedelta:
         ConfigurationError: It is not a number, not finite, or negative; the message begins with `name`.
     """
     if isinstance(value, timedelta):
-        span = value
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigurationError(f"{name} must be seconds or a timedelta, got {type(value).__name__}")
-    elif not math.isfinite(value):
-        raise ConfigurationError(f"{name} must be finite, got {value}")
-    else:
-        try:
-            span = timedelta(seconds=value)
-        except OverflowError:
-            span = timedelta.max if value > 0 else timedelta.min
-    if span < timedelta(0) or (not isinstance(value, timedelta) and value < 0):
-        raise ConfigurationError(f"{name} must not be negative, got {value}")
-    return span
+        if value < timedelta(0):
+            raise ConfigurationError(f"{name} must not be negative, got {shown_number(value.total_seconds())}")
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(f"{name} must be seconds or a timedelta, got {type_name(value)}")
+    try:
+        seconds = float(value)
+    except OverflowError:  # An int above 10**308.
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise ConfigurationError(f"{name} must be finite, got {shown_number(value)}")
+    if seconds < 0:
+        raise ConfigurationError(f"{name} must not be negative, got {shown_number(value)}")
+    return timedelta(seconds=seconds) if seconds < timedelta.max.total_seconds() else timedelta.max
 
 
 def positive_seconds(value: float | timedelta, name: str) -> float:

@@ -2,105 +2,197 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, Self
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from datetime import timedelta
+from typing import Any, Final, Self, get_args, get_type_hints
+
+import msgspec
 
 from agentic.backends.memory import MemoryRegistry
 from agentic.backends.redis import RedisRegistry
-from agentic.backends.redis_url import SCHEMES as REDIS_SCHEMES
+from agentic.backends.redis_url import names_database
 from agentic.backends.sqlite import SQLiteRegistry
 from agentic.errors import ConfigurationError
+from agentic.options import flag, flag_of, text
 from agentic.registry import AgentRegistry
+from agentic.text import printable, type_name
+from agentic.urls import SECRETS, StoreURL, malformed, refuse_url, suggestion
+
+logger = logging.getLogger("agentic.config")
 
 ENVIRONMENT_PREFIX: Final = "AGENTIC_"
-_KNOWN_PARAMETERS: Final = ("prefix", "ttl", "db", "ca")
+
+_COMMON: Final = ("ttl", "timeout", "stale_after")
+OPTIONS: Final = {
+    "memory": _COMMON,
+    "sqlite": (*_COMMON, "path", "synchronous", "create"),
+    "redis": (
+        *_COMMON, "url", "prefix", "max_connections", "db", "password", "ca", "cert", "key", "sentinel_username",
+        "sentinel_password", "sentinel_tls",
+    ),
+}  # fmt: skip
+"""The options of each store, by the names that its class gives them."""
+
+_PATHS: Final = ("path", "ca", "cert", "key")
+_MAY_BE_A_URL: Final = ("url", "sentinel_username", *SECRETS)
+_EXPECTED: Final = {float: "a number of seconds", int: "a whole number"}
+_NOT_PARAMETERS: Final = ("path", "url", "password")
+"""What other parts of a URL say."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RegistryConfig:
-    """Which store to use and how; `open_registry` checks it.
+    """Which store to use and with which options; `open_registry` checks it.
+
+    A field that is None or empty is not given. The store is the one that `url` or `backend` names; without either,
+    `path` stands for SQLite, and the options of Redis are refused. Options of another store are always refused.
 
     Attributes:
-        backend: `"memory"` (also when empty), `"sqlite"` or `"redis"`. Where a `url` is given, its scheme decides;
-            another `backend` than memory must agree with it.
-        path: The SQLite file; `~/.config/agentic/registry.db` when empty.
-        url: The store's URL, as `open_registry` takes it; `redis://localhost:6379/0` for Redis when empty.
-        prefix: What every Redis key begins with; `"agentic"` when empty. Other stores have none.
-        ttl: Seconds after which an agent that nobody writes is gone; None for the store's own default, which is 300 in
-            Redis and never in the others.
+        backend: `"memory"`, `"sqlite"` or `"redis"`.
+        url: The store's URL, as `open_registry` takes it; what it says counts where a field says something else.
+        ttl: As of every store, like `timeout` and `stale_after`.
+        timeout: As of every store.
+        stale_after: As of every store.
+        path: As of `SQLiteRegistry`, like `synchronous` and `create`; not beside a `url`.
+        synchronous: As of `SQLiteRegistry`.
+        create: As of `SQLiteRegistry`.
+        prefix: As of `RedisRegistry`, like all fields that follow.
+        max_connections: As of `RedisRegistry`.
+        db: As of `RedisRegistry`.
+        password: As of `RedisRegistry`; never shown.
+        ca: As of `RedisRegistry`.
+        cert: As of `RedisRegistry`.
+        key: As of `RedisRegistry`.
+        sentinel_username: As of `RedisRegistry`.
+        sentinel_password: As of `RedisRegistry`; never shown.
+        sentinel_tls: As of `RedisRegistry`.
     """
 
-    backend: str = "memory"
-    path: str = ""
+    backend: str = ""
     url: str = ""
-    prefix: str = ""
     ttl: float | None = None
+    timeout: float | None = None
+    stale_after: float | None = None
+    path: str = ""
+    synchronous: str = ""
+    create: bool | None = None
+    prefix: str = ""
+    max_connections: int | None = None
+    db: int | None = None
+    password: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    sentinel_username: str = ""
+    sentinel_password: str = ""
+    sentinel_tls: bool | None = None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Read a mapping such as a table of a TOML or YAML file; None stands for an absent value, a number may be text.
+        """Read a mapping such as a table of a TOML or YAML file.
+
+        Numbers may be text, and `yes`, `no`, `true` and `false` stand for a `bool`; None and an empty text stand for a
+        value that is not given.
 
         Raises:
-            ConfigurationError: A key is none of the fields, or a value has the wrong type.
+            ConfigurationError: A key is none of the fields, or a value has the wrong type; the message shows neither.
         """
-        names = [field.name for field in fields(cls)]
         values: dict[str, Any] = {}
         for name, value in mapping.items():
-            if name not in names:
-                raise ConfigurationError(f"unknown registry option {name!r}: expected {', '.join(names)}")
-            if value is not None:
-                values[name] = _seconds(value) if name == "ttl" else _string(name, value)
+            if name not in _TYPES:
+                raise ConfigurationError(f"unknown registry option{suggestion(name, tuple(_TYPES))}")
+            if value is not None and not (isinstance(value, str) and not value):
+                values[name] = _read(name, value, strict=False)
         return cls(**values)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Read the environment.
+        """Read the environment: one variable for each field, such as `AGENTIC_URL`; an empty one is not given.
 
-        Variables: `AGENTIC_BACKEND`, `AGENTIC_PATH`, `AGENTIC_URL`, `AGENTIC_PREFIX`, `AGENTIC_TTL`; empty means unset.
+        Variables that begin with `AGENTIC_` and are none of these are logged where the others name no store.
 
         Raises:
-            ConfigurationError: `AGENTIC_TTL` is no number.
+            ConfigurationError: A value has the wrong type; the message does not show it.
         """
         environ = os.environ if environ is None else environ
-        found = {field.name: environ.get(ENVIRONMENT_PREFIX + field.name.upper()) for field in fields(cls)}
-        return cls.from_mapping({name: value or None for name, value in found.items()})
+        variables = {ENVIRONMENT_PREFIX + name.upper(): name for name in _TYPES}
+        config = cls.from_mapping({name: environ.get(variable) for variable, name in variables.items()})
+        unknown = sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and name not in variables)
+        if unknown and not (config.url or config.backend or config.path):
+            logger.warning(
+                "the environment names no store, and it has variables that are unknown here: %s; known are %s",
+                printable(", ".join(unknown)),
+                ", ".join(variables),
+            )
+        return config
 
     def __repr__(self) -> str:
-        url = _shown(self.url) if self.url else ""
-        options = f"backend={self.backend!r}, path={self.path!r}, url={url!r}, prefix={self.prefix!r}, ttl={self.ttl}"
-        return f"RegistryConfig({options})"
+        try:
+            open_registry(self)
+        except ConfigurationError:
+            shown = dict.fromkeys(_given(self), "***")  # What is wrong may be a secret in the wrong place.
+        else:
+            shown = {name: "***" if name in SECRETS else value for name, value in _given(self).items()}
+            if self.url:
+                shown["url"] = str(StoreURL.parse(self.url))
+        return f"RegistryConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+_TYPES: Final[dict[str, type]] = {
+    name: next(iter(get_args(hint)), hint) for name, hint in get_type_hints(RegistryConfig).items()
+}
+"""What each field holds where it is given."""
 
 
 def open_registry(url_or_config: str | RegistryConfig | Mapping[str, Any] | None = None) -> AgentRegistry:
     """Return the registry that a URL or a configuration names, not yet open: enter it with `async with`.
 
     URLs: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite://` (the default file),
-    `redis[s]://[[user]:password@]host[:port][/db]`, the same with `valkey[s]://`, and `unix:///path/to/socket?db=0`.
-    Query parameters: `ttl` in seconds, and `prefix` for Redis.
+    `redis[s]://[[user]:password@]host[:port][/db]`, `redis[s]+sentinel://…host[:port],host…/service[/db]`,
+    `redis[s]+cluster://…host[:port],host…`, the same with `valkey[s]`, and `unix:///path/to/socket[?db=0]`. Every other
+    option of the store is a query parameter of its name: `redis://host/0?prefix=fleet&ttl=60`.
 
     Args:
         url_or_config: A URL, a `RegistryConfig`, a mapping with its fields, or None for the environment's `AGENTIC_*`
-            variables, which name the memory store when none is set.
+            variables. Where nothing names a store, it is the memory store.
 
     Raises:
-        ConfigurationError: It names no store, or an option is wrong; a password never appears in the message.
+        ConfigurationError: It names no store, or contradicts itself, or an option is wrong; no secret appears in the
+            message.
     """
     config = resolved(_config(url_or_config))
-    options: dict[str, Any] = {} if config.ttl is None else {"ttl": config.ttl}
+    options = {name: value for name, value in _given(config).items() if name in OPTIONS[config.backend]}
     match config.backend:
-        case "" | "memory":
+        case "memory":
             return MemoryRegistry(**options)
         case "sqlite":
-            return SQLiteRegistry(config.path or None, **options)
-        case "redis":
-            options |= {name: getattr(config, name) for name in ("url", "prefix") if getattr(config, name)}
+            return SQLiteRegistry(**options)
+        case _:
             return RedisRegistry(**options)
-        case unknown:
-            raise ConfigurationError(f"unsupported registry backend: {unknown}")
+
+
+def resolved(config: RegistryConfig) -> RegistryConfig:
+    """Return the configuration with its `backend` named and what its URL says in the fields.
+
+    Of a `url`, what remains is where the servers are.
+
+    Raises:
+        ConfigurationError: It is wrong, or contradicts itself.
+    """
+    for name, value in _given(config).items():
+        _read(name, value, strict=True)
+    url = StoreURL.parse(config.url) if config.url else None
+    backend = _backend(config, url)
+    if url is not None:
+        config = replace(config, **_said_by(url, config))
+    for name in _given(config):
+        if name != "backend" and name not in OPTIONS[backend]:
+            raise ConfigurationError(f"{name}: the {backend} store has no such option")
+    return replace(config, backend=backend)
 
 
 def _config(source: str | RegistryConfig | Mapping[str, Any] | None) -> RegistryConfig:
@@ -108,114 +200,72 @@ def _config(source: str | RegistryConfig | Mapping[str, Any] | None) -> Registry
         case None:
             return RegistryConfig.from_env()
         case str():
-            return RegistryConfig(url=source) if source else _no_url(source)
+            return RegistryConfig(url=text(source, "URL"))
         case RegistryConfig():
-            for field in ("backend", "path", "url", "prefix"):
-                _string(field, getattr(source, field))
             return source
         case Mapping():
             return RegistryConfig.from_mapping(source)
-    raise ConfigurationError(f"expected a URL, a RegistryConfig or a mapping, got {type(source).__name__}")
+    raise ConfigurationError(f"expected a URL, a RegistryConfig or a mapping, got {type_name(source)}")
 
 
-def resolved(config: RegistryConfig) -> RegistryConfig:
-    """Return the configuration with what its URL says moved into the other fields.
-
-    Raises:
-        ConfigurationError: The URL is wrong, or its scheme does not agree with `backend`.
-    """
-    if not config.url:
-        return config
-    named = _from_url(config.url)
-    if config.backend not in ("", "memory", named.backend):
-        raise ConfigurationError(f"backend {config.backend!r} does not agree with a URL of {named.backend!r}")
-    return replace(
-        named,
-        path=named.path or config.path,
-        prefix=named.prefix or config.prefix,
-        ttl=config.ttl if named.ttl is None else named.ttl,
-    )
+def _given(config: RegistryConfig) -> dict[str, Any]:
+    """Return the fields that are given."""
+    return {field.name: value for field in fields(config) if (value := getattr(config, field.name)) != field.default}
 
 
-def _from_url(url: str) -> RegistryConfig:
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        return _no_url(url)
-    if scheme in REDIS_SCHEMES:
-        return _from_redis_url(url)
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigurationError(f"URL: it cannot be read: {error}") from None
-    parameters = _parameters(parts.query)
-    ttl = _seconds(parameters.pop("ttl")) if "ttl" in parameters else None
-    if parameters:
-        raise ConfigurationError(f"URL: unknown parameter {next(iter(parameters))!r} for {scheme}://, expected ttl")
-    if scheme == "memory":
-        if parts.netloc or parts.path.strip("/"):
-            raise ConfigurationError("URL: memory:// names no host and no path")
-        return RegistryConfig(backend="memory", ttl=ttl)
-    if scheme == "sqlite":
-        if parts.netloc or parts.fragment:
-            raise ConfigurationError("URL: expected sqlite:///relative.db or sqlite:////absolute.db")
-        return RegistryConfig(backend="sqlite", path=unquote(parts.path.removeprefix("/")), ttl=ttl)
-    # What stands where a scheme should be may be anything, a password too.
-    known = scheme if re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) else "its scheme is none"
-    raise ConfigurationError(f"unsupported registry backend: {known}")
+def _read(name: str, value: object, *, strict: bool) -> object:
+    """Return the value of a field, checked; text is converted to what the field holds unless `strict`."""
+    kind = _TYPES[name]
+    if kind is str:
+        checked = text(os.fspath(value) if name in _PATHS and isinstance(value, os.PathLike) else value, name)
+        return checked if name in _MAY_BE_A_URL else refuse_url(checked, name)
+    if kind is bool:
+        return flag_of(value, name) if isinstance(value, str) and not strict else flag(value, name)
+    if kind is float and isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, (str, int, float)):
+        with suppress(msgspec.ValidationError, ValueError):  # Their messages show the value.
+            return msgspec.convert(value, kind, strict=strict)
+    raise ConfigurationError(f"{name}: must be {_EXPECTED[kind]}, got {type_name(value)}")
 
 
-def _from_redis_url(url: str) -> RegistryConfig:
-    # Split by hand: a password with raw special characters is for the Redis URL's own check to refuse.
-    address, _, query = url.partition("?")
-    if "@" in query:
-        return RegistryConfig(backend="redis", url=url)
-    parameters = _parameters(query)
-    prefix = parameters.pop("prefix", "")
-    ttl = _seconds(parameters.pop("ttl")) if "ttl" in parameters else None
-    rest = f"{address}?{urlencode(parameters)}" if parameters else address
-    return RegistryConfig(backend="redis", url=rest, prefix=prefix, ttl=ttl)
+def _backend(config: RegistryConfig, url: StoreURL | None) -> str:
+    """Return the store that a configuration names, of itself or by the URL in it."""
+    if config.backend and config.backend not in OPTIONS:
+        raise ConfigurationError(f"unsupported registry backend: expected {', '.join(OPTIONS)}")
+    if url is not None:
+        if config.backend not in ("", url.store):
+            raise ConfigurationError(f"backend: {config.backend} does not agree with the URL, which names {url.store}")
+        if config.path:
+            raise ConfigurationError("path: name the file either in the URL or here")
+        return url.store
+    if config.backend or config.path:
+        return config.backend or "sqlite"
+    for name in _given(config):
+        if name not in _COMMON:
+            raise ConfigurationError(
+                f"{name}: names no store by itself: give a url (AGENTIC_URL) or a backend (AGENTIC_BACKEND) as well"
+            )
+    return "memory"
 
 
-def _shown(url: str) -> str:
-    """Return a URL that nobody has checked, with `***` for each part that may hold a password."""
-    scheme, _, rest = url.partition("://")
-    user_info, at, address = rest.rpartition("@")
-    # Either a password with a raw '?' or a parameter with a raw '@'.
-    if scheme not in ("memory", "sqlite", *REDIS_SCHEMES) or "?" in user_info or "#" in rest:
-        return "***"
-    user, _, password = user_info.partition(":")
-    shown_user = f"{user}:***@" if password else "***@" if at else ""
-    address, mark, query = address.partition("?")
-    parameters = (each if each.partition("=")[0] in _KNOWN_PARAMETERS else "***" for each in query.split("&"))
-    return f"{scheme}://{shown_user}{address}{mark}{'&'.join(parameters) if mark else ''}"
-
-
-def _parameters(query: str) -> dict[str, str]:
-    pairs = parse_qsl(query, keep_blank_values=True)
-    parameters = dict(pairs)
-    if len(parameters) < len(pairs):
-        raise ConfigurationError("URL: a parameter is given twice")
-    return parameters
-
-
-def _seconds(value: object) -> float:
-    try:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return float(value)
-    except (ValueError, OverflowError):
-        pass
-    raise ConfigurationError(f"ttl: must be a number of seconds, got {value!r}")
-
-
-def _string(name: str, value: object) -> str:
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str):
-        raise ConfigurationError(f"{name}: must be a string, got {type(value).__name__}")
-    return value
-
-
-def _no_url(text: str) -> RegistryConfig:
-    raise ConfigurationError(
-        "unsupported registry backend: not a URL; expected memory://, sqlite:///file.db or redis://localhost:6379/0"
-    )
+def _said_by(url: StoreURL, config: RegistryConfig) -> dict[str, Any]:
+    """Return the fields that a URL decides, with what it says of them."""
+    known = [name for name in OPTIONS[url.store] if name not in _NOT_PARAMETERS]
+    if url.scheme != "unix" and "db" in known:
+        known.remove("db")  # It stands in the path.
+    url.check_parameters(tuple(known))
+    said = {name: _read(name, value, strict=False) for name, value in url.parameters.items()}
+    if url.store == "redis":
+        # What the URL's other parts say is left to the registry, so that it alone knows their form.
+        said["url"] = config.url.partition("?")[0]
+        if url.password:
+            said["password"] = ""
+        if names_database(url):
+            said["db"] = None
+        return said
+    if url.hosts != (("", None),) or url.username or url.password:
+        malformed("memory:// and sqlite:// take no host; a file is sqlite:///relative.db or sqlite:////absolute.db")
+    if url.store == "memory" and url.path:
+        malformed("memory:// takes no path")
+    return said | {"url": "", "path": url.path}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-LONGEST: Final = 600
-"""Characters of a text that a message shows at most: more than an id of 512 bytes has."""
+LONGEST: Final = 200
+"""Characters that a message shows of a text at most, escapes included."""
 
 
 def printable(text: str, longest: int = LONGEST) -> str:
@@ -13,7 +13,13 @@ def printable(text: str, longest: int = LONGEST) -> str:
 
     Newlines, terminal codes, bidirectional controls and lone surrogates become escapes such as `\n` or `\x1b`.
     """
-    # A subclass may define methods of its own.
-    plain = str.__str__(text)
-    cut = plain if len(plain) <= longest else f"{plain[:longest]}..."
-    return cut if cut.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
+    plain = str.__str__(text)  # A subclass may define methods of its own.
+    cut = plain[: longest + 1]
+    if not cut.isprintable():
+        cut = "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
+    return cut if len(cut) <= longest else f"{cut[:longest]}..."
+
+
+def type_name(value: object) -> str:
+    """Return the name of a value's type, for a message that must not show the value."""
+    return printable(type(value).__name__, 60)

@@ -1,16 +1,18 @@
-"""Which store a URL, a mapping or the environment names, and what is refused without showing a secret."""
+"""Which store a URL, a mapping or the environment names, with which options, and what is refused."""
 
 from __future__ import annotations
 
-import traceback
+import copy
+import logging
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from hypothesis import given
-from hypothesis import strategies as st
+import redis.asyncio as aioredis
 
 from agentic import (
     AgentInfo,
@@ -22,8 +24,7 @@ from agentic import (
     SQLiteRegistry,
     open_registry,
 )
-from agentic.backends.redis_url import connection_options, redacted
-from agentic.config import resolved
+from agentic.config import OPTIONS, resolved
 
 
 def attributes(registry: AgentRegistry) -> dict[str, Any]:
@@ -40,6 +41,7 @@ REDIS = "redis://localhost:6379/0"
         (None, MemoryRegistry, {"ttl": None}),
         ({}, MemoryRegistry, {"ttl": None}),
         ({"backend": "", "url": None}, MemoryRegistry, {"ttl": None}),
+        ({"ttl": 60}, MemoryRegistry, {"ttl": 60.0}),
         ({"backend": "memory", "ttl": "60"}, MemoryRegistry, {"ttl": 60.0}),
         (RegistryConfig(), MemoryRegistry, {"ttl": None}),
         ("memory://", MemoryRegistry, {"ttl": None}),
@@ -48,18 +50,21 @@ REDIS = "redis://localhost:6379/0"
         ("sqlite:///", SQLiteRegistry, {"path": DEFAULT_PATH, "ttl": None}),
         ("sqlite:///rel.db", SQLiteRegistry, {"path": "rel.db", "ttl": None}),
         ("sqlite:///a/b%20c%3F.db?ttl=60", SQLiteRegistry, {"path": "a/b c?.db", "ttl": 60.0}),
+        ("sqlite:///a+b;c@d.db", SQLiteRegistry, {"path": "a+b;c@d.db", "ttl": None}),
+        ("sqlite:///file:x.db", SQLiteRegistry, {"path": "file:x.db", "ttl": None}),
         ("sqlite:////abs/x.db", SQLiteRegistry, {"path": "/abs/x.db", "ttl": None}),
         ("sqlite:///:memory:", SQLiteRegistry, {"path": ":memory:", "ttl": None}),
         ({"backend": "sqlite"}, SQLiteRegistry, {"path": DEFAULT_PATH, "ttl": None}),
+        ({"path": "x.db"}, SQLiteRegistry, {"path": "x.db", "ttl": None}),
         ({"backend": "sqlite", "path": Path("x.db"), "ttl": 5}, SQLiteRegistry, {"path": "x.db", "ttl": 5.0}),
         (RegistryConfig(backend="redis"), RedisRegistry, {"url": REDIS, "prefix": "agentic", "ttl": 300.0}),
         ({"backend": "redis", "prefix": "p", "ttl": 9}, RedisRegistry, {"url": REDIS, "prefix": "p", "ttl": 9.0}),
-        ("redis://h?prefix=", RedisRegistry, {"url": "redis://h", "prefix": "agentic", "ttl": 300.0}),
         ("redis://h:1/2?prefix=p%2Fq&ttl=60", RedisRegistry, {"url": "redis://h:1/2", "prefix": "p/q", "ttl": 60.0}),
+        ("redis://h?prefix=a+b;c", RedisRegistry, {"url": "redis://h", "prefix": "a+b;c", "ttl": 300.0}),
         ("rediss://u:p@h", RedisRegistry, {"url": "rediss://u:***@h", "prefix": "agentic", "ttl": 300.0}),
         ("valkey://h", RedisRegistry, {"url": "valkey://h", "prefix": "agentic", "ttl": 300.0}),
         ("valkeys://h", RedisRegistry, {"url": "valkeys://h", "prefix": "agentic", "ttl": 300.0}),
-        ("unix:///run/r.sock?db=3&prefix=p", RedisRegistry, {"url": "unix:///run/r.sock?db=3", "prefix": "p", "ttl": 300.0}),
+        ("unix:///run/r.sock?db=3&prefix=p", RedisRegistry, {"url": "unix:///run/r.sock", "prefix": "p", "ttl": 300.0}),
         (RegistryConfig(url=REDIS, prefix="p"), RedisRegistry, {"url": REDIS, "prefix": "p", "ttl": 300.0}),
         (RegistryConfig(url=REDIS + "?prefix=q", prefix="p"), RedisRegistry, {"url": REDIS, "prefix": "q", "ttl": 300.0}),
         (RegistryConfig(backend="redis", url=REDIS), RedisRegistry, {"url": REDIS, "prefix": "agentic", "ttl": 300.0}),
@@ -72,123 +77,109 @@ def test_a_store_is_picked_with_its_options(source: Any, kind: type[AgentRegistr
 
 
 @pytest.mark.parametrize(
-    ("url", "options"),
-    [
-        ("redis://", {"host": "localhost", "port": 6379, "db": 0, "ssl": False}),
-        ("redis://h:7/5", {"host": "h", "port": 7, "db": 5, "ssl": False}),
-        ("redis://[::1]:7", {"host": "::1", "port": 7, "db": 0, "ssl": False}),
-        (
-            "rediss://u:p%40%2F@h/",
-            {"host": "h", "port": 6379, "db": 0, "ssl": True, "username": "u", "password": "p@/"},
-        ),
-        ("valkeys://:p@h", {"host": "h", "port": 6379, "db": 0, "ssl": True, "password": "p"}),
-        ("unix:///a%20b.sock", {"path": "/a b.sock", "db": 0}),
-        ("unix://u:p@/s.sock?db=2", {"path": "/s.sock", "db": 2, "username": "u", "password": "p"}),
-    ],
-)
-def test_what_a_redis_url_says(url: str, options: dict[str, Any]) -> None:
-    assert connection_options(url) == options
-
-
-@pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ("mongodb://h", "^unsupported registry backend: mongodb$"),
-        ("", "^unsupported registry backend: not a URL"),
-        ("localhost:6379", "^unsupported registry backend: not a URL"),
-        ("/tmp/x.db", "^unsupported registry backend: not a URL"),
-        ({"backend": "etcd"}, "^unsupported registry backend: etcd$"),
-        (RegistryConfig(backend="Redis"), "^unsupported registry backend: Redis$"),
-        ({"backnd": "redis"}, "unknown registry option 'backnd': expected backend, path, url, prefix, ttl"),
-        ({"ttl": "soon"}, "ttl: must be a number of seconds, got 'soon'"),
-        ({"ttl": True}, "ttl: must be a number"),
-        ({"ttl": 0}, "ttl must be greater than 0"),
-        ({"ttl": "nan"}, "ttl must be finite"),
-        ({"prefix": 5}, "prefix: must be a string, got int"),
-        (7, "expected a URL, a RegistryConfig or a mapping, got int"),
-        (RegistryConfig(backend="sqlite", url=REDIS), "backend 'sqlite' does not agree with a URL of 'redis'"),
-        ("memory://host", "names no host"),
-        ("memory://?prefix=p", "unknown parameter 'prefix'"),
-        ("sqlite://rel.db", "expected sqlite:///relative.db or sqlite:////absolute.db"),
-        ("sqlite:///x.db?mode=ro", "unknown parameter 'mode'"),
-        ("sqlite:///x.db?ttl=1&ttl=2", "given twice"),
-        ("redis://h?prefix=a&prefix=b", "given twice"),
-        ("redis://h/abc", "its database, after the host's '/', must be a number"),
-        ("redis://h/-1", "must be a number"),
-        ("redis://h/0/1", "must be a number"),
-        ("redis://h:0", "its port must be a number from 1 to 65535"),
-        ("redis://h:70000", "its port must be"),
-        ("redis://h:port", "its port must be"),
-        ("redis://h?socket_timeout=1", "unknown parameter 'socket_timeout'"),
-        ("redis://h#x", "must be percent-encoded"),
-        ("redis://[::1", "cannot be read"),
-        ("unix://host/s.sock", "expected unix:///path/to/socket"),
-        ("unix://", "expected unix:///path/to/socket"),
-        ("redis://h?ttl=soon", "ttl: must be a number"),
+        ({"backend": "etcd"}, "^unsupported registry backend: expected memory, sqlite, redis$"),
+        (RegistryConfig(backend="Redis"), "^unsupported registry backend: "),
+        (RegistryConfig(backend=None), "^backend: must be a string, got NoneType$"),  # type: ignore[arg-type]
+        ({"backnd": "redis"}, "unknown registry option; did you mean 'backend'?"),
+        ({"x": 1}, "unknown registry option: expected backend, url, "),
+        ({7: 1}, "unknown registry option: "),
+        ({"ttl": "soon"}, "^ttl: must be a number of seconds, got str$"),
+        ({"ttl": True}, "^ttl: must be a number"),
+        ({"ttl": "null"}, "^ttl: must be a number"),
+        ({"ttl": 0}, "^ttl must be greater than 0"),
+        ({"ttl": "nan"}, "^ttl must be finite"),
+        (RegistryConfig(ttl="60"), "^ttl: must be a number of seconds, got str$"),  # type: ignore[arg-type]
+        (RegistryConfig(path="x", create="no"), "^create: must be True or False"),  # type: ignore[arg-type]
+        ({"backend": "redis", "max_connections": "many"}, "^max_connections: must be a whole number, got str$"),
+        ({"backend": "redis", "max_connections": 0}, "^max_connections: must be from 1"),
+        ({"backend": "redis", "db": 2**31}, "^db: must be from 0"),
+        ({"backend": "redis", "prefix": 5}, "^prefix: must be a string, got int$"),
+        ({"backend": "sqlite", "synchronous": "OFF"}, "^synchronous: must be"),
+        ({"backend": "sqlite", "path": "x" * 10_000_000}, "^path: must be at most 4096 characters, got 10000000$"),
+        (7, "^expected a URL, a RegistryConfig or a mapping, got int$"),
+        (RegistryConfig(backend="sqlite", url=REDIS), "^backend: sqlite does not agree with the URL, which names redis$"),
+        (RegistryConfig(backend="memory", url=REDIS), "^backend: memory does not agree"),
+        ({"path": "x.db", "url": REDIS}, "^path: name the file either in the URL or here$"),
+        ({"path": "x.db", "url": "sqlite://"}, "^path: name the file"),
+        ({"path": "x.db", "backend": "memory"}, "^path: the memory store has no such option$"),
+        ({"path": "x.db", "backend": "redis"}, "^path: the redis store has no such option$"),
+        ({"prefix": "p", "backend": "memory"}, "^prefix: the memory store has no such option$"),
+        ({"prefix": "p", "path": "x.db"}, "^prefix: the sqlite store has no such option$"),
+        ({"prefix": "p", "url": "sqlite:///x.db"}, "^prefix: the sqlite store has no such option$"),
+        ({"synchronous": "FULL", "url": REDIS}, "^synchronous: the redis store has no such option$"),
     ],
-)
-def test_what_names_no_store_is_refused(source: Any, problem: str) -> None:
+)  # fmt: skip
+def test_what_names_no_store_or_contradicts_itself_is_refused(source: Any, problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem) as caught:
         open_registry(source)
     assert isinstance(caught.value, ValueError)
+    assert len(str(caught.value)) < 300
 
 
-@given(secret=st.text(st.sampled_from("S3cr3t@/:#?%[]&= "), min_size=6).filter(lambda text: "3" in text))
-def test_a_password_is_never_shown_however_it_is_written(secret: str) -> None:
-    for url in (
-        f"redis://user:{secret}@host:6379/0",
-        f"unix://user:{secret}@/s.sock",
-        f"redis://:{secret}@host/x",
-        f"rediss+sentinel://user:{secret}@h1,h2:5/fleet/3",
-        f"valkey+cluster://:{secret}@h1:1,[::1]:2",
+@pytest.mark.parametrize("name", sorted({name for names in OPTIONS.values() for name in names} - {"path", "url"}))
+def test_an_option_of_one_store_names_no_store_by_itself(name: str) -> None:
+    if name in OPTIONS["memory"]:
+        assert type(open_registry({name: 5})) is MemoryRegistry
+        return
+    value = {"max_connections": 5, "db": 5, "create": True, "sentinel_tls": True}.get(name, "x")
+    with pytest.raises(
+        ConfigurationError, match=f"^{name}: names no store by itself: give a url .AGENTIC_URL. or a backend"
     ):
-        try:
-            shown = repr(open_registry(url)) + str(attributes(open_registry(url)))
-        except ConfigurationError as error:
-            shown = str(error) + "".join(traceback.format_exception_only(error))
-        shown += repr(RegistryConfig(url=url))
-        assert secret not in shown
+        open_registry({name: value})
 
 
-@given(secret=st.text(st.sampled_from("S3cr3t@/:#?%[]&= "), min_size=6).filter(lambda text: "3" in text))
-def test_a_configuration_nobody_has_checked_shows_no_password_in_an_odd_place(secret: str) -> None:
-    for url in (
-        f"redis://{secret}@host",
-        f"redis://host?password={secret}",
-        f"redis://host/0?ttl=5&{secret}&prefix=p",
-        f"redis+cluster://{secret}@h1,h2?{secret}",
-        f"redis+sentinel://u@h/fleet#{secret}",
-        f"user:{secret}@host:6379",
-        f"user:{secret}@foo://x",
-        f"https://{secret}",
+EVERY_OPTION: list[tuple[str, str, str, object]] = [
+    ("memory://", "ttl", "60", 60.0),
+    ("sqlite:///x.db", "timeout", "1.5", 1.5),
+    ("redis://h", "stale_after", "9", 9.0),
+    ("sqlite:///x.db", "synchronous", "FULL", "FULL"),
+    ("redis://h", "prefix", "fleet", "fleet"),
+    ("redis://h", "max_connections", "4", 4),
+]
+
+
+@pytest.mark.parametrize(("url", "name", "text", "value"), EVERY_OPTION)
+def test_an_option_is_set_by_url_mapping_and_environment(url: str, name: str, text: str, value: object) -> None:
+    environment = {"AGENTIC_URL": url, f"AGENTIC_{name.upper()}": text}
+    for source in (
+        f"{url}?{name}={text}",
+        {"url": url, name: value},
+        {"url": url, name: text},
+        RegistryConfig(**{"url": url, name: value}),  # type: ignore[arg-type]
+        RegistryConfig.from_env(environment),
     ):
-        config = RegistryConfig(url=url)
-        assert secret not in repr(config)
-        assert config == RegistryConfig(url=url)
-        assert config.url == url
+        assert getattr(open_registry(source), name) == value
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "options", "expected"),
     [
-        ("redis://u:p@h:1/2?prefix=p&ttl=5", "redis://u:***@h:1/2?prefix=p&ttl=5"),
-        ("redis://h?password=s3", "redis://h?***"),
-        ("redis://secret@h", "redis://***@h"),
-        ("rediss+sentinel://u:p@h1,h2:5/fleet?ca=/x.pem", "rediss+sentinel://u:***@h1,h2:5/fleet?ca=/x.pem"),
-        ("unix:///run/redis.sock?db=3", "unix:///run/redis.sock?db=3"),
-        ("sqlite:////var/r.db", "sqlite:////var/r.db"),
-        ("memory://", "memory://"),
-        ("", ""),
+        ("redis://h", {"db": "3", "password": "p"}, {"db": 3, "password": "p"}),
+        ("redis://:q@h/1", {"db": "3", "password": "p"}, {"db": 1, "password": "q"}),
+        ("unix:///s?db=2", {"db": "3"}, {"db": 2}),
+        ("redis+sentinel://h/s", {"db": "3"}, {"db": 3}),
+        ("redis+sentinel://h/s/1", {"db": "3"}, {"db": 1}),
+        ("rediss://h", {"ca": "a", "cert": "b", "key": "c"}, {"ssl_ca_certs": "a", "ssl_certfile": "b", "ssl_keyfile": "c"}),
+        ("rediss://h?ca=z", {"ca": "a"}, {"ssl_ca_certs": "z"}),
+        ("redis+sentinel://h/s", {"sentinel_username": "u", "sentinel_password": "p", "sentinel_tls": "yes"}, {
+            "sentinel_username": "u", "sentinel_password": "p", "sentinel_tls": True,
+        }),
     ],
-)
-def test_a_configuration_shows_the_rest_of_its_url(url: str, shown: str) -> None:
-    assert f"url={shown!r}," in repr(RegistryConfig(url=url))
-
-
-def test_redaction_keeps_everything_but_the_password() -> None:
-    assert redacted("redis://h:1/2?x=1") == "redis://h:1/2?x=1"
-    assert redacted("redis://user@h") == "redis://user@h"
-    assert redacted("redis://user:p:w@h:1") == "redis://user:***@h:1"
+)  # fmt: skip
+def test_options_of_the_connection_are_set_beside_the_url(
+    url: str, options: dict[str, str], expected: dict[str, Any]
+) -> None:
+    for config in (
+        RegistryConfig.from_mapping({"url": url, **options}),
+        RegistryConfig.from_env(
+            {"AGENTIC_URL": url} | {f"AGENTIC_{name.upper()}": text for name, text in options.items()}
+        ),
+    ):
+        registry = open_registry(config)
+        assert isinstance(registry, RedisRegistry)
+        assert registry._options.items() >= expected.items()
 
 
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +196,21 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         open_registry()
 
 
+def test_a_path_in_the_environment_means_sqlite_and_a_prefix_is_refused() -> None:
+    assert attributes(open_registry(RegistryConfig.from_env({"AGENTIC_PATH": "fleet.db"})))["path"] == "fleet.db"
+    with pytest.raises(ConfigurationError, match="AGENTIC_URL"):
+        open_registry(RegistryConfig.from_env({"AGENTIC_PREFIX": "fleet"}))
+
+
+def test_misspelt_variables_are_logged_where_nothing_names_a_store(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "agentic.config"):
+        RegistryConfig.from_env({"AGENTIC_URL": "memory://", "AGENTIC_OTHER": "x"})
+        assert not caplog.records
+        RegistryConfig.from_env({"AGENTIC_REDIS_URL": "redis://h", "AGENTIC_TTL": "5"})
+    (record,) = caplog.records
+    assert "AGENTIC_REDIS_URL" in record.getMessage()
+
+
 async def test_a_registry_picked_by_url_works(redis_url: str, tmp_path: Path) -> None:
     for url in ("memory://", f"sqlite:///{tmp_path}/x.db", f"{redis_url}?prefix=test-config&ttl=60"):
         async with open_registry(url) as registry:
@@ -212,53 +218,87 @@ async def test_a_registry_picked_by_url_works(redis_url: str, tmp_path: Path) ->
             assert await registry.flush() == 1
 
 
-@pytest.mark.parametrize("wrong", ["", "\ud800", None, 5])
+def test_a_resolved_configuration_has_in_its_fields_what_its_url_says() -> None:
+    found = resolved(RegistryConfig(url="unix://:p@/run/redis.sock?db=3&prefix=fleet&ttl=60&timeout=2"))
+    assert found == RegistryConfig(
+        backend="redis", url="unix://:p@/run/redis.sock", db=3, prefix="fleet", ttl=60.0, timeout=2.0
+    )
+    assert resolved(RegistryConfig(url="sqlite:///x.db")) == RegistryConfig(backend="sqlite", path="x.db")
+    assert resolved(RegistryConfig()).backend == "memory"
+
+
+def test_a_configuration_is_copied_and_pickled_whole() -> None:
+    config = RegistryConfig(url="redis://u:p@h/0?ttl=5", sentinel_password="q", max_connections=3)
+    for each in (copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config)), replace(config)):
+        assert each == config
+        assert hash(each) == hash(config)
+
+
+def test_a_wrong_configuration_shows_only_which_fields_are_given() -> None:
+    assert repr(RegistryConfig(backend="sqlit", path="x.db")) == "RegistryConfig(backend='***', path='***')"
+    assert repr(RegistryConfig(backend="sqlite", path="x.db", ttl=5)) == (
+        "RegistryConfig(backend='sqlite', ttl=5, path='x.db')"
+    )
+    assert repr(RegistryConfig(backend="redis", password="p")) == "RegistryConfig(backend='redis', password='***')"
+    assert repr(RegistryConfig()) == "RegistryConfig()"
+
+
+@pytest.mark.parametrize("wrong", ["", "\ud800", None, 5, "redis://h", "x" * 5000])
 def test_a_prefix_that_cannot_be_a_key_is_refused(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="^prefix: "):
         RedisRegistry(prefix=wrong)
 
 
-@pytest.mark.parametrize("wrong", [0, -1, float("nan"), "1", True])
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), "1", True, 10**400, -(10**5000), [], b"1"], ids=type)
 def test_durations_that_cannot_work_are_refused(wrong: Any) -> None:
     for kind in (MemoryRegistry, SQLiteRegistry, RedisRegistry):
-        with pytest.raises(ConfigurationError, match="^ttl must"):
-            kind(ttl=wrong)
-        with pytest.raises(ConfigurationError, match="^timeout must"):
-            kind(timeout=wrong)
-
-
-def test_a_resolved_configuration_keeps_of_its_url_what_only_the_url_can_say() -> None:
-    found = resolved(RegistryConfig(url="unix:///run/redis.sock?db=3&prefix=fleet&ttl=60"))
-    assert found == RegistryConfig(backend="redis", url="unix:///run/redis.sock?db=3", prefix="fleet", ttl=60.0)
-
-
-@pytest.mark.parametrize("url", ["sqlite://[", "memory://[x", "http://[", "user:secret@foo://x"])
-def test_a_url_that_cannot_be_read_is_refused_without_its_secrets(url: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        open_registry(url)
-    assert "secret" not in str(caught.value)
+        for name in ("ttl", "timeout", "stale_after"):
+            with pytest.raises(ConfigurationError, match=f"^{name} must") as caught:
+                kind(**{name: wrong})
+            assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(
     ("make", "field"),
     [
         (lambda: SQLiteRegistry(5), "path"),  # type: ignore[arg-type]
+        (lambda: SQLiteRegistry(""), "path"),
+        (lambda: SQLiteRegistry("a\0b"), "path"),
         (lambda: SQLiteRegistry("\ud800.db"), "path"),
+        (lambda: SQLiteRegistry("sqlite:///x.db"), "path"),
+        (lambda: SQLiteRegistry("https://x"), "path"),
+        (lambda: SQLiteRegistry("x", clock=5), "clock"),  # type: ignore[arg-type]
+        (lambda: MemoryRegistry(clock=None), "clock"),  # type: ignore[arg-type]
+        (lambda: SQLiteRegistry("x", synchronous=[]), "synchronous"),  # type: ignore[arg-type]
         (lambda: open_registry(RegistryConfig(url=5)), "url"),  # type: ignore[arg-type]
         (lambda: open_registry(RegistryConfig(backend="sqlite", path=5)), "path"),  # type: ignore[arg-type]
+        (lambda: RedisRegistry(5), "URL"),  # type: ignore[arg-type]
         (lambda: RedisRegistry(max_connections="x"), "max_connections"),  # type: ignore[arg-type]
         (lambda: RedisRegistry(max_connections=0), "max_connections"),
+        (lambda: RedisRegistry(max_connections=-(10**5000)), "max_connections"),
         (lambda: RedisRegistry(db=-1), "db"),
+        (lambda: RedisRegistry(db="4"), "db"),  # type: ignore[arg-type]
+        (lambda: RedisRegistry("redis+cluster://h", db=1), "db"),
         (lambda: RedisRegistry(password=5), "password"),  # type: ignore[arg-type]
+        (lambda: RedisRegistry(ca="x.pem"), "ca"),
+        (lambda: RedisRegistry("rediss://h", ca=5), "ca"),  # type: ignore[arg-type]
+        (lambda: RedisRegistry("rediss://h", key="x.pem"), "key"),
+        (lambda: RedisRegistry(sentinel_password="x"), "sentinel_password"),
+        (lambda: RedisRegistry("redis+sentinel://h/s", sentinel_tls="yes"), "sentinel_tls"),  # type: ignore[arg-type]
         (lambda: RedisRegistry(client=redis.Redis()), "client"),  # type: ignore[arg-type]
+        (lambda: RedisRegistry(client=aioredis.Redis().pipeline()), "client"),
+        (lambda: RedisRegistry(client=aioredis.Redis(), password="x"), "password"),
+        (lambda: RedisRegistry(client=aioredis.Redis(), db=0), "db"),
+        (lambda: RedisRegistry(client=aioredis.Redis(), ca="x"), "ca"),
     ],
 )
-def test_an_option_of_a_wrong_type_is_named(make: Callable[[], object], field: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"^{field}: "):
+def test_a_wrong_option_is_named(make: Callable[[], object], field: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{field}: ") as caught:
         make()
+    assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("seconds", [1e12, 1e300])
+@pytest.mark.parametrize("seconds", [1e12, 1e300, 10**300])
 async def test_a_duration_longer_than_a_century_is_a_century(seconds: float, tmp_path: Path) -> None:
     for registry in (
         MemoryRegistry(ttl=seconds, timeout=seconds),
@@ -267,31 +307,3 @@ async def test_a_duration_longer_than_a_century_is_a_century(seconds: float, tmp
         async with registry:
             await registry.register(AgentInfo("a"))
             assert await registry.reap(seconds) == []
-
-
-@pytest.mark.parametrize(
-    ("url", "options"),
-    [
-        ("redis+sentinel://h1,h2:5/fleet", {"sentinels": [("h1", 26379), ("h2", 5)], "service": "fleet", "db": 0}),
-        ("rediss+sentinel://u:p%40@h/fleet/3", {"service": "fleet", "db": 3, "username": "u", "password": "p@", "ssl": True}),
-        ("valkey+cluster://h1:1,[::1]:2", {"cluster": [("h1", 1), ("::1", 2)], "db": 0, "ssl": False}),
-    ],
-)  # fmt: skip
-def test_urls_of_several_servers(url: str, options: dict[str, object]) -> None:
-    assert connection_options(url).items() >= options.items()
-
-
-@pytest.mark.parametrize(
-    ("url", "problem"),
-    [
-        ("redis+sentinel://h", "name the service"),
-        ("redis+sentinel:///fleet", "expected host:port"),
-        ("redis+cluster://h,,i", "expected host:port"),
-        ("redis+cluster://h/2", "no database but 0"),
-        ("redis+cluster://h:x", "port"),
-        ("redis+sentinel://h/fleet/x", "database"),
-    ],
-)
-def test_wrong_urls_of_several_servers(url: str, problem: str) -> None:
-    with pytest.raises(ConfigurationError, match=problem):
-        open_registry(url)

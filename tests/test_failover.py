@@ -16,6 +16,7 @@ from agentic import AgentInfo, AgentSession, BackendError, BackendUnavailableErr
 from agentic.backends.redis_client import make_client
 from agentic.backends.redis_url import connection_options
 from agentic.clock import system_clock
+from agentic.urls import StoreURL
 from tests.beats import wait_intervals
 from tests.redis_fleet import PRIMARIES, SERVICE, RedisCluster, SentinelTrio
 from tests.waiting import wait_until
@@ -110,7 +111,7 @@ def all_name_another(trio: SentinelTrio, old: int) -> bool:
 
 
 async def test_no_sentinel_is_forgotten_when_several_connections_ask_at_once(trio: SentinelTrio) -> None:
-    client: Any = make_client(connection_options(trio.url) | {"max_connections": 8}, 1)
+    client: Any = make_client(connection_options(StoreURL.parse(trio.url)) | {"max_connections": 8}, 1)
     known = set(client.sentinels)
     trio.sentinels[0][0].kill()
     await asyncio.gather(*(client.connection_pool.get_master_address() for _ in range(8)))

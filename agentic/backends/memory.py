@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus, check_size
 from agentic.clock import NEVER, Clock, is_stale, system_clock, to_utc
 from agentic.errors import InvalidAgentError, RegistryError
+from agentic.options import function
 from agentic.registry import AgentRegistry
 
 PAGE_SIZE: Final = 1000
@@ -46,10 +47,10 @@ class MemoryRegistry(AgentRegistry):
             clock: Returns the current instant as an aware `datetime`.
 
         Raises:
-            ConfigurationError: `ttl`, `timeout` or `stale_after` is not a finite number of seconds greater than 0.
+            ConfigurationError: An option is wrong.
         """
         super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
-        self.clock = clock
+        self.clock = function(clock, "clock")
         self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
         self._leases: dict[str, _Lease] = {}
 

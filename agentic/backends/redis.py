@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import anyio
 import msgspec
 import redis.asyncio as aioredis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisClusterException, RedisError
 
 from agentic.agent import (
@@ -29,7 +31,7 @@ from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict, redis_findings
 from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
 from agentic.backends.redis_servers import Command, OneServer, Servers
-from agentic.backends.redis_url import connection_options, redacted
+from agentic.backends.redis_url import connection_options
 from agentic.backends.redis_walk import Record, Walk
 from agentic.clock import parse_instant, stale_before
 from agentic.errors import (
@@ -41,7 +43,10 @@ from agentic.errors import (
     RegistryError,
 )
 from agentic.findings import Finding
+from agentic.options import count, text
 from agentic.registry import AgentRegistry
+from agentic.text import type_name
+from agentic.urls import StoreURL, refuse_url
 
 # The scripts' outcomes for one agent.
 _DONE, _ABSENT, _CORRUPT, _WRONG_TYPE, _SLOW = 1, 0, -1, -2, -4
@@ -75,12 +80,21 @@ class RedisRegistry(AgentRegistry):
         timeout: float | timedelta = 5.0,
         stale_after: float | timedelta = 30.0,
         max_connections: int = 16,
+        ca: str | os.PathLike[str] | None = None,
+        cert: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
+        sentinel_username: str | None = None,
+        sentinel_password: str | None = None,
+        sentinel_tls: bool | None = None,
     ) -> None:
         """Check the options; no I/O.
 
         Args:
-            url: `redis[s]://`, `valkey[s]://`, `unix://`, `redis[s]+sentinel://` or `redis[s]+cluster://`.
-            client: A client of your own, used in place of `url` and left open; its retries are its own.
+            url: `redis[s]://`, `valkey[s]://`, `unix://`, `redis[s]+sentinel://` or `redis[s]+cluster://`; of the
+                options below it may hold `ca`, `cert`, `key`, `sentinel_username`, `sentinel_password`, `sentinel_tls`,
+                and `db` for a Unix socket, as query parameters.
+            client: A client of your own, used in place of `url` and left open; its retries are its own. Options of the
+                connection belong to it, and are refused here.
             password: Overrides the URL's.
             db: Overrides the URL's; a cluster has none but 0.
             prefix: Keeps several registries apart in one database.
@@ -89,28 +103,38 @@ class RedisRegistry(AgentRegistry):
             timeout: Seconds a call may take, waiting for a free connection included.
             stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
             max_connections: Connections at most; further calls wait for one.
+            ca: With TLS, a file of certificates to trust in place of the system's.
+            cert: With TLS, the client's certificate, and its key where `key` is not given.
+            key: With TLS, the key of `cert`.
+            sentinel_username: The user with whom sentinels are asked.
+            sentinel_password: The password with which sentinels are asked.
+            sentinel_tls: Whether sentinels are asked with TLS.
 
         Raises:
             ConfigurationError: An option is wrong.
         """
         super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
-        self.prefix = _valid_prefix(prefix)
-        self.max_connections = _count(max_connections, "max_connections", 1)
+        self.prefix = refuse_url(text(prefix, "prefix"), "prefix")
+        self.max_connections = count(max_connections, "max_connections")
         self.url: str | None = None
         self._client = client
         self._servers_to_close: Servers | None = None
+        connection = {
+            "password": password,
+            "db": db,
+            "ca": ca,
+            "cert": cert,
+            "key": key,
+            "sentinel_username": sentinel_username,
+            "sentinel_password": sentinel_password,
+            "sentinel_tls": sentinel_tls,
+        }
         if client is None:
-            self._options = connection_options(url)
-            self.url = redacted(url)
-            if db is not None:
-                self._options["db"] = _count(db, "db", 0)
-            if password is not None:
-                self._options["password"] = _password(password)
-            self._options["max_connections"] = max_connections
-        elif not isinstance(client, (aioredis.Redis, aioredis.RedisCluster)):
-            raise ConfigurationError(f"client: must be a client of redis.asyncio, got {type(client).__name__}")
-        elif _decodes(client):
-            raise ConfigurationError("client: must be made with decode_responses=False; records are bytes")
+            parts = StoreURL.parse(url)
+            self.url = str(parts)
+            self._options = connection_options(parts, **connection) | {"max_connections": self.max_connections}
+        else:
+            _check_client(client, connection)
         self._milliseconds = 0 if self.ttl is None else max(1, round(self.ttl * 1000))
         self._key_prefix = f"{self.prefix}:agent:".encode()
         self._pattern = _glob_escaped(self._key_prefix) + b"*"
@@ -354,33 +378,24 @@ def _raise_any(outcomes: list[Any]) -> list[Any]:
     return outcomes
 
 
+def _check_client(client: object, connection: Mapping[str, object]) -> None:
+    """Refuse what is no client, or one that is wrongly set up, or has options beside it."""
+    if not isinstance(client, (aioredis.Redis, aioredis.RedisCluster)) or isinstance(client, Pipeline):
+        raise ConfigurationError(f"client: must be a client of redis.asyncio, got {type_name(client)}")
+    if _decodes(client):
+        raise ConfigurationError("client: must be made with decode_responses=False; records are bytes")
+    for name, value in connection.items():
+        if value is not None:
+            raise ConfigurationError(
+                f"{name}: is the client's own; give either an option of the connection or a client"
+            )
+
+
 def _decodes(client: aioredis.Redis | aioredis.RedisCluster) -> bool:
     if isinstance(client, aioredis.RedisCluster):
         return bool(client.connection_kwargs.get("decode_responses"))
     options = client.connection_pool.connection_kwargs
     return bool(options.get("decode_responses"))
-
-
-def _count(value: object, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name}: must be an int of at least {least}, got {value!r}")
-    return value
-
-
-def _password(value: object) -> str:
-    if not isinstance(value, str):
-        raise ConfigurationError(f"password: must be a string, got {type(value).__name__}")
-    return value
-
-
-def _valid_prefix(prefix: object) -> str:
-    if not isinstance(prefix, str) or not prefix:
-        raise ConfigurationError(f"prefix: must be a string that is not empty, got {prefix!r}")
-    try:
-        prefix.encode()
-    except UnicodeEncodeError:
-        raise ConfigurationError("prefix: holds a lone surrogate") from None
-    return prefix
 
 
 def _glob_escaped(text: bytes) -> bytes:

@@ -1,134 +1,118 @@
-"""Redis URLs, checked here rather than by the driver, which guesses: a wrong one is an error that shows no password."""
+"""What a Redis URL says of the connection, read here rather than by the driver, which guesses."""
 
 from __future__ import annotations
 
-from typing import Any, Final, NoReturn
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+import os
+from collections.abc import Sequence
+from typing import Any, Final
 
 from agentic.errors import ConfigurationError
+from agentic.options import count, flag, flag_of, text
+from agentic.urls import Host, StoreURL, malformed, refuse_url
 
-SCHEMES: Final = (
-    "redis", "rediss", "valkey", "valkeys", "unix", *(
-        f"{scheme}+{kind}" for kind in ("sentinel", "cluster") for scheme in ("redis", "rediss", "valkey", "valkeys")
-    )
-)  # fmt: skip
+PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 
+# By which name the driver knows each file that TLS needs.
+_FILES: Final = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
+_PARAMETERS: Final = (*_FILES, "sentinel_username", "sentinel_password", "sentinel_tls")
 
-def connection_options(url: str) -> dict[str, Any]:
-    """Return what a URL says of the connection.
 
-    That is `host` and `port`, or `path`, or `sentinels` and `service`, or `cluster`; and `db`, `username`, `password`,
-    `ssl`.
+def connection_options(url: StoreURL, **given: object) -> dict[str, Any]:
+    """Return how to connect to the servers that a URL names.
 
-    Accepted: `redis[s]://[[user]:password@][host][:port][/db]`, the same with `valkey[s]`,
-    `unix://[[user]:password@]/path/to/socket[?db=1]`, `redis[s]+sentinel://[[user]:password@]host[:port],.../service[/db]`
-    and `redis[s]+cluster://[[user]:password@]host[:port],...`. Those with TLS take `?ca=/path/to/ca.pem`, for
-    certificates that the system's own authorities did not sign.
+    Args:
+        url: With parameters of the connection only: `ca`, `cert`, `key`, `sentinel_username`, `sentinel_password`,
+            `sentinel_tls`, and `db` for a Unix socket.
+        given: The same, and `db` and `password`, given beside the URL: they override it, and None counts as not given.
+
+    Returns:
+        `host` and `port`, or `path`, or `sentinels` and `service`, or `cluster`; `db`; `ssl` but for a Unix socket;
+        and where they are given `username`, `password`, `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`,
+        `sentinel_username`, `sentinel_password` and `sentinel_tls`.
 
     Raises:
-        ConfigurationError: Anything else. The message shows no part of the URL that may hold a password.
+        ConfigurationError: The URL or an option is wrong; the message shows no secret.
     """
-    parts = _split(url)
-    options: dict[str, Any] = {}
-    scheme, _, kind = parts.scheme.partition("+")
-    tls = scheme in ("rediss", "valkeys")
-    authorities = dict(_query(parts, ("ca",))) if tls else {}
-    if authorities:
-        options["ssl_ca_certs"] = authorities["ca"]
-    if kind:
-        _query(parts, ("ca",) if tls else ())
-        options |= _several(parts, kind)
+    if url.store != "redis":
+        malformed("RedisRegistry takes a Redis URL; open_registry takes this one")
+    is_unix, tls = url.scheme == "unix", url.scheme.startswith(("rediss", "valkeys"))
+    known = (*_PARAMETERS, "db") if is_unix else _PARAMETERS
+    if not set(known).issuperset(url.parameters):
+        malformed(f"RedisRegistry takes only {', '.join(known)} as parameters; open_registry takes every option")
+    options = _place(url)
+    if not is_unix:
         options["ssl"] = tls
-    elif parts.scheme == "unix":
-        if parts.hostname or not parts.path.strip("/"):
-            raise ConfigurationError("unix URL: expected unix:///path/to/socket")
-        options["path"] = unquote(parts.path)
-        options["db"] = _database(dict(_query(parts, ("db",))).get("db", ""))
-    else:
-        _query(parts, ("ca",) if tls else ())
-        options["host"] = unquote(parts.hostname or "localhost")
-        options["port"] = _port(parts)
-        options["db"] = _database(parts.path.removeprefix("/"))
-        options["ssl"] = tls
-    if parts.username:
-        options["username"] = unquote(parts.username)
-    if parts.password:
-        options["password"] = unquote(parts.password)
+    if url.username:
+        options["username"] = url.username
+    if url.password:
+        options["password"] = url.password
+    in_url = {name: _parameter(name, value) for name, value in url.parameters.items()}
+    beside_it = {name: value for name, value in given.items() if value is not None}
+    for name, value in (in_url | beside_it).items():
+        options[_FILES.get(name, name)] = _checked(name, value, tls=tls, kind=url.scheme.partition("+")[2])
+    if "ssl_keyfile" in options and "ssl_certfile" not in options:
+        raise ConfigurationError("key: needs the cert that it belongs to")
     return options
 
 
-def _several(parts: SplitResult, kind: str) -> dict[str, Any]:
-    hosts = parts.netloc.rpartition("@")[2]
-    addresses = [_address(host, SENTINEL_PORT if kind == "sentinel" else 6379) for host in hosts.split(",")]
-    service, _, db = parts.path.removeprefix("/").partition("/")
+def names_database(url: StoreURL) -> bool:
+    """Tell whether a Redis URL's path names a database."""
+    return url.scheme != "unix" and any(url.segments[1:] if url.scheme.endswith("+sentinel") else url.segments)
+
+
+def _parameter(name: str, value: str) -> str | int | bool:
+    return _database([value]) if name == "db" else flag_of(value, name) if name == "sentinel_tls" else value
+
+
+def _checked(name: str, value: object, *, tls: bool, kind: str) -> str | int | bool:
+    if name in _FILES and not tls:
+        raise ConfigurationError(f"{name}: needs TLS, as in rediss://")
+    if name.startswith("sentinel_") and kind != "sentinel":
+        raise ConfigurationError(f"{name}: needs sentinels, as in redis+sentinel://")
+    if name == "db":
+        db = count(value, name, 0)
+        if db and kind == "cluster":
+            raise ConfigurationError("db: a cluster has none but 0")
+        return db
+    if name == "sentinel_tls":
+        return flag(value, name)
+    checked = text(os.fspath(value) if name in _FILES and isinstance(value, os.PathLike) else value, name)
+    return refuse_url(checked, name) if name in _FILES else checked
+
+
+def _place(url: StoreURL) -> dict[str, Any]:
+    """Return where the servers are, and which database of theirs is meant."""
+    kind = url.scheme.partition("+")[2]
+    if url.scheme == "unix":
+        if url.hosts != (("", None),) or not url.path.strip("/"):
+            malformed("expected unix:///path/to/socket")
+        return {"path": f"/{url.path}", "db": 0}
     if kind == "cluster":
-        if _database(service) or db:
-            _malformed("a cluster has no database but 0")
-        return {"cluster": addresses, "db": 0}
-    if not service:
-        _malformed("name the service that the sentinels watch, as in redis+sentinel://host:26379/mymaster")
-    return {"sentinels": addresses, "service": unquote(service), "db": _database(db)}
+        if _database(url.segments):
+            malformed("a cluster has no database but 0")
+        return {"cluster": [_address(host, PORT) for host in url.hosts], "db": 0}
+    if kind == "sentinel":
+        service, *database = url.segments or ("",)
+        if not service:
+            malformed("name the service that the sentinels watch, as in redis+sentinel://host:26379/mymaster")
+        addresses = [_address(host, SENTINEL_PORT) for host in url.hosts]
+        return {"sentinels": addresses, "service": service, "db": _database(database)}
+    if len(url.hosts) > 1:
+        malformed("several hosts are for redis+sentinel:// and redis+cluster://")
+    host, port = url.hosts[0]
+    return {"host": host or "localhost", "port": port or PORT, "db": _database(url.segments)}
 
 
-def _address(text: str, port: int) -> tuple[str, int]:
-    one = urlsplit(f"redis://{text}")
-    if not one.hostname:
-        _malformed("expected host:port,host:port")
-    return unquote(one.hostname), _port(one, port)
+def _address(host: Host, default_port: int) -> tuple[str, int]:
+    name, port = host
+    if not name:
+        malformed("expected host:port,host:port")
+    return name, port or default_port
 
 
-def redacted(url: str) -> str:
-    """Return any URL with `***` for what may be its password, however malformed it is."""
-    scheme, separator, rest = url.partition("://")
-    user_info, at, address = rest.rpartition("@")
-    return f"{scheme}{separator}{user_info.partition(':')[0]}:***@{address}" if ":" in user_info and at else url
-
-
-def _split(url: str) -> SplitResult:
-    if not isinstance(url, str):
-        raise ConfigurationError(f"Redis URL: must be a string, got {type(url).__name__}")
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        _malformed("it cannot be read as a URL")
-    if parts.scheme not in SCHEMES:
-        # An address without a scheme is refused unseen: what stands before its colon may be anything.
-        raise ConfigurationError(
-            f"Redis URL: its scheme must be one of {', '.join(SCHEMES)}, as in redis://localhost:6379/0"
-        )
-    if "@" in parts.path + parts.query + parts.fragment or parts.netloc.count("@") > 1 or parts.fragment:
-        _malformed(
-            "special characters in a user name or password must be percent-encoded ('@' is %40, '/' is %2F, '#' is %23)"
-        )
-    return parts
-
-
-def _port(parts: SplitResult, default: int = 6379) -> int:
-    try:
-        port = parts.port
-    except ValueError:
-        _malformed("its port must be a number from 1 to 65535")
-    if port == 0:
-        _malformed("its port must be a number from 1 to 65535")
-    return port or default
-
-
-def _database(text: str) -> int:
-    if not text:
-        return 0
-    if not (text.isascii() and text.isdigit()):
-        _malformed("its database, after the host's '/', must be a number")
-    return int(text)
-
-
-def _query(parts: SplitResult, known: tuple[str, ...]) -> list[tuple[str, str]]:
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    for name, _ in pairs:
-        if name not in known:
-            _malformed(f"it has an unknown parameter {name!r}")
-    return pairs
-
-
-def _malformed(problem: str) -> NoReturn:
-    raise ConfigurationError(f"Redis URL: {problem}") from None
+def _database(segments: Sequence[str]) -> int:
+    number = "/".join(segments)
+    if number and not (number.isascii() and number.isdigit() and len(number) < 10):
+        malformed("its database must be a number, as in redis://localhost:6379/0")
+    return int(number or 0)

@@ -30,8 +30,10 @@ from agentic.errors import (
     RegistryError,
 )
 from agentic.findings import Finding
+from agentic.options import flag, function, text
 from agentic.registry import AgentRegistry
 from agentic.seen import Seen
+from agentic.urls import refuse_url
 
 T = TypeVar("T")
 
@@ -109,13 +111,11 @@ class SQLiteRegistry(AgentRegistry):
         """
         super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
         self.path = _valid_path(path)
-        self.clock = clock
+        self.clock = function(clock, "clock")
         self.synchronous = synchronous
         if synchronous not in ("NORMAL", "FULL"):
-            raise ConfigurationError(f"synchronous: must be 'NORMAL' or 'FULL', got {synchronous!r}")
-        self.create = create
-        if not isinstance(create, bool):
-            raise ConfigurationError(f"create: must be True or False, got {type(create).__name__}")
+            raise ConfigurationError("synchronous: must be 'NORMAL' or 'FULL'")
+        self.create = flag(create, "create")
         self._database: Database | None = None
 
     def __repr__(self) -> str:
@@ -304,14 +304,10 @@ def _decoded(row: tuple[object, ...]) -> AgentInfo | CorruptRecordError:
 def _valid_path(path: str | os.PathLike[str] | None) -> str:
     if path is None:
         return DEFAULT_PATH
-    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ConfigurationError(f"path: must be a file's path or ':memory:', got {path!r}")
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        raise ConfigurationError("path: holds a lone surrogate") from None
-    return text
+    checked = text(os.fspath(path) if isinstance(path, os.PathLike) else path, "path")
+    if "\0" in checked:
+        raise ConfigurationError("path: holds a NUL character")
+    return refuse_url(checked, "path")
 
 
 def _default_file(create: bool) -> str:

@@ -1,0 +1,102 @@
+"""Checks of options that are no durations; those are in `agentic.clock`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from agentic.errors import ConfigurationError
+from agentic.text import type_name
+
+MAX_TEXT: Final = 4096
+"""Characters of a text option: as many as a path may have."""
+
+_FLAGS: Final = {"yes": True, "true": True, "no": False, "false": False}
+
+C = TypeVar("C", bound=Callable[..., object])
+
+
+def count(value: object, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
+    """Return a whole number of things.
+
+    Raises:
+        ConfigurationError: It is no int, or not from `least` to `most`; the message begins with `name`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(f"{name}: must be an int, got {type_name(value)}")
+    if not least <= value <= most:
+        raise ConfigurationError(f"{name}: must be from {least} to {most}, got {shown_number(value)}")
+    return int(value)
+
+
+def fraction(value: object, name: str) -> float:
+    """Return a part of a whole, from a millionth to 1.
+
+    Raises:
+        ConfigurationError: It is no number, or not in that range; the message begins with `name`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(f"{name}: must be a number, got {type_name(value)}")
+    if not 1e-6 <= value <= 1:
+        raise ConfigurationError(f"{name}: must be from 0.000001 to 1, got {shown_number(value)}")
+    return float(value)
+
+
+def flag(value: object, name: str) -> bool:
+    """Return a `bool`.
+
+    Raises:
+        ConfigurationError: It is anything else; the message begins with `name`.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name}: must be True or False, got {type_name(value)}")
+    return value
+
+
+def flag_of(text: str, name: str) -> bool:
+    """Return the `bool` that a text stands for: `yes`, `no`, `true` or `false`.
+
+    Raises:
+        ConfigurationError: It is another text; the message begins with `name`.
+    """
+    if text not in _FLAGS:
+        raise ConfigurationError(f"{name}: must be yes, no, true or false")
+    return _FLAGS[text]
+
+
+def text(value: object, name: str) -> str:
+    """Return a text that is not empty, as a plain `str`.
+
+    Raises:
+        ConfigurationError: It is anything else, longer than 4,096 characters, or holds a lone surrogate; the message
+            begins with `name` and never shows the text, which may be a secret.
+    """
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name}: must be a string, got {type_name(value)}")
+    plain = str.__str__(value)
+    if not plain:
+        raise ConfigurationError(f"{name}: must not be empty")
+    if len(plain) > MAX_TEXT:
+        raise ConfigurationError(f"{name}: must be at most {MAX_TEXT} characters, got {len(plain)}")
+    if any("\ud800" <= char <= "\udfff" for char in plain):
+        raise ConfigurationError(f"{name}: holds a lone surrogate")
+    return plain
+
+
+def function(value: C, name: str) -> C:
+    """Return something that can be called.
+
+    Raises:
+        ConfigurationError: It cannot; the message begins with `name`.
+    """
+    if not callable(value):
+        raise ConfigurationError(f"{name}: must be callable, got {type_name(value)}")
+    return value
+
+
+def shown_number(value: float) -> str:
+    """Return a number as a message shows it; the digits of a large int may be too many to convert at all."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value:d}" if isinstance(value, int) else f"{value:g}" if math.isfinite(value) else str(float(value))

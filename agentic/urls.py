@@ -1,0 +1,210 @@
+"""The URL of a store: split once, checked once, and shown without its secrets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from ipaddress import IPv6Address
+from typing import Final, NoReturn
+from urllib.parse import quote, unquote
+
+from agentic.errors import ConfigurationError
+from agentic.options import text as checked_text
+
+_REDIS_SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys")
+SCHEMES: Final = {
+    "memory": "memory",
+    "sqlite": "sqlite",
+    "unix": "redis",
+    **{f"{scheme}{kind}": "redis" for kind in ("", "+sentinel", "+cluster") for scheme in _REDIS_SCHEMES},
+}
+"""Which store each scheme names."""
+
+SECRETS: Final = ("password", "sentinel_password")
+"""Parameters and options that are never shown."""
+
+Host = tuple[str, int | None]
+
+_URL: Final = re.compile(
+    r"(?P<scheme>[^:/?#]*)://((?P<user>[^/?#@]*)@)?(?P<hosts>[^/?#@]*)(?P<path>/[^?#]*)?(\?(?P<query>[^#]*))?"
+)
+_HOST: Final = re.compile(r"(?P<name>[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]*\])(:(?P<port>[0-9]{1,5}))?")
+_LOOKS_LIKE_A_URL: Final = re.compile(rf"\s*([A-Za-z][A-Za-z0-9+.-]*://|({'|'.join(map(re.escape, SCHEMES))}):/)")
+_MAYBE_A_PASSWORD: Final = 8
+"""Characters of a single word that is shown as `***` where a host should be."""
+
+
+@dataclass(frozen=True, repr=False)
+class StoreURL:
+    """A store's URL in its parts, percent-decoded.
+
+    `str` shows it without its secrets: `***` stands for passwords, for a user name without a password, which may be
+    one, and for a single word of eight characters or more in place of a host, for the same reason.
+
+    Attributes:
+        scheme: In lower case; one of `SCHEMES`.
+        hosts: Names with their ports; at least one, which may be empty.
+        segments: The path after its first `/`, split at each further one; empty where there is no path.
+        username: Empty where there is none.
+        password: Empty where there is none.
+        parameters: The query's; each has a value.
+    """
+
+    scheme: str
+    hosts: tuple[Host, ...]
+    segments: tuple[str, ...]
+    username: str
+    password: str
+    parameters: dict[str, str]
+
+    @classmethod
+    def parse(cls, url: object) -> StoreURL:
+        """Split and check a URL.
+
+        Raises:
+            ConfigurationError: It is malformed, or of an unknown scheme; the message shows no part of it.
+        """
+        text = checked_text(url, "URL")
+        scheme = text.partition("://")[0]
+        if "://" not in text or scheme.lower() not in SCHEMES:
+            raise ConfigurationError(
+                "unsupported registry backend: expected a URL such as memory://, sqlite:///file.db or "
+                f"redis://localhost:6379/0; known schemes are {', '.join(SCHEMES)}"
+            )
+        if scheme not in SCHEMES:
+            malformed(f"its scheme must be written in lower case, {scheme.lower()}://")
+        _check_characters(text)
+        parts = _URL.fullmatch(text)
+        # A raw '/', '?', '#' or '@' in a password ends up in the path or the query. A file's path may hold an '@'.
+        if parts is None or (scheme != "sqlite" and "@" in text[parts.end("hosts") :]):
+            _not_encoded()
+        user = parts["user"] or ""
+        if re.search(r"[\[\] ]", user):
+            _not_encoded()
+        username, _, password = user.partition(":")
+        return cls(
+            scheme=scheme,
+            hosts=tuple(_host(each) for each in parts["hosts"].split(",")),
+            segments=tuple(_decoded(each) for each in parts["path"][1:].split("/")) if parts["path"] else (),
+            username=_decoded(username),
+            password=_decoded(password),
+            parameters={} if parts["query"] is None else _parameters(parts["query"]),
+        )
+
+    @property
+    def store(self) -> str:
+        """The store that the scheme names: `"memory"`, `"sqlite"` or `"redis"`."""
+        return SCHEMES[self.scheme]
+
+    @property
+    def path(self) -> str:
+        """The path without its first `/`, as one text."""
+        return "/".join(self.segments)
+
+    def check_parameters(self, known: tuple[str, ...]) -> None:
+        """Refuse a parameter that is not `known`.
+
+        Raises:
+            ConfigurationError: There is one; the message suggests a known one rather than show it.
+        """
+        for name in self.parameters:
+            if name not in known:
+                malformed(f"unknown parameter{suggestion(name, known)}")
+
+    def __str__(self) -> str:
+        user = f"{quote(self.username)}:***@" if self.password else "***@" if self.username else ""
+        hosts = ",".join(_shown_host(*each) for each in self.hosts)
+        path = f"/{quote(self.path)}" if self.segments else ""
+        query = "&".join(
+            f"{name}={'***' if name in SECRETS else quote(value)}" for name, value in self.parameters.items()
+        )
+        return f"{self.scheme}://{user}{hosts}{path}{query and '?'}{query}"
+
+    def __repr__(self) -> str:
+        return f"StoreURL({str(self)!r})"
+
+
+def malformed(problem: str) -> NoReturn:
+    """Raise the error for a URL that is wrong in some way; `problem` must not show any part of it."""
+    raise ConfigurationError(f"URL: {problem}")
+
+
+def refuse_url(value: str, name: str) -> str:
+    """Return a text that is no URL.
+
+    Raises:
+        ConfigurationError: It looks like a URL, which may hold a password; the message does not show it.
+    """
+    if _LOOKS_LIKE_A_URL.match(value):
+        raise ConfigurationError(f"{name}: looks like a URL; open_registry, AGENTIC_URL and `url` take a store's URL")
+    return value
+
+
+def suggestion(name: object, known: tuple[str, ...]) -> str:
+    """Return what to say after an unknown name, which itself may be a secret: the one that is meant, or all."""
+    close = get_close_matches(name, known, n=1) if isinstance(name, str) and len(name) < 40 else []
+    return f"; did you mean {close[0]!r}?" if close else f": expected {', '.join(known)}"
+
+
+def _not_encoded() -> NoReturn:
+    malformed(
+        "special characters in a user name, password, path or parameter must be percent-encoded "
+        "('@' is %40, '/' %2F, '?' %3F, '#' %23, '[' %5B, ']' %5D, a space %20)"
+    )
+
+
+def _check_characters(text: str) -> None:
+    if not text.isprintable():
+        malformed("holds a character that is not printable, such as a tab or a newline")
+    if re.search("%(?![0-9A-Fa-f]{2})", text):
+        malformed("'%' must be followed by two hexadecimal digits; '%' itself is %25")
+
+
+def _decoded(text: str) -> str:
+    if "%" not in text:
+        return text
+    try:
+        decoded = unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        decoded = ""
+    if not decoded.isprintable() or not decoded:  # Outside the except, so that the error has no context that shows it.
+        malformed("percent-encoded characters must be printable and UTF-8")
+    return decoded
+
+
+def _host(text: str) -> Host:
+    parts = _HOST.fullmatch(text)
+    name, port = (parts["name"].strip("[]"), parts["port"]) if parts else ("", None)
+    if parts is None or (port is not None and not 1 <= int(port) <= 65535):
+        malformed("a host must be a name or address of ASCII letters, and its port a number from 1 to 65535")
+    if text.startswith("[") and not _is_ipv6(name):
+        malformed("a host in brackets must be an IPv6 address")
+    return name, None if port is None else int(port)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _parameters(query: str) -> dict[str, str]:
+    parameters: dict[str, str] = {}
+    for each in query.split("&"):
+        name, _, value = each.partition("=")
+        if not name or not value:
+            malformed("a parameter must be written name=value, and the value must not be empty")
+        if name in parameters:
+            malformed("a parameter is given twice")
+        parameters[name] = _decoded(value)
+    return parameters
+
+
+def _shown_host(name: str, port: int | None) -> str:
+    if port is None and len(name) >= _MAYBE_A_PASSWORD and name != "localhost" and not re.search("[.:]", name):
+        return "***"
+    address = f"[{name}]" if ":" in name else name
+    return address if port is None else f"{address}:{port}"
