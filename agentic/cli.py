@@ -4,40 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
-from collections import deque
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
-import anyio
 import msgspec
 import typer
-from rich.console import Console, Group
-from rich.live import Live
-from rich.rule import Rule
 from rich.text import Text
+from typer.core import TyperGroup
 
 from agentic.agent import AgentInfo, AgentStatus, encode_agent
-from agentic.clock import system_clock
 from agentic.config import RegistryConfig, open_registry
-from agentic.demo import Summary, Tell, run_demo, scratch_registry
+from agentic.demo import Summary, run_demo, scratch_registry
+from agentic.demo_screen import shown
 from agentic.doctor import examine
-from agentic.errors import RegistryError
-from agentic.findings import Level
+from agentic.errors import AgentNotFoundError, BackendError, RegistryClosedError, RegistryError
+from agentic.findings import Finding, Level
 from agentic.registry import AgentRegistry
-from agentic.tables import finding_line, fleet_table, printable
+from agentic.tables import finding_line, fleet_lines
+from agentic.terminal import err, escaped, exit_in_one_line, is_terminal, out, print_json, print_json_array
+from agentic.text import printable
+
+# Typer exports no other of its usage errors.
+UsageError: Final[Any] = typer.BadParameter.__base__
+
+
+class _Commands(TyperGroup):
+    """Commands that end with one line for what went wrong."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        with exit_in_one_line():
+            try:
+                code = super().main(*args, **options | {"standalone_mode": False})
+            except UsageError as error:
+                arguments = args[0] if args else options.get("args")
+                error.message = _without_values(error.message, sys.argv[1:] if arguments is None else arguments)
+                error.show()
+                code = error.exit_code
+        sys.exit(code)
+
+
+def _without_values(message: str, arguments: Sequence[str]) -> str:
+    """Return a message without the values that it quotes: a URL in the wrong place may hold a password."""
+    for argument in arguments:
+        for value in filter(None, (argument, argument.partition("=")[2])):
+            message = message.replace(repr(value), "'***'")
+    message = re.sub(r"(unexpected extra argument).*", r"\1", message, flags=re.DOTALL)
+    message = re.sub(r"\S*(://|@)\S*", "***", message)
+    return "\n".join(escaped(line).plain for line in message.split("\n"))
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="A registry of live agents, in memory, SQLite or Redis.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out: Final = Console(highlight=False, soft_wrap=True)
-err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Url = Annotated[
     str | None,
@@ -70,10 +96,11 @@ def ls(url: Url = None, as_json: AsJson = False) -> None:
     async def run(registry: AgentRegistry) -> None:
         agents = await registry.list()
         if as_json:
-            _print_json(sorted(agents, key=lambda agent: agent.id))
-        else:
-            out.print(fleet_table(agents, system_clock()), soft_wrap=False)
-            err.print(f"{len(agents)} agents", style="dim")
+            print_json_array(encode_agent(agent) for agent in sorted(agents, key=lambda agent: agent.id))
+            return
+        lines = fleet_lines(agents, await registry.store_time(), out.width if is_terminal() else None)
+        out.print(Text("\n").join(lines))
+        err.print(f"{len(agents)} agents in {registry!r}", style="dim")
 
     _on_registry(url, run)
 
@@ -85,10 +112,10 @@ def get(agent_id: Id, url: Url = None, as_json: AsJson = False) -> None:
     async def run(registry: AgentRegistry) -> None:
         agent = await registry.get(agent_id)
         if as_json:
-            out.print(encode_agent(agent).decode(), markup=False)
+            print_json(encode_agent(agent))
             return
         for name in agent.__struct_fields__:
-            out.print(Text(f"{name:15} "), printable(_readable(getattr(agent, name))), sep="")
+            out.print(Text(f"{name:15} ").append(escaped(_readable(getattr(agent, name)))))
 
     _on_registry(url, run)
 
@@ -122,9 +149,7 @@ def heartbeat(agent_ids: Ids, url: Url = None) -> None:
     """Send the heartbeat of agents."""
 
     async def run(registry: AgentRegistry) -> None:
-        absent = await registry.heartbeat_many(agent_ids)
-        if absent:
-            raise RegistryError(404, f"agents not found: {', '.join(sorted(absent))}")
+        await _for_each(agent_ids, registry.heartbeat)
 
     _on_registry(url, run)
 
@@ -134,21 +159,31 @@ def deregister(agent_ids: Ids, url: Url = None) -> None:
     """Remove agents."""
 
     async def run(registry: AgentRegistry) -> None:
-        for agent_id in agent_ids:
-            await registry.deregister(agent_id)
+        await _for_each(agent_ids, registry.deregister)
 
     _on_registry(url, run)
 
 
 @app.command()
 def reap(
-    ttl: Annotated[float, typer.Option(help="Seconds of silence that make an agent stale.")] = 30.0, url: Url = None
+    ttl: Annotated[
+        float | None,
+        typer.Option(help="Seconds of silence that make an agent stale; 30 by default.", show_default=False),
+    ] = None,
+    url: Url = None,
 ) -> None:
     """Mark silent agents offline, and print their ids."""
 
     async def run(registry: AgentRegistry) -> None:
-        for agent_id in sorted(await registry.reap(ttl)):
-            out.print(printable(agent_id))
+        marked: Sequence[str] = ()
+        try:
+            marked = await registry.reap(registry.stale_after if ttl is None else ttl)
+        except (BackendError, RegistryClosedError) as error:
+            marked = error.reaped
+            raise
+        finally:
+            for agent_id in sorted(marked):
+                out.print(escaped(agent_id))
 
     _on_registry(url, run)
 
@@ -156,19 +191,24 @@ def reap(
 @app.command()
 def doctor(url: Url = None, as_json: AsJson = False) -> None:
     """Examine the store: version, latency, clock, rights, records, and what to do; exits with 1 if something is bad."""
+    findings: list[Finding] = []
 
     async def run(registry: AgentRegistry) -> None:
-        findings = []
         async for finding in examine(registry):
             findings.append(finding)
             if not as_json:
                 out.print(finding_line(finding))
-        if as_json:
-            out.print(msgspec.json.format(msgspec.json.encode(findings)).decode(), markup=False)
-        if any(finding.level is Level.BAD for finding in findings):
-            raise typer.Exit(1)
 
-    _on_registry(url, run)
+    try:
+        _on_registry(url, run)
+    except BackendError as error:
+        findings.append(Finding(Level.BAD, "store", str(error)))
+        raise
+    finally:
+        if as_json:
+            print_json_array(map(msgspec.json.encode, findings))
+    if any(finding.level is Level.BAD for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -178,64 +218,32 @@ def demo(
     url: Url = None,
 ) -> None:
     """Watch a simulated fleet live, fall silent and come back, for some five seconds."""
-    with _told_errors():
-        config = _config(url)
-        with scratch_registry(config) as (registry, place):
-            out.print(f"store: {place}; the registry's own agents are not touched", markup=False)
-            summary = asyncio.run(_play(registry, agents, plain=plain or not out.is_terminal))
-        problem = summary.problem()
-        out.print(
-            f"{summary.registered} agents registered, {len(summary.silent)} fell silent, "
-            f"{len(summary.taken_offline)} were taken offline, {len(summary.came_back)} came back."
-        )
-        if problem:
-            raise RegistryError(500, f"the demo did not go as it should: {problem}")
+    live = not plain and is_terminal() and out.is_terminal and not out.is_dumb_terminal
+
+    async def play(registry: AgentRegistry) -> Summary:
+        async with registry, shown(registry, live=live) as tell:
+            return await run_demo(registry, agents, tell)
+
+    with scratch_registry(_config(url)) as (registry, place):
+        out.print(f"store: {place}; the registry's own agents are not touched")
+        summary = asyncio.run(play(registry))
+    out.print(
+        f"{summary.registered} agents registered, {len(summary.silent)} fell silent, "
+        f"{len(summary.taken_offline)} were taken offline, {len(summary.came_back)} came back."
+    )
+    problem = summary.problem()
+    if problem:
+        raise RegistryError(500, f"the demo did not go as it should: {problem}")
 
 
-async def _play(registry: AgentRegistry, size: int, *, plain: bool) -> Summary:
-    async with registry:
-        if plain:
-            return await run_demo(registry, size, _tell_in_lines())
-        async with _live_table(registry) as tell:
-            return await run_demo(registry, size, tell)
-
-
-def _tell_in_lines() -> Tell:
-    started_at = system_clock()
-
-    def tell(who: str, what: str) -> None:
-        out.print(f"{(system_clock() - started_at).total_seconds():6.2f} s  {who:10}  {what}", markup=False)
-
-    return tell
-
-
-@asynccontextmanager
-async def _live_table(registry: AgentRegistry) -> AsyncGenerator[Tell, None]:
-    """Show the fleet, renewed several times a second, above the latest events."""
-    events: deque[str] = deque(maxlen=6)
-
-    async def renew(live: Live) -> None:
-        while True:
-            table = fleet_table(await registry.list(), system_clock())
-            live.update(Group(table, Rule(style="dim"), *(Text(event, style="dim") for event in events)), refresh=True)
-            await anyio.sleep(0.1)
-
-    with Live(console=out, auto_refresh=False, transient=True) as live:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(renew, live)
-            yield lambda who, what: events.append(f"{who}: {what}")
-            tasks.cancel_scope.cancel()
-
-
-def _on_registry(url: str | None, run: Any) -> None:
+def _on_registry(url: str | None, run: Callable[[AgentRegistry], Awaitable[None]]) -> None:
     """Run a coroutine function on the open registry."""
 
     async def opened() -> None:
         async with open_registry(_config(url)) as registry:
             await run(registry)
 
-    with _told_errors():
-        asyncio.run(opened())
+    asyncio.run(opened())
 
 
 def _config(url: str | None) -> RegistryConfig:
@@ -246,30 +254,28 @@ def _config(url: str | None) -> RegistryConfig:
     return config if config.url or os.environ.get("AGENTIC_BACKEND") else replace(config, backend="sqlite")
 
 
-@contextmanager
-def _told_errors() -> Iterator[None]:
-    """Tell what went wrong in one line on stderr, and exit with 1; with 130 when interrupted."""
-    try:
-        yield
-        out.file.flush()
-    except RegistryError as error:
-        err.print(Text.assemble(("error: ", "bold red"), printable(str(error))))
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # The reader left; nothing more can be written, not even at interpreter exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        err.print(Text.assemble(("error: ", "bold red"), f"the output could not be written: {error}"))
-        raise typer.Exit(1) from None
+async def _for_each(agent_ids: Sequence[str], call: Callable[[str], Awaitable[object]]) -> None:
+    """Make a call for each agent, for all of them whatever happens to one.
 
-
-def _print_json(agents: list[AgentInfo]) -> None:
-    records = b",".join(map(encode_agent, agents))
-    out.print(msgspec.json.format(b"[" + records + b"]").decode(), markup=False)
+    Raises:
+        ExceptionGroup: One error for each kind of failure, which names the agents where there are several.
+    """
+    unique = list(dict.fromkeys(agent_ids))
+    outcomes = await asyncio.gather(*map(call, unique), return_exceptions=True)
+    absent: list[str] = []
+    failed: dict[str, list[str]] = {}
+    for agent_id, outcome in zip(unique, outcomes, strict=True):
+        if isinstance(outcome, AgentNotFoundError):
+            absent.append(printable(agent_id))
+        elif isinstance(outcome, RegistryError):
+            failed.setdefault(str(outcome), []).append(printable(agent_id))
+        elif isinstance(outcome, BaseException):
+            raise outcome
+    messages = [f"{why} ({', '.join(ids)})" if len(unique) > 1 else why for why, ids in failed.items()]
+    if absent:
+        messages.insert(0, f"agent{'s' * (len(absent) > 1)} not found: {', '.join(absent)}")
+    if messages:
+        raise ExceptionGroup("not done for all agents", [RegistryError(500, message) for message in messages])
 
 
 def _readable(value: object) -> str:

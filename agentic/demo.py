@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from agentic.agent import AgentInfo, AgentStatus
 from agentic.backends.redis import RedisRegistry
 from agentic.backends.sqlite import SQLiteRegistry
 from agentic.config import RegistryConfig, open_registry, resolved
+from agentic.errors import RegistryError
 from agentic.reaper import Reaper
 from agentic.registry import AgentRegistry
 
@@ -59,7 +60,7 @@ def scratch_registry(config: RegistryConfig) -> Iterator[tuple[AgentRegistry, st
     """
     registry = open_registry(config)
     if isinstance(registry, RedisRegistry):
-        prefix = f"{registry.prefix}-demo-{uuid4().hex[:8]}"
+        prefix = f"{registry.prefix}:demo-{uuid4().hex[:8]}"
         yield open_registry(replace(resolved(config), prefix=prefix, ttl=60)), f"Redis, under the prefix {prefix}"
     elif isinstance(registry, SQLiteRegistry):
         with tempfile.TemporaryDirectory(prefix="agentic-demo-") as folder:
@@ -107,7 +108,8 @@ async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:
             await registry.deregister(agent_id)
         summary.left_over = [agent.id for agent in await registry.list()]
     finally:
-        with anyio.move_on_after(registry.timeout, shield=True):
+        # What cannot be removed now is gone after a minute, or with the scratch file.
+        with anyio.move_on_after(registry.timeout, shield=True), suppress(RegistryError):
             await registry.flush()
     return summary
 

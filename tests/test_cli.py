@@ -17,7 +17,8 @@ from typer.testing import CliRunner, Result
 from agentic import AgentInfo, open_registry
 from agentic.agent import decode_agent
 from agentic.cli import app
-from agentic.tables import age, printable
+from agentic.tables import age
+from agentic.terminal import escaped
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO
 
@@ -109,7 +110,7 @@ def test_the_version_and_the_help_are_shown() -> None:
 
 
 def test_a_hostile_id_does_not_reach_the_terminal_raw() -> None:
-    assert printable("\x1b[31mred\n[bold]").plain == r"\x1b[31mred\n[bold]"
+    assert escaped("\x1b[31mred\n[bold]").plain == r"\x1b[31mred\n[bold]"
 
 
 def test_ages_are_told_in_the_unit_that_suits_them() -> None:
