@@ -1,24 +1,16 @@
-"""The driver, set up and understood: no retries of its own, commands packed in C, errors that say what to do."""
+"""The driver, set up and understood: no retries of its own, and errors that say what to do."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 from collections.abc import Iterator, Sequence
-from copy import copy
 from typing import Any, Final, cast
 
-import hiredis
 import redis.asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import (
-    Sentinel,
-    SentinelConnectionPool,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
-)
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -34,50 +26,25 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
+from agentic.backends.redis_certificates import check_certificates
+from agentic.backends.redis_connection import (
+    ClusterConnection,
+    ClusterTLSConnection,
+    Connection,
+    Pool,
+    PrimaryConnection,
+    PrimaryPool,
+    PrimaryTLSConnection,
+    SentinelConnection,
+    SentinelTLSConnection,
+    TLSConnection,
+    UnixConnection,
+)
+from agentic.backends.redis_sentinel import SentinelCredentials, Sentinels
+from agentic.backends.redis_server_info import Refused
 from agentic.errors import BackendError, BackendRejectedError, BackendUnavailableError
 
 CONNECT_TIMEOUT: Final = 5.0
-
-
-class _PackedInC(AbstractConnection):
-    """Packs commands with hiredis, as the driver's blocking connections do; its asyncio ones do it in Python."""
-
-    def pack_command(self, *args: Any) -> list[bytes]:
-        name, *rest = args
-        # The driver gives names of several words, such as "CLIENT SETNAME", as one.
-        words = name.encode().split() if isinstance(name, str) else name.split()
-        return [hiredis.pack_command(cast("Any", (*words, *rest)))]
-
-
-class _Connection(_PackedInC, aioredis.Connection):
-    pass
-
-
-class _SSLConnection(_PackedInC, aioredis.SSLConnection):
-    pass
-
-
-class _UnixConnection(_PackedInC, aioredis.UnixDomainSocketConnection):
-    pass
-
-
-class _SentinelConnection(_PackedInC, SentinelManagedConnection):
-    pass
-
-
-class _SentinelSSLConnection(_PackedInC, SentinelManagedSSLConnection):
-    pass
-
-
-class _Sentinels(Sentinel):
-    """Sentinels, asked with a list of one's own: the driver reorders it, and two at once would lose a sentinel."""
-
-    async def discover_master(self, service_name: str) -> tuple[str, int]:
-        own = copy(self)
-        own.sentinels = list(self.sentinels)
-        host, port = await Sentinel.discover_master(own, service_name)
-        self.sentinels = own.sentinels
-        return host, port
 
 
 class _PrimaryClient(aioredis.Redis):
@@ -86,9 +53,10 @@ class _PrimaryClient(aioredis.Redis):
     sentinels: Sequence[aioredis.Redis] = ()
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        await super().aclose(close_connection_pool)
-        for each in self.sentinels:
-            await each.aclose()
+        try:
+            await super().aclose(close_connection_pool)
+        finally:
+            await asyncio.gather(*(each.aclose() for each in self.sentinels))
 
 
 def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | aioredis.RedisCluster:
@@ -97,6 +65,9 @@ def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | aio
     Args:
         options: What `connection_options` made of a URL, and `max_connections`, over which the driver raises.
         timeout: Seconds that connecting may take, 5 at most.
+
+    Raises:
+        BackendRejectedError: A file of certificates or of a key cannot be used.
     """
     options = options | {
         # Deadlines are set for each call; a second timer on each read costs a fifth of the driver's speed.
@@ -107,39 +78,60 @@ def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | aio
         "driver_info": None,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
-    ssl_wanted = options.pop("ssl", False)
+    certificates = {name: options.pop(name) for name in tuple(options) if name.startswith("ssl_")}
+    check_certificates(certificates)
+    tls = options.pop("ssl", False)
+    if "sentinels" in options:
+        return _sentinel_client(options, certificates, tls)
+    if tls:
+        options |= certificates
     if "cluster" in options:
         # Time is left to ask another node, once, who has taken over from one that does not answer.
-        return _cluster_client(options | {"socket_timeout": 0.4 * timeout}, ssl_wanted)
-    if "sentinels" in options:
-        return _sentinel_client(options, ssl_wanted)
-    if ssl_wanted:
-        connection_class: type[AbstractConnection] = _SSLConnection
-    else:
-        connection_class = _UnixConnection if "path" in options else _Connection
+        return _cluster_client(options | {"socket_timeout": 0.4 * timeout}, tls)
+    connection_class = TLSConnection if tls else UnixConnection if "path" in options else Connection
     # Not the driver's pool that waits for a free connection: see `Servers`.
-    return aioredis.Redis.from_pool(aioredis.ConnectionPool(connection_class=connection_class, **options))
+    return aioredis.Redis.from_pool(Pool(connection_class=connection_class, **options))
 
 
-def _cluster_client(options: dict[str, Any], ssl_wanted: bool) -> aioredis.RedisCluster:
+def _cluster_client(options: dict[str, Any], tls: bool) -> aioredis.RedisCluster:
     nodes = [ClusterNode(host, port) for host, port in options.pop("cluster")]
     options.pop("db")
-    return aioredis.RedisCluster(startup_nodes=nodes, ssl=ssl_wanted, require_full_coverage=True, **options)
+    client = aioredis.RedisCluster(startup_nodes=nodes, ssl=tls, require_full_coverage=True, **options)
+    # The driver lets nobody choose the class of a cluster's connections.
+    chosen = ClusterTLSConnection if tls else ClusterConnection
+    client.connection_kwargs["connection_class"] = chosen
+    for node in client.startup_nodes:
+        node.connection_class = chosen
+    return client
 
 
-def _sentinel_client(options: dict[str, Any], ssl_wanted: bool) -> aioredis.Redis:
+def _sentinel_client(options: dict[str, Any], certificates: dict[str, Any], tls: bool) -> aioredis.Redis:
     addresses, service = options.pop("sentinels"), options.pop("service")
-    # The user and password are the servers', not the sentinels'. A sentinel that does not answer must not cost a call
-    # all of its time: the next one is asked.
+    own = _credentials(options.pop("sentinel_username", None), options.pop("sentinel_password", None))
+    credentials = SentinelCredentials(own, _credentials(options.get("username"), options.get("password")))
+    # A sentinel that does not answer must not cost a call all of its time: the next one is asked.
     seconds = options["socket_connect_timeout"] / (len(addresses) + 1)
     asking = {name: options[name] for name in ("retry", "driver_info", "maint_notifications_config")}
-    asking |= {"socket_timeout": seconds, "socket_connect_timeout": seconds}
-    sentinel = cast("Any", _Sentinels)(addresses, sentinel_kwargs=asking)
-    connection_class = _SentinelSSLConnection if ssl_wanted else _SentinelConnection
-    pool = cast("Any", SentinelConnectionPool)(service, sentinel, connection_class=connection_class, **options)
+    asking |= {"socket_timeout": seconds, "socket_connect_timeout": seconds, "credential_provider": credentials}
+    asking["connection_class"] = SentinelConnection
+    if options.pop("sentinel_tls", tls):
+        asking |= certificates | {"connection_class": SentinelTLSConnection}
+    clients = [aioredis.Redis.from_pool(Pool(host=host, port=port, **asking)) for host, port in addresses]
+    if tls:
+        options |= certificates
+    connection_class = PrimaryTLSConnection if tls else PrimaryConnection
+    asked = Sentinels(clients, credentials)
+    pool = cast("Any", PrimaryPool)(service, asked, connection_class=connection_class, **options)
     client = cast("_PrimaryClient", _PrimaryClient.from_pool(pool))
-    client.sentinels = sentinel.sentinels
+    client.sentinels = clients
     return client
+
+
+def _credentials(username: str | None, password: str | None) -> tuple[str, ...]:
+    """Return the words of AUTH; none without a password."""
+    if password is None:
+        return ()
+    return (username, password) if username else (password,)
 
 
 # What the server answers while it cannot serve, and will again without anybody's doing.
@@ -161,6 +153,8 @@ _CODE: Final = re.compile(rf"\b({'|'.join((*_FOR_NOW, *_HINTS))})\b")
 def backend_error(error: Exception, what: str, *, connecting: bool = False) -> BackendError:
     """Return what a driver's error means to callers; it never holds a password."""
     answer = _answer(error)
+    if isinstance(answer, Refused):
+        return BackendRejectedError(f"{what}: {answer}")
     code = _code(answer)
     hint = _HINTS.get(code, "") or _hint(answer, connecting)
     told = str(error) if str(answer) in str(error) else f"{error}: {answer}"

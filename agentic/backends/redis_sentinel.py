@@ -1,0 +1,87 @@
+"""Sentinels, which know the primary: how they are asked, with which password, and what their answers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import redis.asyncio as aioredis
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.credentials import CredentialProvider
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
+from agentic.backends.redis_server_info import Refused
+from agentic.text import printable
+
+
+class SentinelCredentials(CredentialProvider):
+    """The user and password that sentinels are given: their own; else none, or the servers' once they want some."""
+
+    def __init__(self, own: tuple[str, ...], servers: tuple[str, ...]) -> None:
+        self.given = own
+        self._second = own or servers
+
+    async def get_credentials_async(self) -> Any:
+        """Return the words of AUTH, none where the sentinels are asked without."""
+        return self.given
+
+    def try_servers(self) -> None:
+        """Give the servers' from now on, unless the sentinels have some of their own."""
+        self.given = self._second
+
+
+class Sentinels(Sentinel):
+    """Asks one sentinel after another which server is the primary; the one that answered is asked first next time."""
+
+    def __init__(self, clients: Sequence[aioredis.Redis], credentials: SentinelCredentials) -> None:
+        cast("Any", super()).__init__(())
+        self.sentinels = list(clients)
+        self._credentials = credentials
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Return the primary's host and port.
+
+        Raises:
+            Refused: No sentinel names one, and one of them refuses to answer, or none knows the service.
+            MasterNotFoundError: No sentinel can be reached, or none of them takes a server for the primary at present.
+        """
+        failures: list[str] = []
+        refused, known = False, set[str]()
+        for sentinel in tuple(self.sentinels):
+            try:
+                services = await self._services(sentinel)
+            except RedisError as error:
+                failures.append(_told(sentinel, error))
+                refused = refused or isinstance(error, (AuthenticationError, ResponseError))
+                continue
+            known |= services.keys()
+            state = services.get(service_name)
+            if state and self.check_master_state(state, service_name):
+                self.sentinels.sort(key=lambda each: each is not sentinel)
+                return state["ip"], state["port"]
+        if refused:
+            raise Refused(f"the sentinels refuse to name the primary: {'; '.join(failures)}")
+        if service_name not in known and not failures:
+            watched = ", ".join(map(printable, sorted(known))) or "none"
+            raise Refused(f"the sentinels know no service {printable(service_name)!r}; they watch: {watched}")
+        reasons = f": {'; '.join(failures)}" if failures else ""
+        raise MasterNotFoundError(f"the sentinels name no primary of {printable(service_name)!r} at present{reasons}")
+
+    async def _services(self, sentinel: aioredis.Redis) -> Any:
+        """Return what one sentinel says of the services that it watches, by name."""
+        given = self._credentials.given
+        try:
+            return await sentinel.sentinel_masters()
+        except AuthenticationError:
+            self._credentials.try_servers()
+            if self._credentials.given == given:
+                raise
+            return await sentinel.sentinel_masters()
+
+
+def _told(sentinel: aioredis.Redis, error: Exception) -> str:
+    place = sentinel.connection_pool.connection_kwargs
+    hint = ""
+    if isinstance(error, AuthenticationError):
+        hint = " (check sentinel_username and sentinel_password)"
+    return f"{place['host']}:{place['port']}: {printable(str(error), 200)}{hint}"

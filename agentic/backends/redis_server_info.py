@@ -1,0 +1,115 @@
+"""What a server says of itself, beside what it is asked for: its kind, its role, whether it is in sync, its time."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+# As bytes, so that the driver gives the answers as they are. Every user may send HELLO, whatever the ACL says.
+HELLO: Final = (b"HELLO",)
+TIME: Final = (b"TIME",)
+REPLICATION: Final = (b"INFO", b"replication")
+
+LONGEST_SILENCE: Final = 15
+"""Seconds after which a replica that hears nothing is not in sync: a primary sends something every 10 s by default."""
+
+
+class Refused(ResponseError):
+    """The server will not do until an operator acts; the message is complete."""
+
+
+class NotInSync(RedisConnectionError):
+    """The server may lack what its primary, or its successor, has acknowledged."""
+
+
+class OutOfStep(RedisConnectionError):
+    """An answer is of another form than what was asked for: it may be that to an earlier command."""
+
+
+class Kind(StrEnum):
+    """What a server can be, by the word that it has for it."""
+
+    SINGLE = "standalone"
+    CLUSTER = "cluster"
+    SENTINEL = "sentinel"
+
+
+_DESCRIBED: Final = {
+    Kind.SINGLE: "a single server: use redis://",
+    Kind.CLUSTER: "a node of a cluster: use redis+cluster://",
+    Kind.SENTINEL: "a sentinel: use redis+sentinel://host:port/service",
+}
+
+
+class Greeting(NamedTuple):
+    """The answer to HELLO."""
+
+    kind: str
+    role: str
+
+    @classmethod
+    def of(cls, reply: Any) -> Greeting:
+        """Read it.
+
+        Raises:
+            OutOfStep: It is no answer to HELLO.
+        """
+        facts = dict(zip(reply[::2], reply[1::2], strict=False)) if isinstance(reply, list) else reply
+        if not isinstance(facts, dict):
+            raise OutOfStep("the answer to HELLO is none: does a Redis server listen there?")
+        kind, role = (facts.get(name, b"") for name in (b"mode", b"role"))
+        return cls(kind.decode(), role.decode())
+
+    @property
+    def is_replica(self) -> bool:
+        """Whether it copies another server; false where it does not tell."""
+        return self.role in ("replica", "slave")
+
+    def check_kind(self, wanted: Kind) -> None:
+        """Check that the server is one that can be used as `wanted`; one of a kind that is not known passes.
+
+        Raises:
+            Refused: It is of another kind.
+        """
+        if self.kind != wanted and self.kind in set(Kind):
+            raise Refused(f"the server is {_DESCRIBED[Kind(self.kind)]}")
+
+
+def check_in_sync(info: Any) -> None:
+    """Check that a replica follows its primary, by its answer to `REPLICATION`.
+
+    Raises:
+        NotInSync: It does not.
+        Refused: The user may not ask.
+    """
+    if isinstance(info, Exception):
+        raise Refused(f"the server is a replica, and whether it is in sync cannot be asked: grant +info ({info})")
+    silence = re.search(rb"master_last_io_seconds_ago:(-?\d+)", info) if isinstance(info, bytes) else None
+    if silence is None or b"master_link_status:up" not in info or int(silence[1]) > LONGEST_SILENCE:
+        raise NotInSync("the server is a replica, and not in sync with its primary")
+
+
+def time_of(reply: Any) -> datetime:
+    """Return the instant that an answer to `TIME` tells.
+
+    Raises:
+        OutOfStep: It is none.
+    """
+    seconds, microseconds = in_step(reply, 2)
+    return datetime.fromtimestamp(int(seconds), UTC).replace(microsecond=int(microseconds))
+
+
+def in_step(reply: Any, length: int) -> list[Any]:
+    """Return an answer that must be a list of so many items.
+
+    Raises:
+        OutOfStep: It is something else.
+    """
+    if not isinstance(reply, list) or len(reply) != length:
+        raise OutOfStep(f"an answer is not the list of {length} that was asked for: the connection is out of step")
+    return reply
