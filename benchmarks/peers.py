@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, RedisRegistry
 from agentic.agent import decode_agent, encode_agent
-from agentic.backends.redis_servers import SCRIPTS
+from agentic.backends.redis_scripts import SCRIPTS
 from agentic.clock import format_instant, parse_instant
 from agentic.coalescing import BATCH_SIZE
 from benchmarks.samples import Sample

@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
+from agentic.backends.redis_keys import Keys, ShardedKeys
 from agentic.backends.sqlite_schema import AGENT_COLUMNS
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -118,6 +119,7 @@ class RedisStore(Store):
     def __init__(self, url: str, client: Any = None) -> None:
         self.url = url
         self.prefix = f"test-{uuid.uuid4().hex[:8]}"
+        self.keys = (ShardedKeys if isinstance(client, redis.RedisCluster) else Keys)(self.prefix)
         self.client = client or redis.Redis.from_url(url)
         self._foreign = self._keys_elsewhere()
 
@@ -125,7 +127,7 @@ class RedisStore(Store):
         return _StoppedRedis(self.url, prefix=self.prefix, **options)
 
     def corrupt(self, agent_id: str) -> None:
-        self.client.set(f"{self.prefix}:agent:{agent_id}", '{"id":"' + agent_id, keepttl=True)
+        self.client.set(self.keys.agent(agent_id), '{"id":"' + agent_id, keepttl=True)
 
     def stop_sweeps_at(self, registry: AgentRegistry, now: datetime) -> None:
         assert isinstance(registry, _StoppedRedis)
@@ -133,17 +135,17 @@ class RedisStore(Store):
 
     async def let_pass(self, seconds: float) -> None:
         """Take so many seconds off every key's time to live, as if they had passed."""
-        for key in self.client.scan_iter(f"{self.prefix}:*"):
+        for key in self.client.scan_iter(f"*{self.prefix}:*"):
             left: Any = self.client.pttl(key)
             if left > 0:
                 self.client.pexpire(key, max(left - round(seconds * 1000), -1))
 
     def close(self) -> None:
-        for key in self.client.scan_iter(f"{self.prefix}:*"):
+        for key in self.client.scan_iter(f"*{self.prefix}:*"):
             self.client.delete(key)
         leaked = self._keys_elsewhere() - self._foreign
         self.client.close()
         assert not leaked, f"keys left behind: {leaked}"
 
     def _keys_elsewhere(self) -> set[bytes]:
-        return {key for key in self.client.scan_iter() if not key.startswith(self.prefix.encode())}
+        return {key for key in self.client.scan_iter() if self.prefix.encode() not in key}

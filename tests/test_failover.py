@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import redis
-from redis.crc import key_slot
 
 from agentic import AgentInfo, AgentSession, BackendError, BackendUnavailableError, RedisRegistry
 from agentic.backends.redis_client import make_client
+from agentic.backends.redis_keys import ShardedKeys
 from agentic.backends.redis_url import connection_options
 from agentic.clock import system_clock
 from agentic.urls import StoreURL
@@ -24,6 +24,7 @@ from tests.waiting import wait_until
 FLEET = 30
 BEAT = 1.0  # long against the noise of a busy machine
 TIMEOUT = 1.0
+KEYS = ShardedKeys("agentic")
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ async def test_a_primary_of_a_cluster_lost(cluster: RedisCluster, fault: str) ->
         fleet = await fleet_on(stack, cluster.url)
         assert await fleet.is_whole()
         victim = cluster.servers[0]
-        own = [each for each in fleet.sessions if key_slot(f"agentic:agent:{each.agent.id}".encode()) < 16_384 // 3]
+        own = [each for each in fleet.sessions if KEYS.slot(each.agent.id) < 16_384 // 3]
         assert own
         (victim.stop if fault == "killed" else victim.pause)()
         failed = 0
@@ -168,7 +169,7 @@ async def test_one_failed_primary_fails_its_own_agents_alone(cluster: RedisClust
         answers = await asyncio.gather(*(registry.heartbeat(agent_id) for agent_id in ids), return_exceptions=True)
         cluster.servers[1].resume()
         for agent_id, answer in zip(ids, answers, strict=True):
-            third = key_slot(f"agentic:agent:{agent_id}".encode()) * 3 // 16_384
+            third = KEYS.slot(agent_id) * 3 // 16_384
             assert isinstance(answer, BackendError) == (third == 1), (agent_id, third, answer)
 
 

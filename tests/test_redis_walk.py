@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from agentic import AgentInfo, AgentStatus, BackendRejectedError, BackendUnavailableError, RedisRegistry
+from agentic.backends.redis_keys import Keys
 from agentic.backends.redis_servers import OneServer, Scanned, Servers
 from agentic.backends.redis_walk import MOST_ROUNDS, Walk
 from tests.redis_fleet import SERVICE, RedisCluster, SentinelTrio
@@ -86,7 +87,7 @@ async def test_a_server_that_is_another_one_each_time_is_an_error() -> None:
 
     servers: Servers = Unsteady()
     with pytest.raises(BackendUnavailableError, match="again and again"):
-        async with Walk(servers, b"*").pages_of(None) as pages:
+        async with Walk(servers, Keys("agentic")).pages_of(None) as pages:
             async for _ in pages:
                 pass
     assert servers.runs == 2 * MOST_ROUNDS  # type: ignore[attr-defined]
@@ -118,7 +119,7 @@ async def test_connections_killed_in_a_cluster_cost_reads_and_heartbeats_nothing
 async def test_the_documented_rights_suffice_in_a_cluster(own_redis_cluster: RedisCluster) -> None:
     cluster = own_redis_cluster
     for server in cluster.servers:
-        cluster.ask(server, *documented_acl(), "+cluster|slots", "+command")
+        cluster.ask(server, *documented_acl(), "~{agentic:*}:agent:*", "+cluster|slots", "+command")
     async with RedisRegistry(cluster.url.replace("://", "://agentic:password@")) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(f"a{number}")) for number in range(20)))
         await registry.update("a1", status=AgentStatus.OFFLINE, name="one")

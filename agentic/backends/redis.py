@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -29,8 +28,22 @@ from agentic.agent import (
 from agentic.backends.redis_client import CONNECT_TIMEOUT, backend_error, make_client
 from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict, redis_findings
+from agentic.backends.redis_keys import Keys, ShardedKeys, id_in, valid_prefix
 from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
-from agentic.backends.redis_servers import Command, OneServer, Servers
+from agentic.backends.redis_requests import (
+    Batch,
+    Beat,
+    Command,
+    Deregister,
+    Mark,
+    Missing,
+    Register,
+    Request,
+    Update,
+    requests,
+)
+from agentic.backends.redis_scripts import ABSENT, CORRUPT, DONE, WRONG_TYPE
+from agentic.backends.redis_servers import OneServer, Servers
 from agentic.backends.redis_url import connection_options
 from agentic.backends.redis_walk import Record, Walk
 from agentic.clock import parse_instant, stale_before
@@ -47,9 +60,6 @@ from agentic.options import count, text
 from agentic.registry import AgentRegistry
 from agentic.text import type_name
 from agentic.urls import StoreURL, refuse_url
-
-# The scripts' outcomes for one agent.
-_DONE, _ABSENT, _CORRUPT, _WRONG_TYPE, _SLOW = 1, 0, -1, -2, -4
 
 
 class RedisRegistry(AgentRegistry):
@@ -114,7 +124,7 @@ class RedisRegistry(AgentRegistry):
             ConfigurationError: An option is wrong.
         """
         super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
-        self.prefix = refuse_url(text(prefix, "prefix"), "prefix")
+        self.prefix = valid_prefix(refuse_url(text(prefix, "prefix"), "prefix"))
         self.max_connections = count(max_connections, "max_connections")
         self.url: str | None = None
         self._client = client
@@ -136,8 +146,8 @@ class RedisRegistry(AgentRegistry):
         else:
             _check_client(client, connection)
         self._milliseconds = 0 if self.ttl is None else max(1, round(self.ttl * 1000))
-        self._key_prefix = f"{self.prefix}:agent:".encode()
-        self._pattern = _glob_escaped(self._key_prefix) + b"*"
+        in_cluster = isinstance(client, aioredis.RedisCluster) if client is not None else "cluster" in self._options
+        self._keys = ShardedKeys(self.prefix) if in_cluster else Keys(self.prefix)
 
     def __repr__(self) -> str:
         return f"RedisRegistry(url={self.url!r}, prefix={self.prefix!r}, ttl={self.ttl})"
@@ -145,11 +155,11 @@ class RedisRegistry(AgentRegistry):
     async def _connect(self) -> None:
         client = self._client or make_client(self._options, self.timeout)
         if isinstance(client, aioredis.RedisCluster):
-            cluster = Cluster(client, self.max_connections)
+            cluster, slot = Cluster(client, self.max_connections, self.timeout), self._keys.slot
             self._servers: Servers = cluster
-            self._place_of = lambda agent_id: cluster.node_of(self._key(agent_id))
+            self._place_of = lambda agent_id: cluster.node_of(slot(agent_id))
         else:
-            self._servers = OneServer(client, self.max_connections)
+            self._servers = OneServer(client, self.max_connections, self.timeout)
         if self._client is None:
             self._servers_to_close = self._servers
         await self._ping()
@@ -188,9 +198,9 @@ class RedisRegistry(AgentRegistry):
     # --- agents, by id ---
 
     async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
-        keys = self._keys([agent.id for agent in agents])
+        keys = self._keys.agents([agent.id for agent in agents])
         records = [(encode_to_stamp(agent),) for agent in agents]
-        results = await self._servers.script("register", keys, (self._milliseconds,), records)
+        results = await self._run(Register, keys, (self._milliseconds,), records)
         instants = {stamp: parse_instant(stamp.decode()) for stamp in set(results) if isinstance(stamp, bytes)}
         return [
             agent.stamped(instants[result]) if isinstance(result, bytes) else _failure(result, agent.id)
@@ -198,21 +208,10 @@ class RedisRegistry(AgentRegistry):
         ]
 
     async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        keys = self._keys(ids)
-        outcomes = await self._beat("heartbeat", keys)
-        slow = [at for at, outcome in enumerate(outcomes) if outcome == _SLOW]
-        if slow:
-            for at, outcome in zip(slow, await self._beat("heartbeat_slow", [keys[at] for at in slow]), strict=True):
-                outcomes[at] = outcome
-        return _facts(outcomes, ids)
-
-    async def _beat(self, script: str, keys: Sequence[bytes]) -> list[Any]:
-        # A heartbeat may be repeated: it never creates, and a second one stamps what the first would have.
-        nothing: list[Command] = [()] * len(keys)
-        return await self._servers.script(script, keys, (self._milliseconds,), nothing, repeatable=True)
+        return _facts(await self._run(Beat, self._keys.agents(ids), (self._milliseconds,)), ids)
 
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
-        keys = self._keys(ids)
+        keys = self._keys.agents(ids)
         records = await self._servers.records(keys)
         if None in records:
             reasons = await self._missing([key for key, record in zip(keys, records, strict=True) if record is None])
@@ -224,7 +223,7 @@ class RedisRegistry(AgentRegistry):
 
     async def _missing(self, keys: Sequence[bytes]) -> Iterator[Any]:
         """Return why each key has no record: it is not there, or it holds another type of value."""
-        return iter(await self._servers.script("missing", keys, (), [()] * len(keys), repeatable=True))
+        return iter(await self._run(Missing, keys))
 
     async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         each = []
@@ -234,19 +233,19 @@ class RedisRegistry(AgentRegistry):
                 arguments += (name, b"" if value in ((), {}) else msgspec.json.encode(value))
             each.append(tuple(arguments))
         ids = [agent_id for agent_id, _ in changes]
-        reply = await self._servers.script("update", self._keys(ids), (MAX_RECORD_BYTES,), each)
+        keys = self._keys.agents(ids)
+        reply = await self._run(Update, keys, (MAX_RECORD_BYTES,), each)
         return [
-            self._decoded_or_why(self._key(agent_id), result, agent_id)
-            for agent_id, result in zip(ids, reply, strict=True)
+            self._decoded_or_why(key, result, agent_id) for key, agent_id, result in zip(keys, ids, reply, strict=True)
         ]
 
     def _decoded_or_why(self, key: bytes, result: Any, agent_id: str) -> AgentInfo | RegistryError | None:
         if isinstance(result, bytes):
             return self._decoded(key, result)
-        return None if result == _ABSENT else _failure(result, agent_id)
+        return None if result == ABSENT else _failure(result, agent_id)
 
     async def _delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        return _facts(await self._servers.script("deregister", self._keys(ids), (), [()] * len(ids)), ids)
+        return _facts(await self._run(Deregister, self._keys.agents(ids)), ids)
 
     # --- the whole fleet ---
 
@@ -273,30 +272,37 @@ class RedisRegistry(AgentRegistry):
                         pulses = self._pulses(await self._strings(page))
                         stale = [(pulse.id, record) for pulse, record in pulses if pulse.is_stale(boundary)]
                         marks = await self._mark([agent_id for agent_id, _ in stale], [record for _, record in stale])
-                        yield [agent_id for agent_id, mark in marks if mark == _DONE]
+                        yield [agent_id for agent_id, mark in marks if mark == DONE]
                         _raise_any([mark for _, mark in marks])  # After what was marked has been told.
 
     async def _mark(self, ids: list[str], records: list[bytes]) -> list[tuple[str, Any]]:
         found = [(heartbeat_as_written(record),) for record in records]
-        marks = await self._servers.script("reap", self._keys(ids), (), found) if ids else []
+        marks = await self._run(Mark, self._keys.agents(ids), (), found)
         return list(zip(ids, marks, strict=True))
 
     async def _clear(self) -> AsyncGenerator[int, None]:
         async with aclosing(self._walk_records().pages()) as pages:
             async for page in pages:
                 # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
-                keys = self._keys([pulse.id for pulse, _ in self._pulses(await self._strings(page))])
-                removed = await self._servers.script("deregister", keys, (), [()] * len(keys)) if keys else []
-                yield sum(_raise_any(removed))
+                keys = self._keys.agents([pulse.id for pulse, _ in self._pulses(await self._strings(page))])
+                yield sum(_raise_any(await self._run(Deregister, keys)))
 
     def _walk_records(self) -> Walk:
-        return Walk(self._servers, self._pattern)
+        return Walk(self._servers, self._keys)
+
+    async def _run(
+        self, kind: type[Request], keys: Sequence[bytes], common: Command = (), each: Sequence[Command] | None = None
+    ) -> list[Any]:
+        """Send what a kind of request asks about each of the keys; return each one's outcome, or its error."""
+        batch = Batch(keys, common, each)
+        await self._servers.run(requests(kind, batch, self._keys.by_slot(keys)))
+        return batch.outcomes
 
     async def _strings(self, page: list[Record]) -> list[tuple[bytes, bytes]]:
         """Return the records of a page; a key of another type is skipped with a logged warning."""
         empty = [key for key, record in page if record is None]
         for key, reason in zip(empty, await self._missing(empty) if empty else (), strict=True):
-            if reason == _WRONG_TYPE:
+            if reason == WRONG_TYPE:
                 self._skip(self._corrupt(key, "its key holds another type of value than a string"))
         return [(key, record) for key, record in page if record is not None]
 
@@ -315,11 +321,7 @@ class RedisRegistry(AgentRegistry):
     # --- keys and records ---
 
     def _key(self, agent_id: str) -> bytes:
-        return self._key_prefix + agent_id.encode()
-
-    def _keys(self, ids: Sequence[str]) -> list[bytes]:
-        prefix = self._key_prefix
-        return [prefix + agent_id.encode() for agent_id in ids]
+        return self._keys.agent(agent_id)
 
     def _decoded(self, key: bytes, record: bytes) -> AgentInfo | CorruptRecordError:
         """Return a record's agent, or the error that says why there is none in it."""
@@ -327,34 +329,33 @@ class RedisRegistry(AgentRegistry):
             agent = decode_agent(record)
         except CorruptRecord as error:
             return self._corrupt(key, str(error))
-        if self._key_prefix + agent.id.encode() == key:
+        if self._keys.agent(agent.id) == key:
             return agent
         return self._corrupt(key, "it names the id of another key")
 
     def _corrupt(self, key: bytes, why: str) -> CorruptRecordError:
-        agent_id = key.removeprefix(self._key_prefix).decode(errors="replace")
-        return CorruptRecordError(f"the record at key {key.decode(errors='replace')!r} is corrupt: {why}", agent_id)
+        return CorruptRecordError(f"the record at key {key.decode(errors='replace')!r} is corrupt: {why}", id_in(key))
 
     def _pulses(self, page: list[tuple[bytes, bytes]]) -> Iterator[tuple[Pulse, bytes]]:
         """Yield the pulse of each record, with the record; a corrupt one is skipped, with a logged warning."""
-        prefix = self._key_prefix
+        key_of = self._keys.agent
         for key, record in page:
             try:
                 pulse = decode_pulse(record)
             except CorruptRecord as error:
                 self._skip(self._corrupt(key, str(error)))
                 continue
-            if prefix + pulse.id.encode() == key:
+            if key_of(pulse.id) == key:
                 yield pulse, record
             else:
                 self._skip(self._corrupt(key, "it names the id of another key"))
 
 
 def _facts(results: Sequence[Any], ids: Sequence[str]) -> list[bool | RegistryError]:
-    if results.count(_DONE) == len(results):
+    if results.count(DONE) == len(results):
         return [True] * len(results)
     return [
-        result == _DONE if result in (_DONE, _ABSENT) else _failure(result, agent_id)
+        result == DONE if result in (DONE, ABSENT) else _failure(result, agent_id)
         for result, agent_id in zip(results, ids, strict=True)
     ]
 
@@ -365,7 +366,7 @@ def _failure(result: Any, agent_id: str) -> RegistryError:
         return result
     if isinstance(result, list):
         return too_large(result[1])
-    if result == _CORRUPT:
+    if result == CORRUPT:
         return CorruptRecordError(f"the record of agent {agent_id!r} is corrupt: it is no JSON object", agent_id)
     return BackendRejectedError(f"the key of agent {agent_id!r} holds another type of value than a string")
 
@@ -396,8 +397,3 @@ def _decodes(client: aioredis.Redis | aioredis.RedisCluster) -> bool:
         return bool(client.connection_kwargs.get("decode_responses"))
     options = client.connection_pool.connection_kwargs
     return bool(options.get("decode_responses"))
-
-
-def _glob_escaped(text: bytes) -> bytes:
-    r"""Return a pattern that matches this text alone: `*`, `?`, `[`, `]`, `^`, `-` and `\` escaped."""
-    return re.sub(rb"([*?\[\]^\\-])", rb"\\\1", text)

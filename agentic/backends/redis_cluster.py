@@ -10,13 +10,16 @@ from typing import Any
 
 import redis.asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode, PipelineCommand
+from redis.cluster import PRIMARY
 from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentic.backends.redis_client import backend_error
-from agentic.backends.redis_servers import SCRIPTS, WHO_ARE_YOU, Command, Page, Scanned, Servers, scanned_by
+from agentic.backends.redis_keys import by_family
+from agentic.backends.redis_requests import Batch, Command, Read, Request, requests
+from agentic.backends.redis_servers import WHO_ARE_YOU, Page, Scanned, Servers, scanned_by
 from agentic.errors import BackendError
 
 
@@ -26,8 +29,8 @@ class Cluster(Servers):
     A primary that fails fails its own agents alone; a walk of the fleet fails with any of them.
     """
 
-    def __init__(self, client: aioredis.RedisCluster, max_connections: int) -> None:
-        super().__init__(max_connections)
+    def __init__(self, client: aioredis.RedisCluster, max_connections: int, timeout: float) -> None:
+        super().__init__(max_connections, timeout)
         self._client = client
         self._looking: asyncio.Task[None] | None = None
 
@@ -41,28 +44,10 @@ class Cluster(Servers):
             await asyncio.wait([self._looking])
         await self._client.aclose()
 
-    async def _script(
-        self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool
-    ) -> list[Any]:
-        sha, text = SCRIPTS[name]
-        groups = _by_slot(keys)
-        commands = [
-            (len(group), *(keys[at] for at in group), *common, *(argument for at in group for argument in each[at]))
-            for group in groups
-        ]
-        replies = await self._send([("EVALSHA", sha, *rest) for rest in commands], keys, groups, repeatable)
-        unknown = [at for at, reply in enumerate(replies) if isinstance(_cause(reply), NoScriptError)]
-        if unknown:
-            again = [("EVAL", text, *commands[at]) for at in unknown]
-            answers = await self._send(again, keys, [groups[at] for at in unknown], repeatable)
-            for at, answer in zip(unknown, answers, strict=True):
-                replies[at] = answer
-        return _for_each_key(keys, groups, replies)
-
     async def records(self, keys: Sequence[bytes]) -> list[Any]:
-        groups = _by_slot(keys)
-        commands = [("MGET", *(keys[at] for at in group)) for group in groups]
-        return _for_each_key(keys, groups, await self._send(commands, keys, groups, repeatable=True))
+        batch = Batch(keys)
+        await self.run(requests(Read, batch, by_family(keys)))
+        return batch.outcomes
 
     async def nodes(self) -> Sequence[Any]:
         async def call() -> list[ClusterNode]:
@@ -115,67 +100,72 @@ class Cluster(Servers):
         with suppress(RedisError, RedisClusterException, OSError):  # What is wrong is told by the call that goes on.
             await self._client.nodes_manager.initialize()
 
-    async def _send(
-        self, commands: Sequence[Command], keys: Sequence[bytes], groups: Sequence[Sequence[int]], repeatable: bool
-    ) -> list[Any]:
-        """Send each command to the primary of its keys, side by side; return each one's answer or error."""
-        by_node: defaultdict[str, list[int]] = defaultdict(list)
+    async def _replies(self, requests: Sequence[Request]) -> Sequence[Any]:
         if self._client.get_default_node() is None:
             await self.nodes()
-        for at, group in enumerate(groups):
-            by_node[self.node_of(keys[group[0]])].append(at)
-        replies: list[Any] = [None] * len(commands)
+        by_node: defaultdict[str, list[Request]] = defaultdict(list)
+        for request in requests:
+            by_node[self.node_of(key_slot(request.key))].append(request)
+        replies: dict[Request, Any] = {}
 
-        async def send(places: list[int]) -> None:
-            async def call() -> list[Any]:
-                pipeline = self._client.pipeline()
-                for at in places:
-                    pipeline.execute_command(*commands[at])
-                answers: list[Any] = await pipeline.execute(raise_on_error=False)
-                broken = _broken_connection(answers)
-                if broken is not None and repeatable:
-                    raise broken
-                if broken is not None:
-                    await self.broken(broken)
-                return answers
-
+        async def ask(part: list[Request]) -> None:
+            repeatable = all(request.repeatable for request in part)
             try:
-                answers: Sequence[Any] = await self.driven(call, repeatable=repeatable)
+                found: Sequence[Any] = await self.driven(lambda: self._asked(part, repeatable), repeatable=repeatable)
             except BackendError as error:
-                answers = [error] * len(places)
-            for at, answer in zip(places, answers, strict=True):
-                replies[at] = _mapped(answer)
+                found = [error] * len(part)
+            replies.update(zip(part, map(_mapped, found), strict=True))
 
-        await asyncio.gather(*map(send, by_node.values()))
+        await asyncio.gather(*map(ask, by_node.values()))
+        return [replies[request] for request in requests]
+
+    async def _asked(self, requests: Sequence[Request], repeatable: bool) -> list[Any]:
+        """Send requests to the primary of their keys, and on to where it refers."""
+        slot = key_slot(requests[0].key)
+        replies = await self._sent(self._client.nodes_manager.get_node_from_slot(slot), requests)
+        broken = next((each for each in replies if isinstance(each, (RedisConnectionError, RedisTimeoutError))), None)
+        if broken is not None and repeatable:
+            raise broken
+        if broken is not None:
+            await self.broken(broken)
+        referred: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+        for at, reply in enumerate(replies):
+            if isinstance(reply, MovedError):
+                await self._client.nodes_manager.move_slot(reply)
+            elif isinstance(reply, AskError):
+                referred[reply.node_addr].append(at)
+        for address, places in referred.items():
+            # On one connection: the permission that ASKING gives is for its next command.
+            asked = await self._sent(self._node(*address), [requests[at] for at in places], asking=True)
+            for at, reply in zip(places, asked, strict=True):
+                replies[at] = reply
         return replies
 
-    def node_of(self, key: bytes) -> str:
-        """Return the name of the primary that holds a key, as far as is known; empty where it is not."""
+    async def _sent(self, node: ClusterNode, requests: Sequence[Request], *, asking: bool = False) -> list[Any]:
+        """Send requests to a node in one go; return each one's reply or error."""
+        commands = []
+        for request in requests:
+            if asking:
+                commands.append(PipelineCommand(0, "ASKING"))
+            commands.append(PipelineCommand(0, *request.command()))
+        await node.execute_pipeline(commands)
+        return [command.result for command in commands[asking :: 1 + asking]]
+
+    def _node(self, host: str, port: int) -> ClusterNode:
+        """Return a node by its address; one without slots is not known before keys move to it."""
+        nodes = self._client.nodes_manager
+        node = nodes.get_node(host, port)
+        if node is None:
+            node = ClusterNode(host, port, PRIMARY, **nodes.connection_kwargs)
+            nodes.set_nodes(nodes.nodes_cache, {node.name: node})
+        return node
+
+    def node_of(self, slot: int) -> str:
+        """Return the name of the primary that holds a slot, as far as is known; empty where it is not."""
         try:
-            return str(self._client.nodes_manager.get_node_from_slot(key_slot(key)).name)
+            return str(self._client.nodes_manager.get_node_from_slot(slot).name)
         except RedisClusterException:
             return ""
-
-
-def _by_slot(keys: Sequence[bytes]) -> list[list[int]]:
-    """Return the places of the keys, those of one slot together."""
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for at, key in enumerate(keys):
-        places[key_slot(key)].append(at)
-    return list(places.values())
-
-
-def _for_each_key(keys: Sequence[bytes], groups: Sequence[Sequence[int]], replies: Sequence[Any]) -> list[Any]:
-    outcomes: list[Any] = [None] * len(keys)
-    for group, reply in zip(groups, replies, strict=True):
-        for place, at in enumerate(group):
-            outcomes[at] = reply if isinstance(reply, BackendError) else reply[place]
-    return outcomes
-
-
-def _broken_connection(answers: Sequence[Any]) -> Exception | None:
-    """Return what the driver says of a broken connection; it puts that among the answers."""
-    return next((each for each in answers if isinstance(each, (RedisConnectionError, RedisTimeoutError))), None)
 
 
 def _mapped(answer: Any) -> Any:
@@ -184,7 +174,3 @@ def _mapped(answer: Any) -> Any:
     error = backend_error(answer, "Redis failed")
     error.__cause__ = answer
     return error
-
-
-def _cause(reply: Any) -> BaseException | None:
-    return reply.__cause__ if isinstance(reply, BackendError) else None

@@ -6,29 +6,33 @@ import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from hashlib import sha1
-from importlib.resources import files
-from itertools import chain
+from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
 import redis.asyncio as aioredis
 from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
-    NoScriptError,
+    MovedError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentic.backends.redis_client import backend_error
+from agentic.backends.redis_requests import Command, Request
 from agentic.errors import BackendError, RegistryClosedError
 
 T = TypeVar("T")
 
-Command = tuple[Any, ...]
+PATIENCE: Final = 0.8
+"""For which part of `timeout` requests are sent again while their slot moves: some is left to say so."""
+
+MOVING_PAUSE: Final = 0.01
+"""Seconds between those tries."""
 
 
 class Scanned(NamedTuple):
@@ -42,20 +46,6 @@ class Scanned(NamedTuple):
 Page = tuple[list[bytes | None], Scanned | None]
 """Records, and the step of a scan that was asked for beside them."""
 
-
-def _load(name: str) -> tuple[str, str]:
-    """Return a script's SHA-1 and text, what the scripts share included."""
-    folder = files("agentic.backends") / "lua"
-    text = (folder / "record.lua").read_text() + (folder / f"{name}.lua").read_text()
-    return sha1(text.encode(), usedforsecurity=False).hexdigest(), text
-
-
-SCRIPTS: Final = {
-    name: _load(name) for name in ("register", "heartbeat", "heartbeat_slow", "update", "deregister", "reap", "missing")
-}
-
-AGAIN: Final = -5
-"""A script's outcome for a key that it did not get to: it has a limit of work, so that it does not block the server."""
 
 # As bytes, so that the driver gives the answer as it is: it would read all of it, for one line.
 WHO_ARE_YOU: Final = (b"INFO", b"server")
@@ -75,7 +65,8 @@ class Servers(ABC):
     A call that may be repeated is tried twice when its connection broke; every other one once.
     """
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, timeout: float) -> None:
+        self._patience = PATIENCE * timeout
         # The driver's own pool that waits has been seen to leave a caller waiting beside free connections.
         self._free_connections = asyncio.Semaphore(max_connections)
         self._closed = False
@@ -92,28 +83,23 @@ class Servers(ABC):
     @abstractmethod
     async def _close(self) -> None: ...
 
-    async def script(
-        self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool = False
-    ) -> list[Any]:
-        """Run a script on keys, each with arguments of its own; return an outcome for each, which may be its error.
-
-        It is called again for the keys that it did not get to.
-        """
-        outcomes = await self._script(name, keys, common, each, repeatable=repeatable)
-        while AGAIN in outcomes:
-            left = [at for at, outcome in enumerate(outcomes) if outcome == AGAIN]
-            rest = await self._script(
-                name, [keys[at] for at in left], common, [each[at] for at in left], repeatable=repeatable
-            )
-            for at, outcome in zip(left, rest, strict=True):
-                outcomes[at] = outcome
-        return outcomes
+    async def run(self, requests: Sequence[Request]) -> None:
+        """Send requests until each of their keys has its outcome, which may be its error."""
+        until = monotonic() + self._patience
+        while requests:
+            replies = await self._replies(requests)
+            moving = [_is_moving(reply) and monotonic() < until for reply in replies]
+            if any(moving):
+                await asyncio.sleep(MOVING_PAUSE)
+            requests = [
+                again
+                for request, reply, moves in zip(requests, replies, moving, strict=True)
+                for again in ([request] if moves else request.settle(reply))
+            ]
 
     @abstractmethod
-    async def _script(
-        self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool
-    ) -> list[Any]:
-        """Run a script once on keys; it may leave some for another call."""
+    async def _replies(self, requests: Sequence[Request]) -> Sequence[Any]:
+        """Send each request once; return each one's reply, or its error."""
 
     @abstractmethod
     async def records(self, keys: Sequence[bytes]) -> list[Any]:
@@ -171,8 +157,8 @@ class Servers(ABC):
 class OneServer(Servers):
     """One server and its replicas; with Sentinel, whichever of them is the primary."""
 
-    def __init__(self, client: aioredis.Redis, max_connections: int) -> None:
-        super().__init__(max_connections)
+    def __init__(self, client: aioredis.Redis, max_connections: int, timeout: float) -> None:
+        super().__init__(max_connections, timeout)
         self._client = client
         self._execute: Callable[..., Awaitable[Any]] = client.execute_command
 
@@ -182,17 +168,14 @@ class OneServer(Servers):
     async def _close(self) -> None:
         await self._client.aclose()
 
-    async def _script(
-        self, name: str, keys: Sequence[bytes], common: Command, each: Sequence[Command], *, repeatable: bool
-    ) -> list[Any]:
-        sha, text = SCRIPTS[name]
-        rest = (len(keys), *keys, *common, *chain.from_iterable(each))
+    async def _replies(self, requests: Sequence[Request]) -> Sequence[Any]:
+        return [await self._reply(request) for request in requests]
+
+    async def _reply(self, request: Request) -> Any:
         try:
-            return list(await self._command("EVALSHA", sha, *rest, repeatable=repeatable))
+            return await self.driven(lambda: self._execute(*request.command()), repeatable=request.repeatable)
         except BackendError as error:
-            if not isinstance(error.__cause__, NoScriptError):
-                raise
-        return list(await self._command("EVAL", text, *rest, repeatable=repeatable))
+            return error
 
     async def records(self, keys: Sequence[bytes]) -> list[Any]:
         return list(await self._command("MGET", *keys, repeatable=True))
@@ -229,3 +212,8 @@ class OneServer(Servers):
 
     async def _command(self, *command: Any, repeatable: bool) -> Any:
         return await self.driven(lambda: self._execute(*command), repeatable=repeatable)
+
+
+def _is_moving(reply: Any) -> bool:
+    """Tell whether a request was refused since its slot is being moved, or has been."""
+    return isinstance(reply, BackendError) and isinstance(reply.__cause__, (MovedError, TryAgainError))

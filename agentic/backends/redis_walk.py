@@ -6,7 +6,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
-from agentic.backends.redis_servers import Command, Servers
+from agentic.backends.redis_keys import Keys
+from agentic.backends.redis_requests import Command
+from agentic.backends.redis_servers import Servers
 from agentic.errors import BackendUnavailableError
 from agentic.seen import Seen
 from agentic.tasks import one_ahead
@@ -26,9 +28,9 @@ class Walk:
     which server it was scanned, and where that changes the scan begins anew, passing over the keys it has given.
     """
 
-    def __init__(self, servers: Servers, pattern: bytes) -> None:
+    def __init__(self, servers: Servers, keys: Keys) -> None:
         self._servers = servers
-        self._pattern = pattern
+        self._keys = keys
         self._seen = Seen[bytes]()
 
     async def nodes(self) -> AsyncGenerator[Any, None]:
@@ -68,7 +70,7 @@ class Walk:
             _, scanned = await self._servers.page(node, [], self._scan(0))
             server = scanned and scanned.server
             while scanned is not None and scanned.server == server:
-                keys = self._seen.only_new(scanned.keys)
+                keys = self._seen.only_new(self._keys.own(scanned.keys))
                 following = self._scan(scanned.cursor) if scanned.cursor else None
                 records, scanned = await self._servers.page(node, keys, following)
                 yield list(zip(keys, records, strict=True))
@@ -77,4 +79,4 @@ class Walk:
         raise BackendUnavailableError("the server became another one again and again while its agents were read")
 
     def _scan(self, cursor: int) -> Command:
-        return ("SCAN", cursor, "MATCH", self._pattern, "COUNT", PAGE_SIZE)
+        return ("SCAN", cursor, "MATCH", self._keys.pattern, "COUNT", PAGE_SIZE)

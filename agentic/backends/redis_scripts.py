@@ -1,0 +1,29 @@
+"""The Lua scripts, and what they return for one agent."""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from importlib.resources import files
+from typing import Final, NamedTuple
+
+DONE, ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN = 1, 0, -1, -2, -3, -4, -5
+"""Outcomes for one agent, as in record.lua. SLOW: left for another script. AGAIN: not done yet, to be sent again."""
+
+
+class Script(NamedTuple):
+    """A script, and the SHA-1 by which a server that has seen it knows it."""
+
+    sha: str
+    text: str
+
+
+def _load(name: str) -> Script:
+    """Read a script and what all scripts share."""
+    folder = files("agentic.backends") / "lua"
+    text = (folder / "record.lua").read_text() + (folder / f"{name}.lua").read_text()
+    return Script(sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
+
+
+SCRIPTS: Final = {
+    name: _load(name) for name in ("register", "heartbeat", "heartbeat_slow", "update", "deregister", "reap", "missing")
+}
