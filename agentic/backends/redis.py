@@ -7,14 +7,13 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 import anyio
 import msgspec
 import redis.asyncio as aioredis
 from redis.asyncio.client import Pipeline
-from redis.exceptions import RedisClusterException, RedisError
 
 from agentic.agent import (
     MAX_RECORD_BYTES,
@@ -25,7 +24,7 @@ from agentic.agent import (
     encode_to_stamp,
     too_large,
 )
-from agentic.backends.redis_client import CONNECT_TIMEOUT, backend_error, make_client
+from agentic.backends.redis_client import CONNECT_TIMEOUT, DRIVER_ERRORS, backend_error, make_client
 from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict, redis_findings
 from agentic.backends.redis_keys import Keys, ShardedKeys, id_in, valid_prefix
@@ -36,7 +35,8 @@ from agentic.backends.redis_requests import (
     Command,
     Deregister,
     Mark,
-    Missing,
+    Read,
+    ReadType,
     Register,
     Request,
     Update,
@@ -60,6 +60,9 @@ from agentic.options import count, text
 from agentic.registry import AgentRegistry
 from agentic.text import type_name
 from agentic.urls import StoreURL, refuse_url
+
+NO_OTHER_TYPE: Final = (b"none", b"string")
+"""Types of what a key without a record holds: a string has been made since it was read."""
 
 
 class RedisRegistry(AgentRegistry):
@@ -155,7 +158,8 @@ class RedisRegistry(AgentRegistry):
     async def _connect(self) -> None:
         client = self._client or make_client(self._options, self.timeout)
         if isinstance(client, aioredis.RedisCluster):
-            cluster, slot = Cluster(client, self.max_connections, self.timeout), self._keys.slot
+            cluster = Cluster(client, self.max_connections, self.timeout, self._keys.probes())
+            slot = self._keys.slot
             self._servers: Servers = cluster
             self._place_of = lambda agent_id: cluster.node_of(slot(agent_id))
         else:
@@ -192,7 +196,7 @@ class RedisRegistry(AgentRegistry):
                 f"failed to connect to Redis: no answer within {seconds:g} s; "
                 "a port speaks TLS (rediss://) or does not (redis://)"
             ) from error
-        except (RedisError, RedisClusterException, OSError) as error:
+        except DRIVER_ERRORS as error:
             raise backend_error(error, "failed to connect to Redis", connecting=True) from error
 
     # --- agents, by id ---
@@ -212,18 +216,28 @@ class RedisRegistry(AgentRegistry):
 
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)
-        records = await self._servers.records(keys)
-        if None in records:
-            reasons = await self._missing([key for key, record in zip(keys, records, strict=True) if record is None])
-            records = [next(reasons) if record is None else record for record in records]
-        return [
-            self._decoded_or_why(key, record, agent_id)
-            for key, record, agent_id in zip(keys, records, ids, strict=True)
-        ]
+        found: list[AgentInfo | RegistryError | None] = []
+        absent: list[int] = []
+        for key, reading in zip(keys, await self._run(Read, keys), strict=True):
+            if isinstance(reading, BackendError):
+                found.append(reading)
+                continue
+            record, now = reading
+            if record is None:
+                absent.append(len(found))
+            found.append(None if record is None else self._decoded(key, record, now))
+        for at, kind in zip(absent, await self._types([keys[at] for at in absent]), strict=True):
+            if isinstance(kind, BackendError):
+                found[at] = kind
+            elif kind not in NO_OTHER_TYPE:
+                found[at] = _failure(WRONG_TYPE, ids[at])
+        return found
 
-    async def _missing(self, keys: Sequence[bytes]) -> Iterator[Any]:
-        """Return why each key has no record: it is not there, or it holds another type of value."""
-        return iter(await self._run(Missing, keys))
+    async def _types(self, keys: Sequence[bytes]) -> list[bytes | BackendError]:
+        """Return which type of value each key holds."""
+        batch = Batch(keys)
+        await self._servers.run([ReadType(batch, [at]) for at in range(len(keys))])
+        return batch.outcomes
 
     async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         each = []
@@ -240,8 +254,9 @@ class RedisRegistry(AgentRegistry):
         ]
 
     def _decoded_or_why(self, key: bytes, result: Any, agent_id: str) -> AgentInfo | RegistryError | None:
-        if isinstance(result, bytes):
-            return self._decoded(key, result)
+        if isinstance(result, list) and isinstance(result[0], bytes):
+            record, stamp = result
+            return self._decoded(key, record, parse_instant(stamp.decode()))
         return None if result == ABSENT else _failure(result, agent_id)
 
     async def _delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
@@ -253,8 +268,8 @@ class RedisRegistry(AgentRegistry):
         async with aclosing(self._walk_records().pages()) as pages:
             async for page in pages:
                 agents = []
-                for key, record in await self._strings(page):
-                    agent = self._decoded(key, record)
+                for key, record, now in await self._strings(page):
+                    agent = self._decoded(key, record, now)
                     if isinstance(agent, AgentInfo):
                         agents.append(agent)
                     else:
@@ -298,13 +313,13 @@ class RedisRegistry(AgentRegistry):
         await self._servers.run(requests(kind, batch, self._keys.by_slot(keys)))
         return batch.outcomes
 
-    async def _strings(self, page: list[Record]) -> list[tuple[bytes, bytes]]:
+    async def _strings(self, page: list[Record]) -> list[tuple[bytes, bytes, datetime]]:
         """Return the records of a page; a key of another type is skipped with a logged warning."""
-        empty = [key for key, record in page if record is None]
-        for key, reason in zip(empty, await self._missing(empty) if empty else (), strict=True):
-            if reason == WRONG_TYPE:
+        empty = [key for key, record, _ in page if record is None]
+        for key, kind in zip(empty, _raise_any(await self._types(empty)), strict=True):
+            if kind not in NO_OTHER_TYPE:
                 self._skip(self._corrupt(key, "its key holds another type of value than a string"))
-        return [(key, record) for key, record in page if record is not None]
+        return [(key, record, now) for key, record, now in page if record is not None]
 
     async def _times(self) -> Sequence[datetime]:
         return await asyncio.gather(*(self._time_of(node) for node in await self._servers.nodes()))
@@ -315,31 +330,30 @@ class RedisRegistry(AgentRegistry):
                 yield [finding]
 
     async def _time_of(self, node: Any) -> datetime:
-        seconds, microseconds = await self._servers.ask(node, "TIME")
-        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
+        return await self._servers.time(node)
 
     # --- keys and records ---
 
     def _key(self, agent_id: str) -> bytes:
         return self._keys.agent(agent_id)
 
-    def _decoded(self, key: bytes, record: bytes) -> AgentInfo | CorruptRecordError:
-        """Return a record's agent, or the error that says why there is none in it."""
+    def _decoded(self, key: bytes, record: bytes, now: datetime) -> AgentInfo | CorruptRecordError:
+        """Return a record's agent as of `now`, or the error that says why there is none in it."""
         try:
             agent = decode_agent(record)
         except CorruptRecord as error:
             return self._corrupt(key, str(error))
         if self._keys.agent(agent.id) == key:
-            return agent
+            return agent.stamped(now)
         return self._corrupt(key, "it names the id of another key")
 
     def _corrupt(self, key: bytes, why: str) -> CorruptRecordError:
         return CorruptRecordError(f"the record at key {key.decode(errors='replace')!r} is corrupt: {why}", id_in(key))
 
-    def _pulses(self, page: list[tuple[bytes, bytes]]) -> Iterator[tuple[Pulse, bytes]]:
+    def _pulses(self, page: list[tuple[bytes, bytes, datetime]]) -> Iterator[tuple[Pulse, bytes]]:
         """Yield the pulse of each record, with the record; a corrupt one is skipped, with a logged warning."""
         key_of = self._keys.agent
-        for key, record in page:
+        for key, record, _ in page:
             try:
                 pulse = decode_pulse(record)
             except CorruptRecord as error:
@@ -383,6 +397,8 @@ def _check_client(client: object, connection: Mapping[str, object]) -> None:
     """Refuse what is no client, or one that is wrongly set up, or has options beside it."""
     if not isinstance(client, (aioredis.Redis, aioredis.RedisCluster)) or isinstance(client, Pipeline):
         raise ConfigurationError(f"client: must be a client of redis.asyncio, got {type_name(client)}")
+    if isinstance(client, aioredis.RedisCluster) and (client.read_from_replicas or client.load_balancing_strategy):
+        raise ConfigurationError("client: must not read from replicas, which may lack what was just written")
     if _decodes(client):
         raise ConfigurationError("client: must be made with decode_responses=False; records are bytes")
     for name, value in connection.items():

@@ -21,6 +21,7 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
+    RedisError,
     ResponseError,
     TryAgainError,
 )
@@ -45,6 +46,11 @@ from agentic.backends.redis_server_info import Refused
 from agentic.errors import BackendError, BackendRejectedError, BackendUnavailableError
 
 CONNECT_TIMEOUT: Final = 5.0
+
+MISREAD: Final = (ValueError, LookupError, TypeError, AttributeError)
+"""What the driver raises over answers of another form than those it asked for."""
+
+DRIVER_ERRORS: Final = (RedisError, RedisClusterException, OSError, *MISREAD)
 
 
 class _PrimaryClient(aioredis.Redis):
@@ -155,6 +161,8 @@ def backend_error(error: Exception, what: str, *, connecting: bool = False) -> B
     answer = _answer(error)
     if isinstance(answer, Refused):
         return BackendRejectedError(f"{what}: {answer}")
+    if isinstance(error, MISREAD):
+        return BackendUnavailableError(f"{what}: the driver could not read an answer ({type(error).__name__}: {error})")
     code = _code(answer)
     hint = _HINTS.get(code, "") or _hint(answer, connecting)
     told = str(error) if str(answer) in str(error) else f"{error}: {answer}"

@@ -6,21 +6,26 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 import redis.asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode, PipelineCommand
 from redis.cluster import PRIMARY
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, RedisClusterException, RedisError
+from redis.exceptions import AskError, MovedError, RedisClusterException
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from agentic.backends.redis_client import backend_error
+from agentic.backends.redis_client import DRIVER_ERRORS
 from agentic.backends.redis_keys import by_family
 from agentic.backends.redis_requests import Batch, Command, Read, Request, requests
-from agentic.backends.redis_servers import WHO_ARE_YOU, Page, Scanned, Servers, scanned_by
+from agentic.backends.redis_server_info import LATEST, TIME, NotInSync, answered, time_of
+from agentic.backends.redis_servers import PING, WHO_ARE_YOU, Page, Scanned, Servers, mapped, scanned_by
 from agentic.errors import BackendError
+
+ASKING: Final = ("ASKING",)
+BROKEN: Final = (RedisConnectionError, RedisTimeoutError)
 
 
 class Cluster(Servers):
@@ -29,14 +34,26 @@ class Cluster(Servers):
     A primary that fails fails its own agents alone; a walk of the fleet fails with any of them.
     """
 
-    def __init__(self, client: aioredis.RedisCluster, max_connections: int, timeout: float) -> None:
-        super().__init__(max_connections, timeout)
+    def __init__(
+        self, client: aioredis.RedisCluster, max_connections: int, timeout: float, probes: Sequence[bytes]
+    ) -> None:
+        """Make ready to ask a cluster.
+
+        Args:
+            client: The driver's.
+            max_connections: As of `Servers`.
+            timeout: As of `Servers`.
+            probes: A key of each family: a primary that answers for them holds their slots, and is up.
+        """
+        super().__init__(min(max_connections, client.connection_kwargs["max_connections"]), timeout)
         self._client = client
+        self._probes = probes
         self._looking: asyncio.Task[None] | None = None
 
     async def ping(self) -> None:
         await self._client.initialize()
-        await asyncio.gather(*(node.execute_command("PING") for node in self._client.get_primaries()))
+        for replies in await asyncio.gather(*(self._exchange(node, PING) for node in self._primaries())):
+            answered(*replies)
 
     async def _close(self) -> None:
         if self._looking is not None:
@@ -44,18 +61,18 @@ class Cluster(Servers):
             await asyncio.wait([self._looking])
         await self._client.aclose()
 
-    async def records(self, keys: Sequence[bytes]) -> list[Any]:
-        batch = Batch(keys)
-        await self.run(requests(Read, batch, by_family(keys)))
-        return batch.outcomes
-
     async def nodes(self) -> Sequence[Any]:
         async def call() -> list[ClusterNode]:
             await self._client.initialize()
             await self._client.nodes_manager.initialize()
-            return sorted(self._client.get_primaries(), key=lambda node: str(node.name))
+            return self._primaries()
 
         return await self.driven(call, repeatable=True)
+
+    def _primaries(self) -> list[ClusterNode]:
+        """Return the nodes that hold a family, as far as is known."""
+        nodes = {self._client.nodes_manager.get_node_from_slot(key_slot(probe)) for probe in self._probes}
+        return sorted(nodes, key=lambda node: str(node.name))
 
     def layout(self) -> object:
         return {slot: nodes[0].name for slot, nodes in self._client.nodes_manager.slots_cache.items()}
@@ -63,30 +80,53 @@ class Cluster(Servers):
     async def ask(self, node: Any, *command: Any) -> Any:
         return await self.driven(lambda: node.execute_command(*command), repeatable=True)
 
+    async def time(self, node: Any) -> datetime:
+        async def call() -> datetime:
+            return time_of(*await self._exchange(node, TIME))
+
+        return await self.driven(call, repeatable=True)
+
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
-        records, scanned = await asyncio.gather(self.records(keys), self._scanned(node, scan))
+        records, scanned = await asyncio.gather(self._records(keys), self._scanned(node, scan))
         for record in records:
             if isinstance(record, BackendError):
                 raise record
         return records, scanned
 
+    async def _records(self, keys: Sequence[bytes]) -> list[Any]:
+        batch = Batch(keys)
+        await self.run(requests(Read, batch, by_family(keys)))
+        return batch.outcomes
+
     async def _scanned(self, node: ClusterNode, scan: Command | None) -> Scanned | None:
         if scan is None:
             return None
-        commands = (WHO_ARE_YOU, scan)
 
         async def call() -> Scanned:
-            sent = [PipelineCommand(at, *command) for at, command in enumerate(commands)]
-            await node.execute_pipeline(sent)
-            return scanned_by(*(each.result for each in sent))
+            return scanned_by(*await self._exchange(node, WHO_ARE_YOU, scan))
 
         return await self.driven(call, repeatable=True)
+
+    async def _exchange(self, node: ClusterNode, *commands: Command) -> list[Any]:
+        """Send commands without keys to a node, and in the same round trip reads of keys that it should hold.
+
+        Raises:
+            NotInSync: It does not hold one of them any more, or is no primary.
+        """
+        probes = [probe for probe in self._probes if self.node_of(key_slot(probe)) == node.name]
+        found = await _piped(node, [*(("MGET", probe) for probe in probes), *commands])
+        for reply in found[: len(probes)]:
+            if isinstance(reply, MovedError):
+                raise NotInSync(f"the node {node.name} holds other slots than before, or has become a replica")
+            if not isinstance(reply, AskError):
+                answered(reply)
+        return found[len(probes) :]
 
     async def broken(self, error: Exception) -> None:
         # Some other node may have taken the slots over.
         await asyncio.shield(self._look_again())
 
-    def given_up(self) -> None:
+    def given_up(self, waited: float) -> None:
         if not self._closed:
             self._look_again()
 
@@ -97,7 +137,7 @@ class Cluster(Servers):
         return self._looking
 
     async def _read_slots(self) -> None:
-        with suppress(RedisError, RedisClusterException, OSError):  # What is wrong is told by the call that goes on.
+        with suppress(*DRIVER_ERRORS):  # What is wrong is told by the call that goes on.
             await self._client.nodes_manager.initialize()
 
     async def _replies(self, requests: Sequence[Request]) -> Sequence[Any]:
@@ -114,7 +154,7 @@ class Cluster(Servers):
                 found: Sequence[Any] = await self.driven(lambda: self._asked(part, repeatable), repeatable=repeatable)
             except BackendError as error:
                 found = [error] * len(part)
-            replies.update(zip(part, map(_mapped, found), strict=True))
+            replies.update(zip(part, map(mapped, found), strict=True))
 
         await asyncio.gather(*map(ask, by_node.values()))
         return [replies[request] for request in requests]
@@ -123,7 +163,7 @@ class Cluster(Servers):
         """Send requests to the primary of their keys, and on to where it refers."""
         slot = key_slot(requests[0].key)
         replies = await self._sent(self._client.nodes_manager.get_node_from_slot(slot), requests)
-        broken = next((each for each in replies if isinstance(each, (RedisConnectionError, RedisTimeoutError))), None)
+        broken = next((each for each in replies if isinstance(each, BROKEN)), None)
         if broken is not None and repeatable:
             raise broken
         if broken is not None:
@@ -143,13 +183,18 @@ class Cluster(Servers):
 
     async def _sent(self, node: ClusterNode, requests: Sequence[Request], *, asking: bool = False) -> list[Any]:
         """Send requests to a node in one go; return each one's reply or error."""
-        commands = []
-        for request in requests:
-            if asking:
-                commands.append(PipelineCommand(0, "ASKING"))
-            commands.append(PipelineCommand(0, *request.command()))
-        await node.execute_pipeline(commands)
-        return [command.result for command in commands[asking :: 1 + asking]]
+        timed = self._time_question if requests[0].reads else ()
+        before = [ASKING] if asking else []
+        sent = [each for request in requests for each in (*before, request.command())]
+        found = await _piped(node, [*sent, *timed])
+        replies = found[asking : len(sent) : 1 + asking]
+        for request, reply in zip(requests, replies, strict=True):
+            if not isinstance(reply, Exception):
+                request.check(reply)
+        if not requests[0].reads:
+            return replies
+        now = self._time_in(found[-1]) if timed else LATEST
+        return [reply if isinstance(reply, Exception) else (reply, now) for reply in replies]
 
     def _node(self, host: str, port: int) -> ClusterNode:
         """Return a node by its address; one without slots is not known before keys move to it."""
@@ -168,9 +213,8 @@ class Cluster(Servers):
             return ""
 
 
-def _mapped(answer: Any) -> Any:
-    if not isinstance(answer, Exception) or isinstance(answer, BackendError):
-        return answer
-    error = backend_error(answer, "Redis failed")
-    error.__cause__ = answer
-    return error
+async def _piped(node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
+    """Send commands to a node in one go; return each one's reply or error."""
+    sent = [PipelineCommand(at, *command) for at, command in enumerate(commands)]
+    await node.execute_pipeline(sent)
+    return [each.result for each in sent]

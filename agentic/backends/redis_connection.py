@@ -126,7 +126,7 @@ class SentinelTLSConnection(_Checked, aioredis.SSLConnection):
 class _ToPrimary(_Checked):
     def check(self, greeting: Greeting) -> None:
         super().check(greeting)
-        if greeting.is_replica:
+        if not greeting.is_primary:
             raise NotInSync("the server that the sentinels name is a replica")
 
 

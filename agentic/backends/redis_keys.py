@@ -56,6 +56,10 @@ class Keys:
         """Return the places of the keys, those of one slot together."""
         return [range(len(keys))] if keys else []
 
+    def probes(self) -> Sequence[bytes]:
+        """Return a key of each family that no agent has, for an id is not empty."""
+        return [self._agent]
+
 
 class ShardedKeys(Keys):
     """The keys of a registry in a cluster."""
@@ -99,6 +103,10 @@ class ShardedKeys(Keys):
     def by_slot(self, keys: Sequence[bytes]) -> Sequence[Sequence[int]]:
         """Return the places of the keys, those of one slot together."""
         return by_family(keys)
+
+    def probes(self) -> Sequence[bytes]:
+        """Return a key of each family that no agent has."""
+        return self._shards
 
 
 def by_family(keys: Sequence[bytes]) -> Sequence[Sequence[int]]:

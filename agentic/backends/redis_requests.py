@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, ClassVar, Final
 
 from redis.exceptions import NoScriptError
 
 from agentic.backends.redis_scripts import AGAIN, DONE, SCRIPTS, SLOW, Script
+from agentic.backends.redis_server_info import OutOfStep, in_step
 from agentic.errors import BackendError
 
 MAX_BYTES: Final = 1 << 20
@@ -37,9 +38,12 @@ class Request(ABC):
 
     Attributes:
         repeatable: Whether it may be sent again when its connection broke.
+        reads: Whether it only reads: then its reply comes with the server's time, and counts only if the server is in
+            sync.
     """
 
     repeatable: ClassVar[bool] = False
+    reads: ClassVar[bool] = False
 
     def __init__(self, batch: Batch, places: Sequence[int]) -> None:
         """Ask for the keys at these places of the batch."""
@@ -60,6 +64,14 @@ class Request(ABC):
     def command(self) -> Command:
         """Return what to send now."""
 
+    def check(self, reply: Any) -> None:
+        """Check that a reply has the form of one to this request.
+
+        Raises:
+            OutOfStep: It has not.
+        """
+        in_step(reply, len(self.places))
+
     def settle(self, reply: Any) -> Sequence[Request]:
         """Take a reply, or the error in its place, as outcomes; return what is to be sent for keys without one."""
         outcomes = self.batch.outcomes
@@ -79,13 +91,41 @@ class Request(ABC):
 
 
 class Read(Request):
-    """Reads what each key holds: None where it is not there or no string."""
+    """Reads what each key holds, None where it is not there or no string; an outcome is that and the server's time."""
 
     repeatable = True
+    reads = True
 
     def command(self) -> Command:
         """Return what to send now."""
         return ("MGET", *self.keys)
+
+    def settle(self, reply: Any) -> Sequence[Request]:
+        """Take a reply as `Request.settle` does, with the time that it comes with."""
+        if isinstance(reply, BackendError):
+            return super().settle(reply)
+        records, now = reply
+        return super().settle(list(zip(records, repeat(now))))
+
+
+class ReadType(Request):
+    """Reads which type of value one key holds: `none` where it is not there."""
+
+    repeatable = True
+    reads = True
+
+    def command(self) -> Command:
+        """Return what to send now."""
+        return ("TYPE", self.key)
+
+    def check(self, reply: Any) -> None:
+        """Check a reply as `Request.check` does."""
+        if not isinstance(reply, bytes):
+            raise OutOfStep("the answer to TYPE is none: the connection is out of step")
+
+    def settle(self, reply: Any) -> Sequence[Request]:
+        """Take a reply as `Request.settle` does."""
+        return super().settle(reply if isinstance(reply, BackendError) else [reply[0]])
 
 
 class Run(Request):
@@ -115,13 +155,6 @@ class Run(Request):
             self._server_lacks_it = True
             return [self]
         return super().settle(reply)
-
-
-class Missing(Run):
-    """Asks why keys that were read hold no record."""
-
-    repeatable = True
-    script = SCRIPTS["missing"]
 
 
 class SlowBeat(Run):

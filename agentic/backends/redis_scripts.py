@@ -25,5 +25,5 @@ def _load(name: str) -> Script:
 
 
 SCRIPTS: Final = {
-    name: _load(name) for name in ("register", "heartbeat", "heartbeat_slow", "update", "deregister", "reap", "missing")
+    name: _load(name) for name in ("register", "heartbeat", "heartbeat_slow", "update", "deregister", "reap")
 }

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 # As bytes, so that the driver gives the answers as they are. Every user may send HELLO, whatever the ACL says.
 HELLO: Final = (b"HELLO",)
 TIME: Final = (b"TIME",)
 REPLICATION: Final = (b"INFO", b"replication")
+
+LATEST: Final = datetime.max.replace(tzinfo=UTC)
+"""The time of a server that does not tell it: no heartbeat is later."""
 
 LONGEST_SILENCE: Final = 15
 """Seconds after which a replica that hears nothing is not in sync: a primary sends something every 10 s by default."""
@@ -54,21 +58,25 @@ class Greeting(NamedTuple):
 
     @classmethod
     def of(cls, reply: Any) -> Greeting:
-        """Read it.
+        """Read it; a refusal tells nothing, and any other error is raised.
 
         Raises:
             OutOfStep: It is no answer to HELLO.
         """
-        facts = dict(zip(reply[::2], reply[1::2], strict=False)) if isinstance(reply, list) else reply
+        if is_refusal(reply):
+            return cls("", "")
+        facts = answered(reply)
+        if isinstance(facts, list):
+            facts = dict(zip(facts[::2], facts[1::2], strict=False))
         if not isinstance(facts, dict):
             raise OutOfStep("the answer to HELLO is none: does a Redis server listen there?")
         kind, role = (facts.get(name, b"") for name in (b"mode", b"role"))
         return cls(kind.decode(), role.decode())
 
     @property
-    def is_replica(self) -> bool:
-        """Whether it copies another server; false where it does not tell."""
-        return self.role in ("replica", "slave")
+    def is_primary(self) -> bool:
+        """Whether the server says that it copies no other one."""
+        return self.role == "master"
 
     def check_kind(self, wanted: Kind) -> None:
         """Check that the server is one that can be used as `wanted`; one of a kind that is not known passes.
@@ -79,37 +87,52 @@ class Greeting(NamedTuple):
         if self.kind != wanted and self.kind in set(Kind):
             raise Refused(f"the server is {_DESCRIBED[Kind(self.kind)]}")
 
+    def check_in_sync(self, info: Any) -> None:
+        """Check by the answer to `REPLICATION` that a replica follows its primary.
 
-def check_in_sync(info: Any) -> None:
-    """Check that a replica follows its primary, by its answer to `REPLICATION`.
+        Raises:
+            NotInSync: It does not.
+            Refused: The user may not ask.
+        """
+        if is_refusal(info):
+            if self.role:
+                raise Refused(
+                    f"the server is a replica, and the user may not ask if it is in sync: grant +info ({info})"
+                )
+            return  # A server without HELLO and INFO tells nothing of itself.
+        if b"role:master" in answered(info):
+            return
+        silence = re.search(rb"master_last_io_seconds_ago:(-?\d+)", info)
+        if silence is None or b"master_link_status:up" not in info or int(silence[1]) > LONGEST_SILENCE:
+            raise NotInSync("the server is a replica, and not in sync with its primary")
 
-    Raises:
-        NotInSync: It does not.
-        Refused: The user may not ask.
-    """
-    if isinstance(info, Exception):
-        raise Refused(f"the server is a replica, and whether it is in sync cannot be asked: grant +info ({info})")
-    silence = re.search(rb"master_last_io_seconds_ago:(-?\d+)", info) if isinstance(info, bytes) else None
-    if silence is None or b"master_link_status:up" not in info or int(silence[1]) > LONGEST_SILENCE:
-        raise NotInSync("the server is a replica, and not in sync with its primary")
+
+def is_refusal(reply: Any) -> bool:
+    """Tell whether the user may not send such a command, or the server has none."""
+    return isinstance(reply, NoPermissionError) or (
+        isinstance(reply, ResponseError) and "unknown command" in str(reply)
+    )
+
+
+def answered(reply: Any) -> Any:
+    """Return an answer; raises the error that it may be."""
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 def time_of(reply: Any) -> datetime:
-    """Return the instant that an answer to `TIME` tells.
-
-    Raises:
-        OutOfStep: It is none.
-    """
-    seconds, microseconds = in_step(reply, 2)
-    return datetime.fromtimestamp(int(seconds), UTC).replace(microsecond=int(microseconds))
+    """Return the instant that an answer to `TIME` tells."""
+    seconds, microseconds = map(int, in_step(reply, 2))
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
 
 
-def in_step(reply: Any, length: int) -> list[Any]:
+def in_step(reply: Any, length: int) -> Sequence[Any]:
     """Return an answer that must be a list of so many items.
 
     Raises:
         OutOfStep: It is something else.
     """
-    if not isinstance(reply, list) or len(reply) != length:
+    if not isinstance(answered(reply), (list, tuple)) or len(reply) != length:
         raise OutOfStep(f"an answer is not the list of {length} that was asked for: the connection is out of step")
     return reply

@@ -6,6 +6,9 @@ import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from itertools import repeat
+from math import inf
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -13,17 +16,31 @@ import redis.asyncio as aioredis
 from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
+    MaxConnectionsError,
     MovedError,
     ReadOnlyError,
-    RedisClusterException,
-    RedisError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from agentic.backends.redis_client import backend_error
+from agentic.backends.redis_client import DRIVER_ERRORS, MISREAD, backend_error
+from agentic.backends.redis_connection import Pool
 from agentic.backends.redis_requests import Command, Request
+from agentic.backends.redis_server_info import (
+    HELLO,
+    LATEST,
+    REPLICATION,
+    TIME,
+    Greeting,
+    Kind,
+    NotInSync,
+    OutOfStep,
+    answered,
+    in_step,
+    is_refusal,
+    time_of,
+)
 from agentic.errors import BackendError, RegistryClosedError
 
 T = TypeVar("T")
@@ -34,6 +51,9 @@ PATIENCE: Final = 0.8
 MOVING_PAUSE: Final = 0.01
 """Seconds between those tries."""
 
+POOL_PAUSE: Final = 0.005
+"""Seconds between tries to get a connection of a pool that others use as well."""
+
 
 class Scanned(NamedTuple):
     """A step of a scan: by which run of which server, where it goes on (0 at its end), and the keys that it found."""
@@ -43,20 +63,23 @@ class Scanned(NamedTuple):
     keys: list[bytes]
 
 
-Page = tuple[list[bytes | None], Scanned | None]
-"""Records, and the step of a scan that was asked for beside them."""
+Reading = tuple[bytes | None, datetime]
+"""What a key holds, None where it is not there or no string, and the time of the server that said so."""
+
+Page = tuple[list[Reading], Scanned | None]
+"""What the keys of a page hold, and the step of a scan that was taken beside them."""
 
 
 # As bytes, so that the driver gives the answer as it is: it would read all of it, for one line.
 WHO_ARE_YOU: Final = (b"INFO", b"server")
+PING: Final = (b"PING",)
 
 
 def scanned_by(info: Any, found: Any) -> Scanned:
     """Return the step that a server's answers to `WHO_ARE_YOU` and to a `SCAN` make; raises the error of the latter."""
     run = re.search(rb"run_id:(\w+)", info) if isinstance(info, bytes) else None  # Not every user may ask for it.
-    if isinstance(found, Exception):
-        raise found
-    return Scanned(run[1] if run else b"", int(found[0]), found[1])
+    cursor, keys = in_step(found, 2)
+    return Scanned(run[1] if run else b"", int(cursor), keys)
 
 
 class Servers(ABC):
@@ -66,14 +89,15 @@ class Servers(ABC):
     """
 
     def __init__(self, max_connections: int, timeout: float) -> None:
-        self._patience = PATIENCE * timeout
+        self._timeout = timeout
         # The driver's own pool that waits has been seen to leave a caller waiting beside free connections.
         self._free_connections = asyncio.Semaphore(max_connections)
+        self._time_question: tuple[Command, ...] = (TIME,)
         self._closed = False
 
     @abstractmethod
     async def ping(self) -> None:
-        """Connect; raises the driver's own errors."""
+        """Connect, and check the servers; raises the driver's own errors."""
 
     async def aclose(self) -> None:
         """Close every connection; what is still under way fails, and makes no new one."""
@@ -85,7 +109,7 @@ class Servers(ABC):
 
     async def run(self, requests: Sequence[Request]) -> None:
         """Send requests until each of their keys has its outcome, which may be its error."""
-        until = monotonic() + self._patience
+        until = monotonic() + PATIENCE * self._timeout
         while requests:
             replies = await self._replies(requests)
             moving = [_is_moving(reply) and monotonic() < until for reply in replies]
@@ -99,11 +123,7 @@ class Servers(ABC):
 
     @abstractmethod
     async def _replies(self, requests: Sequence[Request]) -> Sequence[Any]:
-        """Send each request once; return each one's reply, or its error."""
-
-    @abstractmethod
-    async def records(self, keys: Sequence[bytes]) -> list[Any]:
-        """Return what each key holds, None where it is not there; or its error."""
+        """Send each request once; return each one's reply, or its error. The reply of one that reads is timed."""
 
     @abstractmethod
     async def nodes(self) -> Sequence[Any]:
@@ -118,67 +138,127 @@ class Servers(ABC):
         """Send a read to one of the nodes."""
 
     @abstractmethod
+    async def time(self, node: Any) -> datetime:
+        """Return the time of one of the nodes, if it is in sync."""
+
+    @abstractmethod
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
         """Return the records of a scan's last keys, and take its next step, side by side."""
 
     @abstractmethod
     async def broken(self, error: Exception) -> None:
-        """Make the next try reach another server, after an error that asks for that."""
+        """Make the next try reach another server, or the same one anew, after an error that asks for that."""
 
-    def given_up(self) -> None:  # noqa: B027  one server needs nothing
-        """Take note that a call was given up, perhaps since its server hangs."""
+    def given_up(self, waited: float) -> None:  # noqa: B027  not every kind needs it
+        """Take note that a call was cancelled after so many seconds, perhaps since its server hangs."""
 
     async def driven(self, call: Callable[[], Awaitable[T]], *, repeatable: bool) -> T:
         """Await the driver, with a connection for it, its errors mapped."""
+        began = inf
         try:
             async with self._free_connections:
                 self._check_open()
+                began = monotonic()
                 try:
-                    return await call()
+                    return await _with_connection(call)
                 except AuthenticationError:
                     raise
-                except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError) as error:
+                except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError, *MISREAD) as error:
                     self._check_open()
                     await self.broken(error)
                     if not repeatable or not isinstance(error, RedisConnectionError):
                         raise
-                return await call()
+                return await _with_connection(call)
         except asyncio.CancelledError:
-            self.given_up()
+            self.given_up(monotonic() - began)
             raise
-        except (RedisError, RedisClusterException, OSError) as error:
+        except DRIVER_ERRORS as error:
             raise backend_error(error, "Redis failed") from error
 
     def _check_open(self) -> None:
         if self._closed:
             raise RegistryClosedError
 
+    def _time_in(self, reply: Any) -> datetime:
+        """Return the time of an answer to TIME; a user who may not ask is not asked again."""
+        if is_refusal(reply):
+            self._time_question = ()
+            return LATEST
+        return time_of(reply)
+
 
 class OneServer(Servers):
     """One server and its replicas; with Sentinel, whichever of them is the primary."""
 
     def __init__(self, client: aioredis.Redis, max_connections: int, timeout: float) -> None:
-        super().__init__(max_connections, timeout)
+        pool = client.connection_pool
+        super().__init__(min(max_connections, pool.max_connections), timeout)
         self._client = client
         self._execute: Callable[..., Awaitable[Any]] = client.execute_command
+        self._wants_primary = bool(getattr(pool, "is_master", False))
+        self._role_questions: tuple[Command, ...] = (HELLO,)
 
     async def ping(self) -> None:
-        await self._execute("PING")
+        (reply,), _ = await self._exchange(PING)
+        answered(reply)
 
     async def _close(self) -> None:
         await self._client.aclose()
 
     async def _replies(self, requests: Sequence[Request]) -> Sequence[Any]:
+        if requests[0].reads:
+            return await self._read(requests)
         return [await self._reply(request) for request in requests]
 
     async def _reply(self, request: Request) -> Any:
+        async def call() -> Any:
+            reply = await self._execute(*request.command())
+            request.check(reply)
+            return reply
+
         try:
-            return await self.driven(lambda: self._execute(*request.command()), repeatable=request.repeatable)
+            return await self.driven(call, repeatable=request.repeatable)
         except BackendError as error:
             return error
 
-    async def records(self, keys: Sequence[bytes]) -> list[Any]:
-        return list(await self._command("MGET", *keys, repeatable=True))
+    async def _read(self, requests: Sequence[Request]) -> Sequence[Any]:
+        async def call() -> tuple[list[Any], datetime]:
+            replies, now = await self._exchange(*(request.command() for request in requests))
+            for request, reply in zip(requests, replies, strict=True):
+                if not isinstance(reply, Exception):
+                    request.check(reply)
+            return replies, now
+
+        try:
+            replies, now = await self.driven(call, repeatable=True)
+        except BackendError as error:
+            return [error] * len(requests)
+        return [mapped(reply) if isinstance(reply, Exception) else (reply, now) for reply in replies]
+
+    async def _exchange(self, *commands: Command) -> tuple[list[Any], datetime]:
+        """Send reads in one round trip with what tells whether their answers count; return those, and the time.
+
+        Raises:
+            NotInSync: The server is a replica that does not follow its primary, or the primary was wanted.
+            Refused: It is of another kind, or a replica that may not be asked.
+        """
+        questions = self._role_questions
+        pipeline = self._client.pipeline(transaction=False)
+        for command in (*questions, *commands, *self._time_question):
+            pipeline.execute_command(*command)
+        replies = await pipeline.execute(raise_on_error=False)
+        greeting = Greeting.of(replies[0])
+        greeting.check_kind(Kind.SINGLE)
+        if not greeting.is_primary and self._wants_primary:
+            raise NotInSync("the server has become a replica")
+        # Of a replica it is asked as well whether it is in sync, from now on in the same round trip.
+        self._role_questions = (HELLO,) if greeting.is_primary else (HELLO, REPLICATION)
+        if not greeting.is_primary:
+            if len(questions) == 1:
+                return await self._exchange(*commands)
+            greeting.check_in_sync(replies[1])
+        now = self._time_in(replies[-1]) if self._time_question else LATEST
+        return replies[len(questions) : len(questions) + len(commands)], now
 
     async def nodes(self) -> Sequence[Any]:
         return [None]
@@ -187,7 +267,14 @@ class OneServer(Servers):
         return None
 
     async def ask(self, node: Any, *command: Any) -> Any:
-        return await self._command(*command, repeatable=True)
+        return await self.driven(lambda: self._execute(*command), repeatable=True)
+
+    async def time(self, node: Any) -> datetime:
+        async def call() -> datetime:
+            (reply,), _ = await self._exchange(TIME)
+            return time_of(reply)
+
+        return await self.driven(call, repeatable=True)
 
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
         commands = [("MGET", *keys)] if keys else []
@@ -195,25 +282,46 @@ class OneServer(Servers):
             commands += [WHO_ARE_YOU, scan]
 
         async def call() -> Page:
-            pipeline = self._client.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command)
-            replies = await pipeline.execute(raise_on_error=False)
-            if keys and isinstance(replies[0], Exception):
-                raise replies[0]
-            return replies[0] if keys else [], None if scan is None else scanned_by(*replies[-2:])
+            replies, now = await self._exchange(*commands)
+            records = zip(in_step(replies[0], len(keys)), repeat(now)) if keys else ()
+            return list(records), None if scan is None else scanned_by(*replies[-2:])
 
         return await self.driven(call, repeatable=True)
 
     async def broken(self, error: Exception) -> None:
-        if isinstance(error, ReadOnlyError):
-            # A primary that has become a replica: new connections may find the new primary behind the same name.
-            await self._client.connection_pool.disconnect(inuse_connections=False)
+        # New connections may find the new primary behind the same name; and what broke one may have broken all.
+        pool = self._client.connection_pool
+        if isinstance(pool, Pool):
+            pool.drop_idle()
+        elif isinstance(error, (ReadOnlyError, NotInSync, OutOfStep, *MISREAD)):
+            await pool.disconnect(inuse_connections=False)
+            if self._client.connection is not None:
+                await self._client.connection.disconnect()
 
-    async def _command(self, *command: Any, repeatable: bool) -> Any:
-        return await self.driven(lambda: self._execute(*command), repeatable=repeatable)
+    def given_up(self, waited: float) -> None:
+        pool = self._client.connection_pool
+        if waited >= self._timeout / 2 and isinstance(pool, Pool):
+            pool.drop_idle()
+
+
+async def _with_connection(call: Callable[[], Awaitable[T]]) -> T:
+    """Await a call to the driver; where its pool has no connection left, nothing was sent, and it is tried again."""
+    while True:
+        try:
+            return await call()
+        except MaxConnectionsError:
+            await asyncio.sleep(POOL_PAUSE)
 
 
 def _is_moving(reply: Any) -> bool:
     """Tell whether a request was refused since its slot is being moved, or has been."""
     return isinstance(reply, BackendError) and isinstance(reply.__cause__, (MovedError, TryAgainError))
+
+
+def mapped(answer: Any) -> Any:
+    """Return an answer, or the error of this library that stands for the driver's."""
+    if not isinstance(answer, Exception) or isinstance(answer, BackendError):
+        return answer
+    error = backend_error(answer, "Redis failed")
+    error.__cause__ = answer
+    return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from datetime import datetime
 from typing import Any, Final
 
 from agentic.backends.redis_keys import Keys
@@ -13,8 +14,8 @@ from agentic.errors import BackendUnavailableError
 from agentic.seen import Seen
 from agentic.tasks import one_ahead
 
-Record = tuple[bytes, bytes | None]
-"""A key and what it holds: None where it has gone since it was scanned, or is no string."""
+Record = tuple[bytes, bytes | None, datetime]
+"""A key, what it holds (None where it has gone since it was scanned, or is no string), and its server's time."""
 
 PAGE_SIZE: Final = 500
 MOST_ROUNDS: Final = 3
@@ -73,7 +74,7 @@ class Walk:
                 keys = self._seen.only_new(self._keys.own(scanned.keys))
                 following = self._scan(scanned.cursor) if scanned.cursor else None
                 records, scanned = await self._servers.page(node, keys, following)
-                yield list(zip(keys, records, strict=True))
+                yield [(key, record, now) for key, (record, now) in zip(keys, records, strict=True)]
             if scanned is None:
                 return
         raise BackendUnavailableError("the server became another one again and again while its agents were read")

@@ -5,11 +5,6 @@
 
 local results = {}
 for i = 1, #KEYS do
-  local kind = call('TYPE', KEYS[i]).ok
-  if kind == 'string' then
-    results[i] = call('DEL', KEYS[i])
-  else
-    results[i] = kind == 'none' and ABSENT or WRONG_TYPE
-  end
+  results[i] = call('TYPE', KEYS[i]).ok == 'string' and call('DEL', KEYS[i]) or missing(KEYS[i])
 end
 return results

@@ -17,9 +17,12 @@ local function store(key, record, ttl)
   if ttl ~= '0' then call('PSETEX', key, ttl, record) else call('SET', key, record) end
 end
 
--- Why a key has no record.
+-- Why a key has no record. PERSIST changes nothing here, but a replica refuses it: one that is out of date must not say
+-- that an agent is absent.
 local function missing(key)
-  return call('TYPE', key).ok == 'none' and ABSENT or WRONG_TYPE
+  if call('TYPE', key).ok ~= 'none' then return WRONG_TYPE end
+  call('PERSIST', key)
+  return ABSENT
 end
 
 -- The server's time as 2026-11-23T08:00:00.123456Z, whose text order is time order.

@@ -2,9 +2,9 @@
 -- KEYS   one per agent
 -- ARGV   1: the longest record allowed, in bytes; then per agent: how many fields, and per field its name and its new
 --        JSON, or '' to leave the field out
--- return per agent the changed record, or ABSENT, CORRUPT, WRONG_TYPE or {TOO_LARGE, size} with nothing changed
+-- return per agent {the changed record, the server's time}, or ABSENT, CORRUPT, WRONG_TYPE or {TOO_LARGE, size} with nothing changed
 
-local limit, at = tonumber(ARGV[1]), 2
+local limit, at, stamp = tonumber(ARGV[1]), 2, now()
 
 local records, results = read_all(), {}
 for i = 1, #KEYS do
@@ -22,7 +22,7 @@ for i = 1, #KEYS do
     results[i] = {TOO_LARGE, #text}
   else
     call('SET', KEYS[i], text, 'KEEPTTL')
-    results[i] = text
+    results[i] = {text, stamp}
   end
 end
 return results
