@@ -17,13 +17,11 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisClusterException, RedisError
 
 from agentic.agent import (
-    MAX_RECORD_BYTES,
     AgentChanges,
     AgentInfo,
     CorruptRecord,
     decode_agent,
     encode_to_stamp,
-    too_large,
 )
 from agentic.backends.redis_client import CONNECT_TIMEOUT, backend_error, make_client
 from agentic.backends.redis_cluster import Cluster
@@ -60,6 +58,7 @@ from agentic.options import count, text
 from agentic.registry import AgentRegistry
 from agentic.text import type_name
 from agentic.urls import StoreURL, refuse_url
+from agentic.validation import MAX_RECORD_BYTES, too_large
 
 
 class RedisRegistry(AgentRegistry):
