@@ -10,14 +10,28 @@ from typing import Any, Final, TypedDict
 import msgspec
 import msgspec.structs
 
-from agentic.clock import NEVER, format_instant, parse_instant, to_utc
+from agentic.clock import NEVER, format_instant, parse_instant
 from agentic.errors import InvalidAgentError
+from agentic.frozen import FrozenDict
+from agentic.text import printable, type_name
+from agentic.validation import (
+    MAX_ENTRIES,
+    MAX_ID_BYTES,
+    MAX_LOAD,
+    MAX_RECORD_BYTES,
+    capabilities,
+    instant,
+    load,
+    metadata,
+    text,
+    too_large,
+    valid_id,
+)
 
-MAX_ID_BYTES: Final = 512
-MAX_RECORD_BYTES: Final = 64 * 1024
-_MAX_LOAD: Final = 2**63 - 1
 _SURELY_SMALL: Final = 10_000
-"""Texts and characters of them; JSON takes at most six bytes for either, so their record is short enough."""
+"""Strings plus characters: JSON needs at most 6 bytes for each, so below this a record is surely small enough."""
+
+_NO_METADATA: Final = FrozenDict[str, str]()
 
 
 class AgentStatus(StrEnum):
@@ -29,25 +43,22 @@ class AgentStatus(StrEnum):
     UNKNOWN = "unknown"
     """Read in place of a value that somebody else wrote; the stored value itself is kept."""
 
-    @classmethod
-    def _missing_(cls, value: object) -> AgentStatus | None:
-        return cls.UNKNOWN if isinstance(value, str) else None
-
 
 class AgentInfo(msgspec.Struct, frozen=True, gc=False):
     """One agent as the registry knows it.
 
-    Constructing one checks nothing; `AgentRegistry.register` checks every field.
+    Immutable, and hashable where its fields are: a list of capabilities becomes a tuple, a mapping of metadata an
+    immutable copy. Constructing one checks nothing else; `AgentRegistry.register` checks every field.
 
     Attributes:
         id: Unique in the registry; 1 to 512 bytes of UTF-8.
         name: What people call it.
-        capabilities: What it can do.
+        capabilities: What it can do; at most 256.
         status: `AVAILABLE` unless said otherwise.
         last_heartbeat: An aware instant. None when registering: the store stamps its own time. Never None when read.
         current_load: The work it has, 0 to 2**63 - 1.
         max_load: The work it can take at once, 0 to 2**63 - 1; 0 means unlimited.
-        metadata: Whatever else belongs to it, text to text.
+        metadata: Whatever else belongs to it, text to text; at most 256 entries.
     """
 
     id: str
@@ -57,7 +68,13 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False):
     last_heartbeat: datetime | None = None
     current_load: int = 0
     max_load: int = 0
-    metadata: dict[str, str] = {}
+    metadata: Mapping[str, str] = _NO_METADATA
+
+    def __post_init__(self) -> None:
+        if type(self.metadata) is not FrozenDict and isinstance(self.metadata, Mapping):
+            msgspec.structs.force_setattr(self, "metadata", FrozenDict(self.metadata))
+        if type(self.capabilities) is not tuple and isinstance(self.capabilities, list):
+            msgspec.structs.force_setattr(self, "capabilities", tuple(self.capabilities))
 
     def stamped(self, now: datetime) -> AgentInfo:
         """Return the agent as a store whose time is `now` keeps it: never heard from later than that."""
@@ -74,74 +91,57 @@ class AgentChanges(TypedDict, total=False):
     status: AgentStatus
     current_load: int
     max_load: int
-    metadata: dict[str, str]
+    metadata: Mapping[str, str]
 
 
 # --- what is accepted ---
 
 
-def valid_id(agent_id: object) -> str:
-    """Return the id as a plain `str`.
-
-    Raises:
-        InvalidAgentError: It is empty, no string, longer than 512 bytes of UTF-8, or holds a lone surrogate.
-    """
-    if type(agent_id) is str and 0 < len(agent_id) <= MAX_ID_BYTES and agent_id.isascii():
-        return agent_id  # Most are, and each heartbeat comes by here.
-    text = _text("id", agent_id)
-    if not text:
-        raise InvalidAgentError("id", "agent ID is required")
-    if len(text) * 4 > MAX_ID_BYTES and (size := len(text.encode())) > MAX_ID_BYTES:
-        raise InvalidAgentError("id", f"id: must be at most {MAX_ID_BYTES} bytes of UTF-8, got {size}")
-    return text
-
-
 def valid_agent(agent: object) -> AgentInfo:
-    """Return a checked copy that shares nothing mutable with the caller's: plain types, times in UTC.
+    """Return the agent with every field checked: in plain types, times in UTC.
 
     Raises:
         InvalidAgentError: A field is wrong, named in the message, or the record would be longer than 64 KiB.
     """
     if not isinstance(agent, AgentInfo):
-        raise InvalidAgentError("agent", f"agent: must be an AgentInfo, got {type(agent).__name__}")
-    plain = _checked_if_plain(agent)
-    if plain is not None:
-        return plain
+        raise InvalidAgentError("agent", f"agent: must be an AgentInfo, got {type_name(agent)}")
+    if _is_plain(agent):
+        return agent
     checked = AgentInfo(
         id=valid_id(agent.id),
-        name=_text("name", agent.name),
-        capabilities=_capabilities("capabilities", agent.capabilities),
+        name=text("name", agent.name),
+        capabilities=capabilities("capabilities", agent.capabilities),
         status=_status("status", agent.status),
-        last_heartbeat=_instant("last_heartbeat", agent.last_heartbeat),
-        current_load=_load("current_load", agent.current_load),
-        max_load=_load("max_load", agent.max_load),
-        metadata=_metadata("metadata", agent.metadata),
+        last_heartbeat=instant("last_heartbeat", agent.last_heartbeat),
+        current_load=load("current_load", agent.current_load),
+        max_load=load("max_load", agent.max_load),
+        metadata=metadata("metadata", agent.metadata),
     )
     check_size(checked)
     return checked
 
 
-def _checked_if_plain(agent: AgentInfo) -> AgentInfo | None:
-    """Return a checked copy if no field needs a closer look: its own type, ASCII, far from any limit. Most are so."""
+def _is_plain(agent: AgentInfo) -> bool:
+    """Tell whether no field needs a closer look: its own type, ASCII, far from any limit. Most agents are so."""
     if type(agent) is not AgentInfo or type(agent.status) is not AgentStatus or agent.last_heartbeat is not None:
-        return None
-    capabilities, metadata = agent.capabilities, agent.metadata
-    if type(capabilities) is not tuple or type(metadata) is not dict:
-        return None
-    load, most = agent.current_load, agent.max_load
-    if type(load) is not int or type(most) is not int or not (0 <= load <= _MAX_LOAD and 0 <= most <= _MAX_LOAD):
-        return None
-    texts = [agent.id, agent.name, *capabilities]
-    if metadata:
-        texts += metadata
-        texts += metadata.values()
-    for text in texts:
-        if type(text) is not str:
-            return None
-    joined = "".join(texts)
-    if not joined.isascii() or not 0 < len(agent.id) <= MAX_ID_BYTES or len(joined) + len(texts) > _SURELY_SMALL:
-        return None
-    return msgspec.structs.replace(agent, metadata=metadata.copy())
+        return False
+    if type(agent.capabilities) is not tuple or type(agent.metadata) is not FrozenDict:
+        return False
+    if len(agent.capabilities) > MAX_ENTRIES or len(agent.metadata) > MAX_ENTRIES:
+        return False
+    for number in (agent.current_load, agent.max_load):
+        if type(number) is not int or not 0 <= number <= MAX_LOAD:
+            return False
+    texts = [agent.id, agent.name, *agent.capabilities]
+    if agent.metadata:
+        texts += agent.metadata
+        texts += agent.metadata.values()
+    size = len(texts)
+    for each in texts:
+        if type(each) is not str or not each.isascii():
+            return False
+        size += len(each)
+    return 0 < len(agent.id) <= MAX_ID_BYTES and size <= _SURELY_SMALL
 
 
 def valid_changes(changes: Mapping[str, object]) -> AgentChanges:
@@ -154,8 +154,9 @@ def valid_changes(changes: Mapping[str, object]) -> AgentChanges:
     checked: dict[str, object] = {}
     for name, value in changes.items():
         if name not in _CHECKS:
-            raise TypeError(f"update() cannot change {name!r}, only {', '.join(_CHECKS)}")
+            raise TypeError(f"update() cannot change '{printable(name, 60)}', only {', '.join(_CHECKS)}")
         checked[name] = _CHECKS[name](name, value)
+    _check_characters(checked)
     return checked  # type: ignore[return-value]
 
 
@@ -165,78 +166,43 @@ def check_size(agent: AgentInfo) -> None:
     Raises:
         InvalidAgentError: It would.
     """
+    _check_characters({name: getattr(agent, name) for name in agent.__struct_fields__})
     size = len(encode_agent(agent))
     if size > MAX_RECORD_BYTES:
         raise too_large(size)
 
 
-def too_large(size: int) -> InvalidAgentError:
-    """Return the error for a record of `size` bytes."""
-    return InvalidAgentError("agent", f"agent: its record must be at most {MAX_RECORD_BYTES} bytes of JSON, got {size}")
-
-
-def _text(field: str, value: object) -> str:
-    if type(value) is str and value.isascii():
-        return value
-    if not isinstance(value, str):
-        raise InvalidAgentError(field, f"{field}: must be a string, got {type(value).__name__}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidAgentError(field, f"{field}: holds a lone surrogate at position {error.start}") from None
-    # A subclass (an enum member, say) is stored as its plain text.
-    return value if type(value) is str else str.__str__(value)
-
-
-def _capabilities(field: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, (tuple, list)):
-        raise InvalidAgentError(field, f"{field}: must be a tuple or list of strings, got {type(value).__name__}")
-    return tuple(_text(f"{field}[{index}]", item) for index, item in enumerate(value))
+def _check_characters(fields: Mapping[str, object]) -> None:
+    """Refuse fields with more characters than a record may have bytes, before anything is made of all of them."""
+    size = 0
+    for value in fields.values():
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, tuple):
+            size += sum(map(len, value))
+        elif isinstance(value, Mapping):
+            size += sum(map(len, value)) + sum(map(len, value.values()))
+    if size > MAX_RECORD_BYTES:
+        raise too_large(size)
 
 
 def _status(field: str, value: object) -> AgentStatus:
-    status = AgentStatus(value) if isinstance(value, str) else None
-    if status is None or status != value:
-        raise InvalidAgentError(field, f"{field}: must be one of {', '.join(AgentStatus)}, got {value!r}")
-    return status
+    found = _STATUSES.get(str.__str__(value)) if isinstance(value, str) else None
+    if found is None:
+        got = f"'{printable(value, 60)}'" if isinstance(value, str) else type_name(value)
+        raise InvalidAgentError(field, f"{field}: must be one of {', '.join(_STATUSES)}, got {got}")
+    return found
 
 
-def _instant(field: str, value: object) -> datetime | None:
-    if value is None:
-        return None
-    if not isinstance(value, datetime):
-        raise InvalidAgentError(field, f"{field}: must be a datetime or None, got {type(value).__name__}")
-    if value.utcoffset() is None:
-        raise InvalidAgentError(field, f"{field}: must be aware (have a tzinfo), got the naive {value.isoformat()}")
-    return to_utc(value)
-
-
-def _load(field: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidAgentError(field, f"{field}: must be an int, got {type(value).__name__}")
-    if value < 0:
-        raise InvalidAgentError(field, f"{field}: must not be negative")
-    if value > _MAX_LOAD:
-        raise InvalidAgentError(
-            field, f"{field}: must be at most 2**63 - 1, got an integer of {value.bit_length()} bits"
-        )
-    return int(value)
-
-
-def _metadata(field: str, value: object) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise InvalidAgentError(field, f"{field}: must be a dict of strings, got {type(value).__name__}")
-    return {_text(f"{field} key", key): _text(f"{field}[{key!r}]", item) for key, item in value.items()}
-
+_STATUSES: Final = {status.value: status for status in AgentStatus}
 
 _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
-    "name": _text,
-    "capabilities": _capabilities,
+    "name": text,
+    "capabilities": capabilities,
     "status": _status,
-    "current_load": _load,
-    "max_load": _load,
-    "metadata": _metadata,
+    "current_load": load,
+    "max_load": load,
+    "metadata": metadata,
 }
 
 
@@ -252,7 +218,7 @@ class _Record(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     last_heartbeat: str
     current_load: int
     max_load: int
-    metadata: dict[str, str] = {}
+    metadata: Mapping[str, str] = _NO_METADATA
 
 
 def _encoded(agent: AgentInfo, last_heartbeat: str) -> bytes:
@@ -265,7 +231,7 @@ def _encoded(agent: AgentInfo, last_heartbeat: str) -> bytes:
             last_heartbeat=last_heartbeat,
             current_load=agent.current_load,
             max_load=agent.max_load,
-            metadata=agent.metadata,
+            metadata=agent.metadata or _NO_METADATA,
         )
     )
 
@@ -301,6 +267,11 @@ _decode_own = msgspec.json.Decoder(AgentInfo).decode
 _decode_foreign = msgspec.json.Decoder(_ForeignAgent).decode
 
 
+def status_of(stored: str) -> AgentStatus:
+    """Return the status that a stored text stands for: `UNKNOWN` where this library does not write it."""
+    return _STATUSES.get(stored, AgentStatus.UNKNOWN)
+
+
 def decode_agent(record: bytes | str) -> AgentInfo:
     """Return the agent that a record's JSON describes, whoever wrote it.
 
@@ -328,7 +299,7 @@ def _decode_tolerantly(record: bytes | str) -> AgentInfo:
             id=found.id,
             name=found.name or "",
             capabilities=found.capabilities or (),
-            status=AgentStatus(found.status or ""),
+            status=status_of(found.status or ""),
             last_heartbeat=parse_instant(found.last_heartbeat) if found.last_heartbeat else NEVER,
             current_load=found.current_load or 0,
             max_load=found.max_load or 0,

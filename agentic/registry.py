@@ -16,7 +16,7 @@ from typing import ClassVar, ParamSpec, Self, TypeVar, Unpack
 import anyio
 import anyio.lowlevel
 
-from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes, valid_id
+from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
 from agentic.clock import duration, positive_seconds
 from agentic.coalescing import own
 from agentic.errors import (
@@ -33,6 +33,7 @@ from agentic.findings import Finding
 from agentic.lanes import Lanes
 from agentic.session import AgentSession
 from agentic.tasks import finish
+from agentic.validation import valid_id
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, InvalidAgentError
-from agentic.agent import MAX_RECORD_BYTES, CorruptRecord, decode_agent, encode_agent, valid_agent
+from agentic.agent import CorruptRecord, decode_agent, encode_agent, valid_agent
 from agentic.clock import NEVER
+from agentic.validation import MAX_RECORD_BYTES
 
 GO_RECORDS = (Path(__file__).parent / "data" / "go-records.jsonl").read_text(encoding="utf-8").splitlines()
 
@@ -38,15 +45,62 @@ def test_what_is_encoded_is_decoded_the_same(agent: AgentInfo) -> None:
 
 
 @given(agents.map(lambda agent: replace(agent, last_heartbeat=None)))
-def test_a_checked_agent_equals_the_given_one_and_shares_no_metadata_with_it(agent: AgentInfo) -> None:
+def test_a_checked_agent_equals_the_given_one(agent: AgentInfo) -> None:
     checked = valid_agent(agent)
     assert checked == agent
-    assert checked.metadata is not agent.metadata
+    assert hash(checked) == hash(agent)
 
 
-@given(st.integers(0, 20_000), st.integers(0, 20_000))
+@given(agents)
+def test_an_agent_is_copied_pickled_and_encoded_as_it_is(agent: AgentInfo) -> None:
+    for each in (copy.copy(agent), copy.deepcopy(agent), pickle.loads(pickle.dumps(agent)), replace(agent)):
+        assert each == agent
+        assert hash(each) == hash(agent)
+        assert type(each.metadata) is type(agent.metadata)
+    assert msgspec.to_builtins(agent)["metadata"] == json.loads(json.dumps(agent.metadata)) == dict(agent.metadata)
+    assert msgspec.convert(msgspec.to_builtins(agent), AgentInfo) == agent
+
+
+MUTATIONS: list[Callable[[Any], object]] = [
+    lambda metadata: metadata.__setitem__("k", "x"),
+    lambda metadata: metadata.__delitem__("k"),
+    lambda metadata: metadata.__ior__({"k": "x"}),
+    lambda metadata: metadata.update(k="x"),
+    lambda metadata: metadata.setdefault("l", "x"),
+    lambda metadata: metadata.pop("k"),
+    lambda metadata: metadata.popitem(),
+    lambda metadata: metadata.clear(),
+]
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS)
+def test_metadata_cannot_be_changed(mutate: Callable[[Any], object]) -> None:
+    made = AgentInfo("a", metadata={"k": "v"})
+    for agent in (made, decode_agent(encode_agent(made)), replace(made, metadata={"k": "v"}), copy.copy(made)):
+        with pytest.raises(TypeError, match="cannot be changed"):
+            mutate(agent.metadata)
+        assert agent.metadata == {"k": "v"}
+        assert dict(agent.metadata) | {"k": "x"} == {"k": "x"}
+
+
+def test_no_field_can_be_set_and_lists_become_tuples() -> None:
+    capabilities = ["go"]
+    agent = AgentInfo("a", capabilities=capabilities, metadata=MappingProxyType({"k": "v"}))  # type: ignore[arg-type]
+    with pytest.raises(AttributeError):
+        agent.id = "b"  # type: ignore[misc]
+    assert {agent: 1}[AgentInfo("a", capabilities=("go",), metadata={"k": "v"})] == 1
+    assert replace(agent, capabilities=capabilities).capabilities == ("go",)
+
+
+def test_a_status_that_is_none_is_an_error_for_callers_and_unknown_when_read() -> None:
+    with pytest.raises(ValueError, match="availble"):
+        AgentStatus("availble")
+    assert decode_agent('{"id":"a","status":"availble"}').status is AgentStatus.UNKNOWN
+
+
+@given(st.integers(0, 20_000), st.integers(0, 256))
 def test_whatever_is_accepted_has_a_record_of_at_most_64_kib(controls: int, capabilities: int) -> None:
-    agent = AgentInfo("a", name="\0" * controls, capabilities=("",) * capabilities)
+    agent = AgentInfo("a", name="\0" * controls, capabilities=("\0" * 20,) * capabilities)
     size = len(encode_agent(agent))
     if size <= MAX_RECORD_BYTES:
         assert valid_agent(agent) == agent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -88,11 +89,16 @@ async def test_what_a_caller_holds_cannot_change_what_is_stored(registry: AgentR
     agent = AgentInfo("a", metadata=metadata, capabilities=capabilities)  # type: ignore[arg-type]
     stored = await registry.register(agent)
     capabilities.append("b")
-    metadata["k"] = stored.metadata["k"] = (await registry.get("a")).metadata["k"] = "changed"
-    (await registry.list())[0].metadata["k"] = "changed"
+    metadata["k"] = "changed"
+    assert (await registry.get("a")).metadata == {"k": "v"}
     updated = await registry.update("a", metadata=metadata)
-    metadata["k"] = updated.metadata["k"] = "changed again"
+    metadata["k"] = "changed again"
     found = await registry.get("a")
+    (listed,) = await registry.list()
+    for each in (agent, stored, updated, found, listed):
+        with pytest.raises(TypeError, match="cannot be changed"):
+            each.metadata["k"] = "x"  # type: ignore[index]
+        assert hash(each) == hash(copy.copy(each))
     assert found.metadata == {"k": "changed"}
     assert found.capabilities == ("a",)
 

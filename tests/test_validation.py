@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta, timezone
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from enum import StrEnum
 from typing import Any
 
 import pytest
 
 from agentic import AgentInfo, AgentRegistry, InvalidAgentError, MemoryRegistry
-from agentic.agent import MAX_RECORD_BYTES, encode_agent, valid_agent
+from agentic.agent import encode_agent, valid_agent
+from agentic.validation import MAX_RECORD_BYTES
 from tests.stores import Store
 
 SURROGATE = "\ud800"
@@ -34,7 +37,9 @@ WRONG_FIELDS: list[tuple[str, object, str, str]] = [
     ("status", "draining", "status", "must be one of available, busy, offline, unknown, got 'draining'"),
     ("status", "", "status", "must be one of"),
     ("status", None, "status", "must be one of"),
-    ("status", 1, "status", "must be one of"),
+    ("status", 1, "status", "must be one of available, busy, offline, unknown, got int"),
+    ("status", "BUSY", "status", "must be one of"),
+    ("status", "a\nb", "status", r"got 'a\nb'"),
     ("current_load", -1, "current_load", "must not be negative"),
     ("current_load", True, "current_load", "must be an int, got bool"),
     ("current_load", 1.0, "current_load", "must be an int, got float"),
@@ -48,13 +53,64 @@ WRONG_FIELDS: list[tuple[str, object, str, str]] = [
     ("metadata", {1: "a"}, "metadata key", "must be a string, got int"),
     ("metadata", {SURROGATE: "a"}, "metadata key", "lone surrogate"),
     ("metadata", {"a": SURROGATE}, "metadata['a']", "lone surrogate"),
+    ("metadata", {"k\n" * 100: 1}, "metadata['" + r"k\n" * 20 + "...']", "must be a string, got int"),
 ]
+
+
+class BrokenZone(tzinfo):
+    def utcoffset(self, instant: datetime | None, /) -> timedelta:
+        raise RuntimeError("no zone")
+
+    def dst(self, instant: datetime | None, /) -> None: ...
+
+    def tzname(self, instant: datetime | None, /) -> None: ...
 
 
 def short(value: object) -> str | None:
     """Name a test by a value of any length."""
-    text = str(value)
+    text = repr(value)
     return f"{text[:10]}... of {len(text)}" if len(text) > 100 else None
+
+
+HUGE_FIELDS: dict[str, tuple[Callable[[], tuple[str, object]], str, str]] = {
+    "name": (lambda: ("name", "x" * 50_000_000), "name", "must be at most 65536 characters, got 50000000"),
+    "wide name": (lambda: ("name", "é" * 20_000_000), "name", "must be at most 65536 characters, got 20000000"),
+    "status": (lambda: ("status", "x" * 10_000_000), "status", "must be one of"),
+    "load": (lambda: ("max_load", 10**100_000), "max_load", "got an integer of 332193 bits"),
+    "257 capabilities": (lambda: ("capabilities", ("",) * 257), "capabilities", "at most 256 entries, got 257"),
+    "capabilities": (lambda: ("capabilities", ("",) * 3_000_000), "capabilities", "at most 256 entries, got 3000000"),
+    "long capabilities": (
+        lambda: ("capabilities", ("x" * 10_000_000,) * 256),
+        "capabilities[0]",
+        "must be at most 65536 characters, got 10000000",
+    ),
+    "capabilities together": (lambda: ("capabilities", ("\0" * 60_000,) * 256), "agent", "at most 65536 bytes of JSON"),
+    "metadata": (lambda: ("metadata", dict.fromkeys(map(str, range(257)), "")), "metadata", "256 entries, got 257"),
+    "metadata key": (lambda: ("metadata", {"k" * 10_000_000: 1}), "metadata key", "must be at most 65536 characters"),
+    "metadata together": (
+        lambda: ("metadata", dict.fromkeys(map(str, range(256)), "é" * 60_000)),
+        "agent",
+        "at most 65536 bytes of JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "named", "problem"), HUGE_FIELDS.values(), ids=HUGE_FIELDS)
+async def test_a_huge_field_is_refused_in_a_short_message_before_any_io(
+    make: Callable[[], tuple[str, object]], named: str, problem: str
+) -> None:
+    field, value = make()
+    for call in (
+        MemoryRegistry().register(AgentInfo("a", **{field: value})),  # type: ignore[arg-type]
+        MemoryRegistry().update("a", **{field: value}),  # type: ignore[arg-type]
+    ):
+        started_at = time.monotonic()
+        with pytest.raises(InvalidAgentError) as caught:  # Not RegistryClosedError: the check comes first.
+            await call
+        assert caught.value.field == named
+        assert problem in str(caught.value)
+        assert len(str(caught.value)) < 300
+        assert time.monotonic() - started_at < 2
 
 
 WRONG_AT_REGISTRATION = [
@@ -62,6 +118,7 @@ WRONG_AT_REGISTRATION = [
     ("last_heartbeat", datetime(2026, 1, 1), "last_heartbeat", "must be aware"),
     ("last_heartbeat", "2026-01-01T00:00:00Z", "last_heartbeat", "must be a datetime or None, got str"),
     ("last_heartbeat", 0, "last_heartbeat", "must be a datetime or None, got int"),
+    ("last_heartbeat", datetime(2026, 1, 1, tzinfo=BrokenZone()), "last_heartbeat", "its tzinfo failed: no zone"),
 ]
 
 
@@ -76,6 +133,7 @@ async def test_register_refuses_a_wrong_field(
     assert caught.value.field == named
     assert problem in str(caught.value)
     assert named.partition("[")[0] in str(caught.value).lower()
+    assert len(str(caught.value)) < 300
     assert (caught.value.code, isinstance(caught.value, ValueError)) == (400, True)
     assert await registry.list() == [kept]
 
@@ -137,6 +195,49 @@ async def test_an_update_that_makes_the_record_too_long_is_refused(registry: Age
     assert caught.value.field == "agent"
     assert await registry.get("a") == stored
     assert len((await registry.update("a", name="", metadata={"big": "y" * 30_000})).metadata["big"]) == 30_000
+
+
+async def test_a_record_of_256_capabilities_and_entries_is_taken(registry: AgentRegistry) -> None:
+    numbers = tuple(map(str, range(256)))
+    stored = await registry.register(AgentInfo("a", capabilities=numbers, metadata=dict.fromkeys(numbers, "")))
+    assert await registry.get("a") == stored
+    assert (await registry.update("a", capabilities=numbers)).capabilities == numbers
+
+
+async def test_an_unknown_field_of_an_update_is_named_in_a_short_message() -> None:
+    with pytest.raises(TypeError, match=r"cannot change 'xxx\\n") as caught:
+        await MemoryRegistry().update("a", **{"xxx\n" * 1000: 1})  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 200
+
+
+class Instant(datetime):
+    pass
+
+
+class Strange(str):
+    def __repr__(self) -> str:
+        raise RuntimeError("not to be called")
+
+    __str__ = __format__ = __repr__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 1
+
+
+def test_methods_of_subclasses_are_not_called() -> None:
+    strange = Strange("x")
+    checked = valid_agent(
+        AgentInfo(strange, strange, (strange,), metadata={strange: strange}, last_heartbeat=Instant.now(UTC))
+    )
+    assert type(checked.last_heartbeat) is datetime
+    for text in (checked.id, checked.name, *checked.capabilities, *checked.metadata, *checked.metadata.values()):
+        assert type(text) is str
+        assert text == "x"
+    with pytest.raises(InvalidAgentError, match="status: must be one of"):
+        valid_agent(AgentInfo("a", status=Strange("busy!")))  # type: ignore[arg-type]
 
 
 class Shade(StrEnum):

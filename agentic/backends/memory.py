@@ -69,7 +69,7 @@ class MemoryRegistry(AgentRegistry):
         for agent in agents:
             stamped = agent.stamped(now)
             self._leases[agent.id] = _Lease(stamped, renewed_at=now)
-            stored.append(_copy(stamped))
+            stored.append(stamped)
         return stored
 
     async def _touch(self, ids: Sequence[str]) -> Sequence[bool]:
@@ -87,7 +87,7 @@ class MemoryRegistry(AgentRegistry):
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | None]:
         now = self._now()
         leases = [self._lease(agent_id, now) for agent_id in ids]
-        return [None if lease is None else _copy(lease.agent) for lease in leases]
+        return [None if lease is None else lease.agent for lease in leases]
 
     async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         now = self._now()
@@ -102,7 +102,7 @@ class MemoryRegistry(AgentRegistry):
         except InvalidAgentError as error:
             return error
         lease.agent = changed
-        return _copy(changed)
+        return changed
 
     async def _delete(self, ids: Sequence[str]) -> Sequence[bool]:
         now = self._now()
@@ -152,8 +152,3 @@ class MemoryRegistry(AgentRegistry):
     def _id_pages(self) -> Iterator[list[str]]:
         ids = list(self._leases)
         return (ids[start : start + PAGE_SIZE] for start in range(0, len(ids), PAGE_SIZE))
-
-
-def _copy(agent: AgentInfo) -> AgentInfo:
-    """Return the agent with a `metadata` of its own, so that a caller's changes to it reach nobody."""
-    return replace(agent, metadata=dict(agent.metadata))

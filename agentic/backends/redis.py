@@ -16,13 +16,11 @@ import redis.asyncio as aioredis
 from redis.asyncio.client import Pipeline
 
 from agentic.agent import (
-    MAX_RECORD_BYTES,
     AgentChanges,
     AgentInfo,
     CorruptRecord,
     decode_agent,
     encode_to_stamp,
-    too_large,
 )
 from agentic.backends.redis_client import CONNECT_TIMEOUT, DRIVER_ERRORS, backend_error, make_client
 from agentic.backends.redis_cluster import Cluster
@@ -60,6 +58,7 @@ from agentic.options import count, text
 from agentic.registry import AgentRegistry
 from agentic.text import type_name
 from agentic.urls import StoreURL, refuse_url
+from agentic.validation import MAX_RECORD_BYTES, too_large
 
 NO_OTHER_TYPE: Final = (b"none", b"string")
 """Types of what a key without a record holds: a string has been made since it was read."""

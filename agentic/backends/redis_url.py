@@ -93,14 +93,14 @@ def _place(url: StoreURL) -> dict[str, Any]:
             malformed("a cluster has no database but 0")
         return {"cluster": [_address(host, PORT) for host in url.hosts], "db": 0}
     if kind == "sentinel":
-        service, *database = url.segments or ("",)
+        service = url.segments[0] if url.segments else ""
         if not service:
             malformed("name the service that the sentinels watch, as in redis+sentinel://host:26379/mymaster")
         addresses = [_address(host, SENTINEL_PORT) for host in url.hosts]
-        return {"sentinels": addresses, "service": service, "db": _database(database)}
-    if len(url.hosts) > 1:
+        return {"sentinels": addresses, "service": service, "db": _database(url.segments[1:])}
+    (host, port), *others = url.hosts
+    if others:
         malformed("several hosts are for redis+sentinel:// and redis+cluster://")
-    host, port = url.hosts[0]
     return {"host": host or "localhost", "port": port or PORT, "db": _database(url.segments)}
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from agentic.agent import AgentInfo, AgentStatus
+from agentic.agent import AgentInfo, status_of
 from agentic.clock import NEVER, checked_utc, format_instant, parse_instant
 from agentic.errors import BackendRejectedError
 
@@ -134,7 +134,7 @@ class _Row(msgspec.Struct, array_like=True):
     id: str
     name: str
     capabilities: str
-    status: AgentStatus
+    status: str
     last_heartbeat: datetime
     current_load: int
     max_load: int
@@ -160,7 +160,7 @@ def agent_of(row: tuple[object, ...]) -> AgentInfo:
         id=found.id,
         name=found.name,
         capabilities=(_decode_capabilities(found.capabilities) or ()) if found.capabilities not in ("", "[]") else (),
-        status=found.status,
+        status=status_of(found.status),
         last_heartbeat=instant if instant.tzinfo is UTC else checked_utc(instant),
         current_load=found.current_load,
         max_load=found.max_load,
