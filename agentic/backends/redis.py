@@ -10,7 +10,6 @@ from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-import anyio
 import msgspec
 import redis.asyncio as aioredis
 from redis.asyncio.client import Pipeline
@@ -22,7 +21,7 @@ from agentic.agent import (
     decode_agent,
     encode_to_stamp,
 )
-from agentic.backends.redis_client import CONNECT_TIMEOUT, DRIVER_ERRORS, backend_error, make_client
+from agentic.backends.redis_client import CONNECT_TIMEOUT, DRIVER_ERRORS, backend_error, hint_of_closing, make_client
 from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict, redis_findings
 from agentic.backends.redis_keys import Keys, ShardedKeys, id_in, valid_prefix
@@ -141,6 +140,7 @@ class RedisRegistry(AgentRegistry):
             "sentinel_password": sentinel_password,
             "sentinel_tls": sentinel_tls,
         }
+        self._options: dict[str, Any] = {}
         if client is None:
             parts = StoreURL.parse(url)
             self.url = str(parts)
@@ -165,38 +165,33 @@ class RedisRegistry(AgentRegistry):
             self._servers = OneServer(client, self.max_connections, self.timeout)
         if self._client is None:
             self._servers_to_close = self._servers
-        await self._ping()
-        await self._warn_of_eviction()
-
-    async def _warn_of_eviction(self) -> None:
-        for node in await self._servers.nodes():
-            try:
-                policy = may_evict(await self._servers.ask(node, "INFO", "memory"))
-            except BackendRejectedError:
-                return  # A user without that right; `agentic doctor` says so.
-            if policy is not None:
-                self._logger.warning(
-                    "the server may evict agents when its memory is full: maxmemory-policy is %s, not noeviction",
-                    policy,
-                )
-
-    async def _disconnect(self) -> None:
-        if self._servers_to_close is not None:
-            servers, self._servers_to_close = self._servers_to_close, None
-            await servers.aclose()
-
-    async def _ping(self) -> None:
         seconds = min(CONNECT_TIMEOUT, self.timeout)
         try:
-            with anyio.fail_after(seconds):
+            async with asyncio.timeout(seconds):
                 await self._servers.ping()
+                await asyncio.gather(*map(self._warn_of_eviction, await self._servers.nodes()))
         except TimeoutError as error:
             raise BackendUnavailableError(
                 f"failed to connect to Redis: no answer within {seconds:g} s; "
                 "a port speaks TLS (rediss://) or does not (redis://)"
             ) from error
         except DRIVER_ERRORS as error:
-            raise backend_error(error, "failed to connect to Redis", connecting=True) from error
+            raise backend_error(error, "failed to connect to Redis", hint_of_closing(self._options)) from error
+
+    async def _warn_of_eviction(self, node: Any) -> None:
+        try:
+            policy = may_evict(await self._servers.ask(node, "INFO", "memory"))
+        except BackendRejectedError:
+            return  # A user without that right; `agentic doctor` says so.
+        if policy is not None:
+            self._logger.warning(
+                "the server may evict agents when its memory is full: maxmemory-policy is %s, not noeviction", policy
+            )
+
+    async def _disconnect(self) -> None:
+        if self._servers_to_close is not None:
+            servers, self._servers_to_close = self._servers_to_close, None
+            await servers.aclose()
 
     # --- agents, by id ---
 

@@ -156,15 +156,30 @@ _HINTS: Final = {
 _CODE: Final = re.compile(rf"\b({'|'.join((*_FOR_NOW, *_HINTS))})\b")
 
 
-def backend_error(error: Exception, what: str, *, connecting: bool = False) -> BackendError:
-    """Return what a driver's error means to callers; it never holds a password."""
+def hint_of_closing(options: dict[str, Any]) -> str:
+    """Return why a server may close a connection that is made with these options, before it has answered."""
+    if not options.get("ssl"):
+        return "if it closes at once, it may speak TLS, which rediss:// is for"
+    if "ssl_certfile" in options:
+        return "it may not accept the client's certificate: see cert and key"
+    return "it may want a certificate of its clients: see cert and key"
+
+
+def backend_error(error: Exception, what: str, when_closed: str = "") -> BackendError:
+    """Return what a driver's error means to callers; it never holds a password.
+
+    Args:
+        error: The driver's.
+        what: What failed, which the message begins with.
+        when_closed: What to say where the server has closed the connection.
+    """
     answer = _answer(error)
     if isinstance(answer, Refused):
         return BackendRejectedError(f"{what}: {answer}")
     if isinstance(error, MISREAD):
         return BackendUnavailableError(f"{what}: the driver could not read an answer ({type(error).__name__}: {error})")
     code = _code(answer)
-    hint = _HINTS.get(code, "") or _hint(answer, connecting)
+    hint = _HINTS.get(code, "") or _hint(answer, when_closed)
     told = str(error) if str(answer) in str(error) else f"{error}: {answer}"
     message = f"{what}: {told}{hint and '; '}{hint}"
     if code:
@@ -208,13 +223,15 @@ _CLASSES: Final[dict[type[Exception], str]] = {
 }
 
 
-def _hint(error: Exception, connecting: bool) -> str:
+def _hint(error: Exception, when_closed: str) -> str:
     if _caused_by(error, ssl.SSLCertVerificationError):
         return "the server's certificate is not trusted, or is another host's: see the options for rediss://"
+    if _caused_by(error, ssl.SSLError) and re.search("alert.*(certificate|unknown ca)", str(error), re.IGNORECASE):
+        return "the server wants another certificate of its clients: see cert and key"
     if _caused_by(error, ssl.SSLError):
         return "does this port speak TLS? redis:// is for those that do not"
-    if connecting and "closed by server" in str(error).lower():
-        return "if it closes at once, it may speak TLS, which rediss:// is for"
+    if re.search("closed by server|reset by peer", str(error), re.IGNORECASE):
+        return when_closed
     if "cluster support disabled" in str(error):
         return "it is no cluster: redis:// is for a single server"
     return ""

@@ -60,6 +60,10 @@ class Cluster(Servers):
             self._looking.cancel()
             await asyncio.wait([self._looking])
         await self._client.aclose()
+        # The driver leaves open what it had when it was cancelled while it found out where the slots are.
+        nodes = self._client.nodes_manager
+        for node in (*nodes.startup_nodes.values(), *nodes.nodes_cache.values()):
+            await node.disconnect()
 
     async def nodes(self) -> Sequence[Any]:
         async def call() -> list[ClusterNode]:

@@ -133,6 +133,7 @@ def in_step(reply: Any, length: int) -> Sequence[Any]:
     Raises:
         OutOfStep: It is something else.
     """
-    if not isinstance(answered(reply), (list, tuple)) or len(reply) != length:
+    answer: Sequence[Any] = answered(reply)
+    if not isinstance(answer, (list, tuple)) or len(answer) != length:
         raise OutOfStep(f"an answer is not the list of {length} that was asked for: the connection is out of step")
-    return reply
+    return answer
