@@ -13,7 +13,8 @@ import redis
 
 from agentic import AgentInfo, AgentStatus, BackendRejectedError, BackendUnavailableError, RedisRegistry
 from agentic.backends.redis_keys import Keys
-from agentic.backends.redis_servers import OneServer, Scanned, Servers
+from agentic.backends.redis_server_info import LATEST
+from agentic.backends.redis_servers import OneServer, Page, Scanned, Servers
 from agentic.backends.redis_walk import MOST_ROUNDS, Walk
 from tests.redis_fleet import SERVICE, RedisCluster, SentinelTrio
 from tests.redis_server import RedisServer
@@ -83,7 +84,7 @@ async def test_a_server_that_is_another_one_each_time_is_an_error() -> None:
 
         async def page(self, node: Any, keys: Sequence[bytes], scan: Any) -> Any:
             self.runs += 1
-            return [None] * len(keys), Scanned(b"%d" % self.runs, 1, [])
+            return Page([None] * len(keys), [LATEST] * len(keys), Scanned(b"%d" % self.runs, 1, []))
 
     servers: Servers = Unsteady()
     with pytest.raises(BackendUnavailableError, match="again and again"):

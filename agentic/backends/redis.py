@@ -338,7 +338,8 @@ class RedisRegistry(AgentRegistry):
         except CorruptRecord as error:
             return self._corrupt(key, str(error))
         if self._keys.agent(agent.id) == key:
-            return agent.stamped(now)
+            heartbeat = agent.last_heartbeat
+            return agent if heartbeat is not None and heartbeat <= now else agent.stamped(now)
         return self._corrupt(key, "it names the id of another key")
 
     def _corrupt(self, key: bytes, why: str) -> CorruptRecordError:

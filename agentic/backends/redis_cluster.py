@@ -91,15 +91,15 @@ class Cluster(Servers):
         return await self.driven(call, repeatable=True)
 
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
-        records, scanned = await asyncio.gather(self._records(keys), self._scanned(node, scan))
-        for record in records:
-            if isinstance(record, BackendError):
-                raise record
-        return records, scanned
+        readings, scanned = await asyncio.gather(self._readings(keys), self._scanned(node, scan))
+        return Page([record for record, _ in readings], [now for _, now in readings], scanned)
 
-    async def _records(self, keys: Sequence[bytes]) -> list[Any]:
+    async def _readings(self, keys: Sequence[bytes]) -> Sequence[tuple[bytes | None, datetime]]:
         batch = Batch(keys)
         await self.run(requests(Read, batch, by_family(keys)))
+        for reading in batch.outcomes:
+            if isinstance(reading, BackendError):
+                raise reading
         return batch.outcomes
 
     async def _scanned(self, node: ClusterNode, scan: Command | None) -> Scanned | None:

@@ -7,18 +7,19 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from itertools import repeat
 from math import inf
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import redis.asyncio as aioredis
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
     MaxConnectionsError,
     MovedError,
     ReadOnlyError,
+    ResponseError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -63,11 +64,12 @@ class Scanned(NamedTuple):
     keys: list[bytes]
 
 
-Reading = tuple[bytes | None, datetime]
-"""What a key holds, None where it is not there or no string, and the time of the server that said so."""
+class Page(NamedTuple):
+    """What keys hold, None where it is not there or no string, the time of each one's server, and a step of a scan."""
 
-Page = tuple[list[Reading], Scanned | None]
-"""What the keys of a page hold, and the step of a scan that was taken beside them."""
+    records: Sequence[bytes | None]
+    times: Sequence[datetime]
+    scanned: Scanned | None
 
 
 # As bytes, so that the driver gives the answer as it is: it would read all of it, for one line.
@@ -243,10 +245,7 @@ class OneServer(Servers):
             Refused: It is of another kind, or a replica that may not be asked.
         """
         questions = self._role_questions
-        pipeline = self._client.pipeline(transaction=False)
-        for command in (*questions, *commands, *self._time_question):
-            pipeline.execute_command(*command)
-        replies = await pipeline.execute(raise_on_error=False)
+        replies = await _piped(self._client.connection_pool, [*questions, *commands, *self._time_question])
         greeting = Greeting.of(replies[0])
         greeting.check_kind(Kind.SINGLE)
         if not greeting.is_primary and self._wants_primary:
@@ -283,8 +282,8 @@ class OneServer(Servers):
 
         async def call() -> Page:
             replies, now = await self._exchange(*commands)
-            records = zip(in_step(replies[0], len(keys)), repeat(now)) if keys else ()
-            return list(records), None if scan is None else scanned_by(*replies[-2:])
+            records = in_step(replies[0], len(keys)) if keys else ()
+            return Page(records, [now] * len(keys), None if scan is None else scanned_by(*replies[-2:]))
 
         return await self.driven(call, repeatable=True)
 
@@ -302,6 +301,23 @@ class OneServer(Servers):
         pool = self._client.connection_pool
         if waited >= self._timeout / 2 and isinstance(pool, Pool):
             pool.drop_idle()
+
+
+async def _piped(pool: aioredis.ConnectionPool, commands: Sequence[Command]) -> list[Any]:
+    """Send commands in one go, as a pipeline of the driver does but with less about it; return replies and errors."""
+    connection: AbstractConnection = await cast("Any", pool).get_connection()
+    try:
+        await connection.send_packed_command(connection.pack_commands(commands))
+        return [await _reply_on(connection) for _ in commands]
+    finally:
+        await pool.release(connection)
+
+
+async def _reply_on(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 async def _with_connection(call: Callable[[], Awaitable[T]]) -> T:

@@ -18,6 +18,11 @@ Record = tuple[bytes, bytes | None, datetime]
 """A key, what it holds (None where it has gone since it was scanned, or is no string), and its server's time."""
 
 PAGE_SIZE: Final = 500
+"""How many records a page has at most, and how many keys a step of a scan passes at least."""
+
+LONGEST_STEP: Final = 8_000
+"""How many keys a step of a scan passes at most: while it does, some milliseconds, the server does nothing else."""
+
 MOST_ROUNDS: Final = 3
 """How often a walk is begun: anew where its server became another one, or slots moved between servers."""
 
@@ -68,16 +73,28 @@ class Walk:
 
     async def _round_trips(self, node: Any) -> AsyncGenerator[list[Record], None]:
         for _ in range(MOST_ROUNDS):
-            _, scanned = await self._servers.page(node, [], self._scan(0))
+            step, cursor, found = PAGE_SIZE, 0, list[bytes]()
+            _, _, scanned = await self._servers.page(node, [], self._scan(cursor, step))
             server = scanned and scanned.server
-            while scanned is not None and scanned.server == server:
-                keys = self._seen.only_new(self._keys.own(scanned.keys))
-                following = self._scan(scanned.cursor) if scanned.cursor else None
-                records, scanned = await self._servers.page(node, keys, following)
-                yield [(key, record, now) for key, (record, now) in zip(keys, records, strict=True)]
-            if scanned is None:
-                return
+            while scanned is None or scanned.server == server:
+                if scanned is not None:
+                    own = self._keys.own(scanned.keys)
+                    step, cursor = _next_step(step, len(own)), scanned.cursor
+                    found += own
+                if not cursor and not found:
+                    return
+                keys, found = self._seen.only_new(found[:PAGE_SIZE]), found[PAGE_SIZE:]
+                following = self._scan(cursor, step) if cursor and len(found) < PAGE_SIZE else None
+                records, times, scanned = await self._servers.page(node, keys, following)
+                yield list(zip(keys, records, times, strict=True))
         raise BackendUnavailableError("the server became another one again and again while its agents were read")
 
-    def _scan(self, cursor: int) -> Command:
-        return ("SCAN", cursor, "MATCH", self._keys.pattern, "COUNT", PAGE_SIZE)
+    def _scan(self, cursor: int, step: int) -> Command:
+        return ("SCAN", cursor, b"MATCH", self._keys.pattern, b"COUNT", step)
+
+
+def _next_step(step: int, found: int) -> int:
+    """Return how many keys to pass next: more where few of them are the registry's, fewer where a page overflows."""
+    if found < PAGE_SIZE / 2:
+        return min(2 * step, LONGEST_STEP)
+    return max(step * PAGE_SIZE // found, PAGE_SIZE) if found > 2 * PAGE_SIZE else step
