@@ -31,6 +31,7 @@ from agentic.validation import (
 _SURELY_SMALL: Final = 10_000
 """Strings plus characters: JSON needs at most 6 bytes for each, so below this a record is surely small enough."""
 
+_set: Final = msgspec.structs.force_setattr
 _NO_METADATA: Final = FrozenDict[str, str]()
 
 
@@ -71,10 +72,12 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False):
     metadata: Mapping[str, str] = _NO_METADATA
 
     def __post_init__(self) -> None:
-        if type(self.metadata) is not FrozenDict and isinstance(self.metadata, Mapping):
-            msgspec.structs.force_setattr(self, "metadata", FrozenDict(self.metadata))
+        # Called for each agent that is read: what is usual is told by its exact type.
+        metadata = self.metadata
+        if type(metadata) is not FrozenDict and (type(metadata) is dict or isinstance(metadata, Mapping)):
+            _set(self, "metadata", FrozenDict(metadata))
         if type(self.capabilities) is not tuple and isinstance(self.capabilities, list):
-            msgspec.structs.force_setattr(self, "capabilities", tuple(self.capabilities))
+            _set(self, "capabilities", tuple(self.capabilities))
 
     def stamped(self, now: datetime) -> AgentInfo:
         """Return the agent as a store whose time is `now` keeps it: never heard from later than that."""

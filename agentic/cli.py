@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
@@ -17,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from agentic.agent import AgentInfo, AgentStatus, encode_agent
-from agentic.config import RegistryConfig, open_registry
+from agentic.config import as_config, open_registry, shared
 from agentic.demo import Summary, run_demo, scratch_registry
 from agentic.demo_screen import shown
 from agentic.doctor import examine
@@ -67,7 +65,7 @@ app = typer.Typer(
 
 Url = Annotated[
     str | None,
-    typer.Option("--url", help="The store, such as redis://localhost:6379/0; or AGENTIC_URL; else the SQLite file."),
+    typer.Option("--url", help="The store, such as redis://localhost:6379/0; else the AGENTIC_* variables."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Id = Annotated[str, typer.Argument(metavar="ID")]
@@ -224,7 +222,7 @@ def demo(
         async with registry, shown(registry, live=live) as tell:
             return await run_demo(registry, agents, tell)
 
-    with scratch_registry(_config(url)) as (registry, place):
+    with scratch_registry(as_config(url)) as (registry, place):
         out.print(f"store: {place}; the registry's own agents are not touched")
         summary = asyncio.run(play(registry))
     out.print(
@@ -240,18 +238,10 @@ def _on_registry(url: str | None, run: Callable[[AgentRegistry], Awaitable[None]
     """Run a coroutine function on the open registry."""
 
     async def opened() -> None:
-        async with open_registry(_config(url)) as registry:
+        async with open_registry(shared(as_config(url))) as registry:
             await run(registry)
 
     asyncio.run(opened())
-
-
-def _config(url: str | None) -> RegistryConfig:
-    """Return the store to use: the URL given, else the environment's, else the default SQLite file."""
-    if url is not None:
-        return RegistryConfig(url=url or "none")
-    config = RegistryConfig.from_env()
-    return config if config.url or os.environ.get("AGENTIC_BACKEND") else replace(config, backend="sqlite")
 
 
 async def _for_each(agent_ids: Sequence[str], call: Callable[[str], Awaitable[object]]) -> None:

@@ -26,6 +26,18 @@ def system_clock() -> datetime:
     return datetime.now(UTC)
 
 
+def read(clock: Clock) -> datetime:
+    """Return the instant that a clock shows, in UTC.
+
+    Raises:
+        ConfigurationError: It returned something else than an aware `datetime`.
+    """
+    now = clock()
+    if not isinstance(now, datetime) or now.utcoffset() is None:
+        raise ConfigurationError(f"clock: must return an aware datetime, got {type_name(now)}")
+    return to_utc(now)
+
+
 def to_utc(instant: datetime) -> datetime:
     """Return the same instant in UTC, or the nearest that UTC can hold, at the very ends of the calendar."""
     try:

@@ -164,7 +164,7 @@ def open_registry(url_or_config: str | RegistryConfig | Mapping[str, Any] | None
         ConfigurationError: It names no store, or contradicts itself, or an option is wrong; no secret appears in the
             message.
     """
-    config = resolved(_config(url_or_config))
+    config = resolved(as_config(url_or_config))
     options = {name: value for name, value in _given(config).items() if name in OPTIONS[config.backend]}
     match config.backend:
         case "memory":
@@ -195,7 +195,24 @@ def resolved(config: RegistryConfig) -> RegistryConfig:
     return replace(config, backend=backend)
 
 
-def _config(source: str | RegistryConfig | Mapping[str, Any] | None) -> RegistryConfig:
+def shared(config: RegistryConfig) -> RegistryConfig:
+    """Return the configuration, resolved, of a store that other programs see, for one that looks at their agents.
+
+    Raises:
+        ConfigurationError: It is wrong, or names the memory store, as it does where nothing is given.
+    """
+    config = resolved(config)
+    if config.backend == "memory":
+        raise ConfigurationError("no program sees another's memory: name a store by its URL, as in AGENTIC_URL")
+    return config
+
+
+def as_config(source: str | RegistryConfig | Mapping[str, Any] | None) -> RegistryConfig:
+    """Return the configuration that `open_registry` makes of its argument.
+
+    Raises:
+        ConfigurationError: It is none of the types, or has a wrong option.
+    """
     match source:
         case None:
             return RegistryConfig.from_env()

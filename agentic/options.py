@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -99,4 +98,4 @@ def shown_number(value: float) -> str:
     """Return a number as a message shows it; the digits of a large int may be too many to convert at all."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
-    return f"{value:d}" if isinstance(value, int) else f"{value:g}" if math.isfinite(value) else str(float(value))
+    return str(int(value) if isinstance(value, int) else float(value))

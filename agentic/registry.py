@@ -33,6 +33,7 @@ from agentic.findings import Finding
 from agentic.lanes import Lanes
 from agentic.session import AgentSession
 from agentic.tasks import finish
+from agentic.text import type_name
 from agentic.validation import valid_id
 
 P = ParamSpec("P")
@@ -148,6 +149,12 @@ class AgentRegistry(ABC):
     ) -> None:
         await self.aclose()
 
+    def __getstate__(self) -> object:
+        """Refuse to copy or pickle an open registry: the copy would wait for answers that only the original gets."""
+        if self._busy or self._open_lanes is not None:
+            raise TypeError("an open registry cannot be copied or pickled")
+        return vars(self)
+
     # --- one agent ---
 
     async def register(self, agent: AgentInfo) -> AgentInfo:
@@ -194,7 +201,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed, or the record of one agent is corrupt; others may have been stamped.
         """
         if isinstance(ids, str) or not isinstance(ids, Iterable):
-            raise InvalidAgentError("ids", f"ids: must be an iterable of ids, got {type(ids).__name__}")
+            raise InvalidAgentError("ids", f"ids: must be an iterable of ids, got {type_name(ids)}")
         unique = list(dict.fromkeys(valid_id(agent_id) for agent_id in ids))
         touch = self._lanes.touch
         outcomes = await asyncio.gather(*(touch(agent_id, agent_id) for agent_id in unique))

@@ -63,7 +63,7 @@ def is_terminal() -> bool:
 
 def escaped(text: str) -> Text:
     """Return a whole text with its control characters escaped, free of markup."""
-    return Text(printable(text, longest=len(text)))
+    return Text(printable(text, longest=None))
 
 
 def print_json(value: bytes) -> None:

@@ -8,16 +8,17 @@ LONGEST: Final = 200
 """Characters that a message shows of a text at most, escapes included."""
 
 
-def printable(text: str, longest: int = LONGEST) -> str:
+def printable(text: str, longest: int | None = LONGEST) -> str:
     r"""Return a text with every character that is not printable escaped, cut after `longest` characters.
 
     Newlines, terminal codes, bidirectional controls and lone surrogates become escapes such as `\n` or `\x1b`.
     """
-    plain = str.__str__(text)  # A subclass may define methods of its own.
-    cut = plain[: longest + 1]
-    if not cut.isprintable():
-        cut = "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
-    return cut if len(cut) <= longest else f"{cut[:longest]}..."
+    shown = str.__str__(text)  # A subclass may define methods of its own.
+    if longest is not None:
+        shown = shown[: longest + 1]
+    if not shown.isprintable():
+        shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
+    return shown if longest is None or len(shown) <= longest else f"{shown[:longest]}..."
 
 
 def type_name(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -24,8 +25,8 @@ settings.load_profile("agentic")
 def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the tests off the user's own registry and variables."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    for name in ("BACKEND", "PATH", "URL", "PREFIX", "TTL"):
-        monkeypatch.delenv(f"AGENTIC_{name}", raising=False)
+    for name in [name for name in os.environ if name.startswith("AGENTIC_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

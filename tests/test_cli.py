@@ -25,11 +25,13 @@ from tests.stores import LONG_AGO
 Command = Callable[..., Result]
 
 
-@pytest.fixture(params=["default", "sqlite", "redis"])
+@pytest.fixture(params=["backend", "sqlite", "redis"])
 def agentic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """The command with its store said in each way: not at all, by option, by environment."""
+    """The command with its store named in each way: by its backend alone, by option, by URL in the environment."""
     options: tuple[str, ...] = ()
-    if request.param == "sqlite":
+    if request.param == "backend":
+        monkeypatch.setenv("AGENTIC_BACKEND", "sqlite")
+    elif request.param == "sqlite":
         options = ("--url", f"sqlite:///{tmp_path}/cli.db")
     elif request.param == "redis":
         url = f"{request.getfixturevalue('redis_url')}?prefix=test-cli-{tmp_path.name}"
@@ -165,6 +167,28 @@ def test_the_demo_shows_a_fleet_and_leaves_real_agents_alone(
         assert asyncio.run(real_agents(register=False)) == before
 
 
+@pytest.mark.parametrize("url", [(), ("--url", "memory://")])
+@pytest.mark.parametrize("command", ["ls", "doctor", "get a", "register a"])
+def test_a_store_that_nobody_else_sees_is_refused(command: str, url: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, [*command.split(), *url])
+    assert done.exit_code == 1
+    assert "name a store by its URL, as in AGENTIC_URL" in done.stderr
+    assert list(Path.home().iterdir()) == []
+
+
+def test_a_path_in_the_environment_is_the_store_of_program_and_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AGENTIC_PATH", str(tmp_path / "fleet.db"))
+
+    async def register() -> None:
+        async with open_registry() as registry:
+            await registry.register(AgentInfo("worker"))
+
+    asyncio.run(register())
+    assert "worker" in CliRunner().invoke(app, ["ls"]).stdout
+
+
 def test_the_demo_shows_a_live_table_on_a_terminal() -> None:
     terminal, end = pty.openpty()
     command = [sys.executable, "-m", "agentic", "demo", "--agents", "6", "--url", "memory://"]
@@ -190,7 +214,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ})
 
 
-def test_the_module_runs_as_a_program() -> None:
+def test_the_module_runs_as_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTIC_BACKEND", "sqlite")
     done = run("register", "a")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert json.loads(run("ls", "--json").stdout)[0]["id"] == "a"

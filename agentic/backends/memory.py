@@ -10,7 +10,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus, check_size
-from agentic.clock import NEVER, Clock, is_stale, system_clock, to_utc
+from agentic.clock import NEVER, Clock, is_stale, read, system_clock
 from agentic.errors import InvalidAgentError, RegistryError
 from agentic.options import function
 from agentic.registry import AgentRegistry
@@ -140,7 +140,7 @@ class MemoryRegistry(AgentRegistry):
         yield count
 
     def _now(self) -> datetime:
-        return to_utc(self.clock())
+        return read(self.clock)
 
     def _lease(self, agent_id: str, now: datetime) -> _Lease | None:
         """Return the agent's lease unless it has run out."""

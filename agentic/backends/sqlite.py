@@ -20,7 +20,7 @@ from agentic.agent import AgentChanges, AgentInfo, check_size
 from agentic.backends.sqlite_connection import Database, backend_error
 from agentic.backends.sqlite_doctor import sqlite_findings
 from agentic.backends.sqlite_schema import AGENT_COLUMNS, agent_of, json_text, later, prepare, row_of, transaction
-from agentic.clock import Clock, format_instant, stale_before, system_clock, to_utc
+from agentic.clock import Clock, format_instant, read, stale_before, system_clock
 from agentic.errors import (
     BackendRejectedError,
     ConfigurationError,
@@ -247,7 +247,7 @@ class SQLiteRegistry(AgentRegistry):
                 yield [finding]
 
     def _now(self) -> datetime:
-        return to_utc(self.clock())
+        return read(self.clock)
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._database is None:
