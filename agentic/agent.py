@@ -1,16 +1,16 @@
-"""What an agent is, what is accepted as one, and its JSON form, which the Go original shares."""
+"""What an agent is, what is accepted as one, and the JSON that is written of it, which the Go original shares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, TypedDict
+from typing import Final, TypedDict
 
 import msgspec
 import msgspec.structs
 
-from agentic.clock import NEVER, format_instant, parse_instant
+from agentic.clock import NEVER, format_instant
 from agentic.errors import InvalidAgentError
 from agentic.frozen import FrozenDict
 from agentic.text import printable, type_name
@@ -45,7 +45,7 @@ class AgentStatus(StrEnum):
     """Read in place of a value that somebody else wrote; the stored value itself is kept."""
 
 
-class AgentInfo(msgspec.Struct, frozen=True, gc=False):
+class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One agent as the registry knows it.
 
     Immutable, and hashable where its fields are: a list of capabilities becomes a tuple, a mapping of metadata an
@@ -199,6 +199,12 @@ def _status(field: str, value: object) -> AgentStatus:
 
 _STATUSES: Final = {status.value: status for status in AgentStatus}
 
+
+def status_of(stored: str) -> AgentStatus:
+    """Return the status that a stored text stands for: `UNKNOWN` where this library does not write it."""
+    return _STATUSES.get(stored, AgentStatus.UNKNOWN)
+
+
 _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
     "name": text,
     "capabilities": capabilities,
@@ -247,70 +253,3 @@ def encode_agent(agent: AgentInfo) -> bytes:
 def encode_to_stamp(agent: AgentInfo) -> bytes:
     """Return the record's JSON for a store that stamps it: an agent without a heartbeat has the empty text there."""
     return _encoded(agent, "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat))
-
-
-class CorruptRecord(ValueError):
-    """A stored record that is no agent; the message says why."""
-
-
-class _ForeignAgent(msgspec.Struct):
-    """The same fields as loosely as any writer may have left them."""
-
-    id: str
-    name: str | None = None
-    capabilities: tuple[str, ...] | None = None
-    status: str | None = "available"
-    last_heartbeat: str | None = None
-    current_load: int | None = None
-    max_load: int | None = None
-    metadata: dict[str, Any] | None = None
-
-
-_decode_own = msgspec.json.Decoder(AgentInfo).decode
-_decode_foreign = msgspec.json.Decoder(_ForeignAgent).decode
-
-
-def status_of(stored: str) -> AgentStatus:
-    """Return the status that a stored text stands for: `UNKNOWN` where this library does not write it."""
-    return _STATUSES.get(stored, AgentStatus.UNKNOWN)
-
-
-def decode_agent(record: bytes | str) -> AgentInfo:
-    """Return the agent that a record's JSON describes, whoever wrote it.
-
-    Unknown fields are passed over; an unknown or empty status is `UNKNOWN`; a time is rounded to microseconds and put
-    in UTC, an absent one is the year 1; `null` stands for an empty value.
-
-    Raises:
-        CorruptRecord: It is no JSON object, has no id, or a field has a type that no writer gives it.
-    """
-    try:
-        agent = _decode_own(record)
-    except msgspec.ValidationError:
-        return _decode_tolerantly(record)
-    except (ValueError, RecursionError) as error:
-        raise CorruptRecord(str(error)) from error
-    if agent.last_heartbeat is None or agent.last_heartbeat.tzinfo is not UTC:
-        return _decode_tolerantly(record)
-    return agent
-
-
-def _decode_tolerantly(record: bytes | str) -> AgentInfo:
-    try:
-        found = _decode_foreign(record)
-        return AgentInfo(
-            id=found.id,
-            name=found.name or "",
-            capabilities=found.capabilities or (),
-            status=status_of(found.status or ""),
-            last_heartbeat=parse_instant(found.last_heartbeat) if found.last_heartbeat else NEVER,
-            current_load=found.current_load or 0,
-            max_load=found.max_load or 0,
-            metadata={key: _as_text(value) for key, value in (found.metadata or {}).items()},
-        )
-    except (ValueError, RecursionError) as error:
-        raise CorruptRecord(str(error)) from error
-
-
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

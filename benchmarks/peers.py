@@ -22,10 +22,11 @@ import redis.asyncio as aioredis
 from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, RedisRegistry
-from agentic.agent import decode_agent, encode_agent
+from agentic.agent import encode_agent
 from agentic.backends.redis_scripts import SCRIPTS
 from agentic.clock import format_instant, parse_instant
 from agentic.coalescing import BATCH_SIZE
+from agentic.wire import decode_agent
 from benchmarks.samples import Sample
 
 POOL_SIZE: Final = 64

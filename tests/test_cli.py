@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from agentic import AgentInfo, open_registry
-from agentic.agent import decode_agent
 from agentic.cli import app
 from agentic.tables import age
 from agentic.terminal import escaped
+from agentic.wire import decode_agent
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO
 

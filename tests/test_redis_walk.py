@@ -163,8 +163,8 @@ async def test_a_key_of_another_type_is_told_and_counted(
 
 async def test_what_a_sweep_marked_before_one_agents_error_is_told(redis_store: RedisStore) -> None:
     class PartlyAnswered(RedisRegistry):
-        async def _mark(self, ids: list[str], records: list[bytes]) -> list[tuple[str, Any]]:
-            marks = await super()._mark(ids, records)
+        async def _mark(self, ids: list[str], found: Any) -> list[tuple[str, Any]]:
+            marks = await super()._mark(ids, found)
             return [
                 (agent_id, BackendUnavailableError("gone") if agent_id == "b" else mark) for agent_id, mark in marks
             ]

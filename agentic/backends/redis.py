@@ -14,18 +14,11 @@ import msgspec
 import redis.asyncio as aioredis
 from redis.asyncio.client import Pipeline
 
-from agentic.agent import (
-    AgentChanges,
-    AgentInfo,
-    CorruptRecord,
-    decode_agent,
-    encode_to_stamp,
-)
+from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_to_stamp
 from agentic.backends.redis_client import CONNECT_TIMEOUT, DRIVER_ERRORS, backend_error, hint_of_closing, make_client
 from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict, redis_findings
 from agentic.backends.redis_keys import Keys, ShardedKeys, id_in, valid_prefix
-from agentic.backends.redis_pulse import Pulse, decode_pulse, heartbeat_as_written
 from agentic.backends.redis_requests import (
     Batch,
     Beat,
@@ -43,7 +36,7 @@ from agentic.backends.redis_scripts import ABSENT, CORRUPT, DONE, WRONG_TYPE
 from agentic.backends.redis_servers import OneServer, Servers
 from agentic.backends.redis_url import connection_options
 from agentic.backends.redis_walk import Record, Walk
-from agentic.clock import parse_instant, stale_before
+from agentic.clock import NEVER, parse_instant, stale_before
 from agentic.errors import (
     BackendError,
     BackendRejectedError,
@@ -55,9 +48,10 @@ from agentic.errors import (
 from agentic.findings import Finding
 from agentic.options import count, text
 from agentic.registry import AgentRegistry
-from agentic.text import type_name
+from agentic.text import printable, type_name
 from agentic.urls import StoreURL, refuse_url
 from agentic.validation import MAX_RECORD_BYTES, too_large
+from agentic.wire import CorruptRecord, decode_agent, decode_pulse, heartbeat_as_written
 
 NO_OTHER_TYPE: Final = (b"none", b"string")
 """Types of what a key without a record holds: a string has been made since it was read."""
@@ -261,14 +255,7 @@ class RedisRegistry(AgentRegistry):
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         async with aclosing(self._walk_records().pages()) as pages:
             async for page in pages:
-                agents = []
-                for key, record, now in await self._strings(page):
-                    agent = self._decoded(key, record, now)
-                    if isinstance(agent, AgentInfo):
-                        agents.append(agent)
-                    else:
-                        self._skip(agent)
-                yield agents
+                yield self._agents(await self._strings(page))
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
         walk = self._walk_records()
@@ -278,23 +265,21 @@ class RedisRegistry(AgentRegistry):
                 boundary = stale_before(await self._time_of(node), ttl)
                 async with walk.pages_of(node) as pages:
                     async for page in pages:
-                        pulses = self._pulses(await self._strings(page))
-                        stale = [(pulse.id, record) for pulse, record in pulses if pulse.is_stale(boundary)]
-                        marks = await self._mark([agent_id for agent_id, _ in stale], [record for _, record in stale])
+                        found = list(self._not_live(await self._strings(page), boundary))
+                        marks = await self._mark([agent_id for agent_id, _ in found], [each for _, each in found])
                         yield [agent_id for agent_id, mark in marks if mark == DONE]
-                        _raise_any([mark for _, mark in marks])  # After what was marked has been told.
+                        _raise_any([mark for _, mark in marks])  # After what was marked has been reported.
 
-    async def _mark(self, ids: list[str], records: list[bytes]) -> list[tuple[str, Any]]:
-        found = [(heartbeat_as_written(record),) for record in records]
-        marks = await self._run(Mark, self._keys.agents(ids), (), found)
+    async def _mark(self, ids: list[str], found: Sequence[Command]) -> list[tuple[str, Any]]:
+        marks = await self._run(Mark, self._keys.agents(ids), (self._milliseconds,), found)
         return list(zip(ids, marks, strict=True))
 
     async def _clear(self) -> AsyncGenerator[int, None]:
         async with aclosing(self._walk_records().pages()) as pages:
             async for page in pages:
                 # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
-                keys = self._keys.agents([pulse.id for pulse, _ in self._pulses(await self._strings(page))])
-                yield sum(_raise_any(await self._run(Deregister, keys)))
+                agents = self._agents(await self._strings(page))
+                yield sum(_raise_any(await self._run(Deregister, self._keys.agents([agent.id for agent in agents]))))
 
     def _walk_records(self) -> Walk:
         return Walk(self._servers, self._keys)
@@ -345,19 +330,38 @@ class RedisRegistry(AgentRegistry):
     def _corrupt(self, key: bytes, why: str) -> CorruptRecordError:
         return CorruptRecordError(f"the record at key {key.decode(errors='replace')!r} is corrupt: {why}", id_in(key))
 
-    def _pulses(self, page: list[tuple[bytes, bytes, datetime]]) -> Iterator[tuple[Pulse, bytes]]:
-        """Yield the pulse of each record, with the record; a corrupt one is skipped, with a logged warning."""
-        key_of = self._keys.agent
-        for key, record, _ in page:
+    def _agents(self, page: list[tuple[bytes, bytes, datetime]]) -> list[AgentInfo]:
+        """Return the agent of each record; a corrupt one is skipped, with a logged warning."""
+        agents = []
+        for key, record, now in page:
+            agent = self._decoded(key, record, now)
+            if isinstance(agent, AgentInfo):
+                agents.append(agent)
+            else:
+                self._skip(agent)
+        return agents
+
+    def _not_live(
+        self, page: list[tuple[bytes, bytes, datetime]], boundary: datetime
+    ) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
+        """Yield the id of each agent that a sweep has to write, with its heartbeat as stored, and why.
+
+        The reason is `stale`, or `future` for a heartbeat that its server's clock has not reached. A corrupt record is
+        skipped with a logged warning.
+        """
+        for key, record, now in page:
             try:
                 pulse = decode_pulse(record)
             except CorruptRecord as error:
                 self._skip(self._corrupt(key, str(error)))
                 continue
-            if key_of(pulse.id) == key:
-                yield pulse, record
-            else:
-                self._skip(self._corrupt(key, "it names the id of another key"))
+            heartbeat = pulse.last_heartbeat or NEVER
+            why = b"stale" if heartbeat < boundary else b"future" if heartbeat > now else b""
+            if self._keys.agent(pulse.id) == key and (not why or pulse.status == AgentStatus.OFFLINE):
+                continue
+            # Read as a whole now: what `list` would call corrupt must not be written.
+            for agent in self._agents([(key, record, now)]):
+                yield agent.id, (heartbeat_as_written(record), why)
 
 
 def _facts(results: Sequence[Any], ids: Sequence[str]) -> list[bool | RegistryError]:
@@ -376,7 +380,8 @@ def _failure(result: Any, agent_id: str) -> RegistryError:
     if isinstance(result, list):
         return too_large(result[1])
     if result == CORRUPT:
-        return CorruptRecordError(f"the record of agent {agent_id!r} is corrupt: it is no JSON object", agent_id)
+        shown = printable(agent_id)
+        return CorruptRecordError(f"the record of agent '{shown}' is corrupt: it is not an agent's JSON", agent_id)
     return BackendRejectedError(f"the key of agent {agent_id!r} holds another type of value than a string")
 
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Final, NamedTuple
 
 DONE, ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN = 1, 0, -1, -2, -3, -4, -5
-"""Outcomes for one agent, as in record.lua. SLOW: left for another script. AGAIN: not done yet, to be sent again."""
+"""Outcomes for one agent, as in prelude.lua. SLOW: left for another script. AGAIN: not done yet, to be sent again."""
 
 
 class Script(NamedTuple):
@@ -20,7 +20,7 @@ class Script(NamedTuple):
 def _load(name: str) -> Script:
     """Read a script and what all scripts share."""
     folder = files("agentic.backends") / "lua"
-    text = (folder / "record.lua").read_text() + (folder / f"{name}.lua").read_text()
+    text = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", "json", name))
     return Script(sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
 

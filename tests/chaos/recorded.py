@@ -118,7 +118,7 @@ class GetThenSet(Buggy):
 class ReapBlindly(Buggy):
     """The bug: what a sweep has found stale is written as offline, whatever has happened meanwhile."""
 
-    async def _mark(self, ids: list[str], records: list[bytes]) -> list[tuple[str, Any]]:
+    async def _mark(self, ids: list[str], found: Any) -> list[tuple[str, Any]]:
         for agent_id in ids:
             await self._read_and_write(agent_id, {"status": "offline"}, keepttl=True)
         return [(agent_id, 1) for agent_id in ids]

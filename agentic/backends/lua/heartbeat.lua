@@ -2,23 +2,15 @@
 -- Every other record is left as it is, for heartbeat_slow.lua.
 -- KEYS   one per agent
 -- ARGV   1: time to live in milliseconds, 0 for none
--- return per agent 1, or SLOW with nothing changed
+-- return per agent 1, or SLOW with nothing changed, or AGAIN
 
 local ttl, stamp = ARGV[1], now()
 
--- Writes the stamp over one of the same width. Returns false, with nothing changed, where the record has none.
-local function stamped_in_place(key, text)
-  local status_from, status_to, from, to = plain(text)
-  if not status_from or to - from + 1 ~= #stamp or sub(text, status_from, status_to) == 'offline' then return false end
+return for_each_record(#KEYS, function(i, record)
+  local status, heartbeat = usual(record or '', KEYS[i])
+  if not status or sub(record, status, status + 7) == 'offline"' then return SLOW end
   -- In this order: a script that has written may write on when the server's memory is full.
-  if ttl ~= '0' then call('PEXPIRE', key, ttl) else call('PERSIST', key) end
-  call('SETRANGE', key, from - 1, stamp)
-  return true
-end
-
-local records, results = read_all(), {}
-for i = 1, #KEYS do
-  local record = records[i]
-  results[i] = record and stamped_in_place(KEYS[i], record) and 1 or SLOW
-end
-return results
+  if ttl ~= '0' then call('PEXPIRE', KEYS[i], ttl) else call('PERSIST', KEYS[i]) end
+  call('SETRANGE', KEYS[i], heartbeat - 1, stamp)
+  return 1
+end)

@@ -1,26 +1,25 @@
 -- Marks agents offline, each only if its heartbeat is still the one that was found stale; the remaining time to live stays.
+-- A heartbeat that was found in the server's future, whose clock was set back, becomes one of now, to grow old from now on.
 -- KEYS   one per agent
--- ARGV   per agent the JSON of the last_heartbeat that was found, '' where the record had none
--- return per agent 1 where this call marked it, else 0
+-- ARGV   1: time to live in milliseconds, 0 for none; then per agent the JSON of the last_heartbeat that was found, ''
+--        where the record had none, and 'stale' or 'future'
+-- return per agent 1 where this call marked it, else 0, or AGAIN
 
-local function marked(text, heartbeat)
-  local status_from, status_to, from, to = plain(text)
-  if status_from then
-    if sub(text, from - 1, to + 1) ~= heartbeat or sub(text, status_from, status_to) == 'offline' then return nil end
-    return sub(text, 1, status_from - 1) .. 'offline' .. sub(text, status_to + 1)
-  end
-  local found = fields(text)
-  if not found then return nil end
-  local field, status = found.last_heartbeat, found.status
-  if (field and sub(text, field.from, field.to) or '') ~= heartbeat then return nil end
-  if status and sub(text, status.from, status.to) == '"offline"' then return nil end
-  return set_field(text, 'status', '"offline"')
-end
+local ttl, stamp = tonumber(ARGV[1]), now()
 
-local records, results = read_all(), {}
-for i = 1, #KEYS do
-  local text = records[i] and marked(records[i], ARGV[i])
-  if text then call('SET', KEYS[i], text, 'KEEPTTL') end
-  results[i] = text and 1 or 0
-end
-return results
+local MARK, RESTAMP = {status = '"offline"'}, {last_heartbeat = '"' .. stamp .. '"'}
+
+return for_each_record(#KEYS, function(i, record)
+  local members, named, closing = agent_members(record or '', KEYS[i])
+  if not members then return 0 end
+  local found = named.last_heartbeat
+  if (found and sub(record, found.from, found.to) or '') ~= ARGV[2 * i] then return 0 end
+  if text_of(record, named.status) == 'offline' then return 0 end
+  local is_future = ARGV[2 * i + 1] == 'future'
+  local text = changed(record, members, named, closing, is_future and RESTAMP or MARK)
+  if not text then return 0 end
+  call('SET', KEYS[i], text, 'KEEPTTL')
+  if not is_future then return 1 end
+  if ttl > 0 and call('PTTL', KEYS[i]) > ttl then call('PEXPIRE', KEYS[i], ttl) end
+  return 0
+end)

@@ -2,27 +2,30 @@
 -- KEYS   one per agent
 -- ARGV   1: the longest record allowed, in bytes; then per agent: how many fields, and per field its name and its new
 --        JSON, or '' to leave the field out
--- return per agent {the changed record, the server's time}, or ABSENT, CORRUPT, WRONG_TYPE or {TOO_LARGE, size} with nothing changed
+-- return per agent {the changed record, the server's time}, or ABSENT, CORRUPT, WRONG_TYPE or {TOO_LARGE, size} with nothing
+--        changed, or AGAIN
 
-local limit, at, stamp = tonumber(ARGV[1]), 2, now()
+local limit, stamp = tonumber(ARGV[1]), now()
 
-local records, results = read_all(), {}
-for i = 1, #KEYS do
-  local text = records[i]
-  if text and not names_its_key(text, KEYS[i]) then text = nil end
-  local last = at + 2 * tonumber(ARGV[at])
-  for name = at + 1, last, 2 do
-    local json = ARGV[name + 1]
-    text = text and (json == '' and drop_field(text, ARGV[name]) or json ~= '' and set_field(text, ARGV[name], json))
+local function changes_of_all()
+  local all, at = {}, 2
+  for i = 1, #KEYS do
+    local changes, last = {}, at + 2 * tonumber(ARGV[at])
+    for name = at + 1, last, 2 do changes[ARGV[name]] = ARGV[name + 1] end
+    all[i], at = changes, last + 1
   end
-  at = last + 1
-  if not text then
-    results[i] = records[i] and CORRUPT or missing(KEYS[i])
-  elseif #text > limit and #text > #records[i] then
-    results[i] = {TOO_LARGE, #text}
-  else
-    call('SET', KEYS[i], text, 'KEEPTTL')
-    results[i] = {text, stamp}
-  end
+  return all
 end
-return results
+
+local changes = changes_of_all()
+
+return for_each_record(#KEYS, function(i, record)
+  if not record then return missing(KEYS[i]) end
+  local members, named, closing = agent_members(record, KEYS[i])
+  if not members then return CORRUPT end
+  local text = changed(record, members, named, closing, changes[i])
+  if not text then return CORRUPT end
+  if #text > limit and #text > #record then return {TOO_LARGE, #text} end
+  call('SET', KEYS[i], text, 'KEEPTTL')
+  return {text, stamp}
+end)

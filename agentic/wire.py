@@ -1,0 +1,140 @@
+"""Records in Redis as they are read, whoever wrote them; `lua/json.lua` accepts and refuses the same ones."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from agentic.agent import AgentInfo, status_of
+from agentic.clock import NEVER, parse_instant
+
+MAX_DEPTH: Final = 64
+"""How deeply objects and arrays may be nested in a record, the record itself included."""
+
+MAX_STORED_BYTES: Final = 256 * 1024
+"""How long a record of another writer may be; this library writes 64 KiB at most."""
+
+
+class CorruptRecord(ValueError):
+    """A stored record that is no agent; the message says why."""
+
+
+class _ForeignAgent(msgspec.Struct):
+    """The same fields as loosely as any writer may have left them."""
+
+    id: str
+    name: str | None = None
+    capabilities: tuple[str, ...] | None = None
+    status: str | None = "available"
+    last_heartbeat: str | None = None
+    current_load: int | None = None
+    max_load: int | None = None
+    metadata: dict[str, Any] | None = None
+
+
+_decode_own = msgspec.json.Decoder(AgentInfo).decode
+_decode_any = msgspec.json.Decoder().decode
+
+
+def decode_agent(record: bytes | str) -> AgentInfo:
+    """Return the agent that a record's JSON describes, whoever wrote it.
+
+    Unknown fields are ignored; an unknown or empty status is `UNKNOWN`; a time is rounded to microseconds and put in
+    UTC, an absent one is the year 1; `null` stands for an empty value. Of a name written twice the last one counts.
+
+    Raises:
+        CorruptRecord: It is not a JSON object in UTF-8, has no id, has a field of a type that no writer gives it, is
+            longer than 256 KiB, or nested more than 64 levels deep.
+    """
+    if len(record) > MAX_STORED_BYTES:
+        raise CorruptRecord(f"it is longer than {MAX_STORED_BYTES} bytes")
+    try:
+        agent = _decode_own(record)
+    except msgspec.ValidationError:
+        return _decode_tolerantly(record)
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecord(str(error)) from error
+    if agent.last_heartbeat is None or agent.last_heartbeat.tzinfo is not UTC:
+        return _decode_tolerantly(record)
+    return agent
+
+
+def _decode_tolerantly(record: bytes | str) -> AgentInfo:
+    try:
+        # As a whole first: a typed decoder passes over what it does not know, and does not check it.
+        whole = _decode_any(record if isinstance(record, str) else record.decode())
+        if _is_too_deep(whole):
+            raise CorruptRecord(f"it is nested more than {MAX_DEPTH} levels deep")
+        found = msgspec.convert(whole, _ForeignAgent)
+        return AgentInfo(
+            id=found.id,
+            name=found.name or "",
+            capabilities=found.capabilities or (),
+            status=status_of(found.status or ""),
+            last_heartbeat=parse_instant(found.last_heartbeat) if found.last_heartbeat else NEVER,
+            current_load=found.current_load or 0,
+            max_load=found.max_load or 0,
+            metadata={key: _as_text(value) for key, value in (found.metadata or {}).items()},
+        )
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecord(str(error)) from error
+
+
+def _is_too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent) if isinstance(child, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _children(value: object) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+class Pulse(msgspec.Struct, gc=False):
+    """As much of an agent as a sweep needs to pass over it.
+
+    Half the time of `decode_agent`, which has to read the record before a sweep changes it: other fields are not looked
+    at.
+    """
+
+    id: str
+    status: str | None = None
+    last_heartbeat: datetime | None = None
+
+
+class _Written(msgspec.Struct):
+    last_heartbeat: msgspec.Raw = msgspec.Raw()
+
+
+_decode_pulse = msgspec.json.Decoder(Pulse).decode
+_decode_written = msgspec.json.Decoder(_Written).decode
+
+
+def decode_pulse(record: bytes) -> Pulse:
+    """Return the pulse of a record, whoever wrote it.
+
+    Raises:
+        CorruptRecord: As `decode_agent` does, for what it looks at.
+    """
+    try:
+        pulse = _decode_pulse(record)
+        if pulse.last_heartbeat is not None and pulse.last_heartbeat.tzinfo is UTC:
+            return pulse
+    except (ValueError, RecursionError):
+        pass  # Not as this library writes it: read it as a whole.
+    agent = decode_agent(record)
+    return Pulse(agent.id, agent.status, agent.last_heartbeat)
+
+
+def heartbeat_as_written(record: bytes) -> bytes:
+    """Return the JSON of a record's `last_heartbeat`, byte for byte; empty where it has none."""
+    return bytes(_decode_written(record).last_heartbeat)
