@@ -312,7 +312,8 @@ class AgentRegistry(ABC):
                 exceptions end the call.
 
         Returns:
-            The ids that this call marked; no other call returns them for the same silence.
+            The ids that this call marked. Each time that an agent goes offline is returned by one call: another one
+            returns it only after a heartbeat, a registration or an update of its status has brought it back.
 
         Raises:
             ConfigurationError: `ttl` is wrong.

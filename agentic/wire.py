@@ -13,7 +13,7 @@ from agentic.clock import NEVER, parse_instant
 MAX_DEPTH: Final = 64
 """How deeply objects and arrays may be nested in a record, the record itself included."""
 
-MAX_STORED_BYTES: Final = 256 * 1024
+MAX_STORED_BYTES: Final = 128 * 1024
 """How long a record of another writer may be; this library writes 64 KiB at most."""
 
 
@@ -46,7 +46,7 @@ def decode_agent(record: bytes | str) -> AgentInfo:
 
     Raises:
         CorruptRecord: It is not a JSON object in UTF-8, has no id, has a field of a type that no writer gives it, is
-            longer than 256 KiB, or nested more than 64 levels deep.
+            longer than 128 KiB, or nested more than 64 levels deep.
     """
     if len(record) > MAX_STORED_BYTES:
         raise CorruptRecord(f"it is longer than {MAX_STORED_BYTES} bytes")

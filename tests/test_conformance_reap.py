@@ -141,3 +141,15 @@ async def test_on_marked_hears_nothing_of_a_sweep_that_marks_nobody(registry: Ag
     told: list[list[str]] = []
     assert await registry.reap(60, on_marked=told.append) == []
     assert told == []
+
+
+async def test_an_agent_goes_offline_again_when_an_update_of_its_status_has_brought_it_back(
+    registry: AgentRegistry,
+) -> None:
+    await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
+    assert await registry.reap(60) == ["a"]
+    assert await registry.reap(60) == []
+    await registry.update("a", current_load=1)
+    assert await registry.reap(60) == []
+    await registry.update("a", status=AgentStatus.BUSY)
+    assert await registry.reap(60) == ["a"]

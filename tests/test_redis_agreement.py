@@ -95,7 +95,7 @@ async def test_calls_agree_on_how_deep_a_record_may_be(redis_store: RedisStore, 
 @pytest.mark.parametrize("size", [MAX_STORED_BYTES - 100, MAX_STORED_BYTES + 1])
 async def test_calls_agree_on_how_long_a_record_may_be(redis_store: RedisStore, size: int) -> None:
     async with redis_store.make() as registry:
-        is_agent = await assert_agreement(redis_store, registry, b'{"id":"x"}'.ljust(size))
+        is_agent = await assert_agreement(redis_store, registry, b'{"id":"x","max_load":1}'.ljust(size))
     assert is_agent is (size < MAX_STORED_BYTES)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, BackendError, InvalidAgentError
 from agentic.agent import encode_agent
+from agentic.wire import decode_agent
 from tests.stores import RedisStore
 from tests.test_agent import GO_RECORDS
 
@@ -172,7 +175,7 @@ async def test_a_field_is_left_out_however_often_it_is_written(
 
 async def test_a_field_written_thousands_of_times_does_not_block_the_server(redis_store: RedisStore) -> None:
     # One pass for each of them takes minutes here, one pass for all a fraction of a second.
-    many = 15_000
+    many = 7_000
     key = put(redis_store, "x", b'{"id":"x",' + b",".join([b'"metadata":{}'] * many) + b"}")
     async with redis_store.make() as registry:
         await registry.update("x", metadata={})
@@ -293,3 +296,32 @@ async def test_a_record_under_another_ids_key_is_corrupt(redis_store: RedisStore
         with pytest.raises(BackendError, match="another key"):
             await registry.get("x")
         assert await registry.list() == []
+
+
+async def test_a_heartbeat_in_the_servers_future_ages_from_the_next_sweep_on(redis_store: RedisStore) -> None:
+    key = put(redis_store, "x", b'{"id":"x","last_heartbeat":"2100-01-01T00:00:00Z"}')
+    redis_store.client.pexpire(key, 10**9)
+    async with redis_store.make(ttl=300) as registry:
+        before = await registry.store_time()
+        read = await registry.get("x")
+        assert before <= cast("datetime", read.last_heartbeat) <= await registry.store_time()
+        assert await registry.reap(0) == []
+        assert 0 < redis_store.client.pttl(key) <= 300_000
+        stamped = decode_agent(cast("bytes", redis_store.client.get(key)))
+        assert before <= cast("datetime", stamped.last_heartbeat) <= await registry.store_time()
+        assert await registry.reap(0) == ["x"]
+
+
+COSTLY = AgentInfo("x", name="{", capabilities=tuple('"' * 120 + str(number) for number in range(256)))
+
+
+async def test_costly_records_are_spread_over_several_calls(redis_store: RedisStore) -> None:
+    """A registrant within every limit must not block the server for long: one call would parse 64 such records."""
+    ids = [f"x{number}" for number in range(64)]
+    async with redis_store.make() as registry:
+        await asyncio.gather(*(registry.register(replace(COSTLY, id=agent_id)) for agent_id in ids))
+        calls = redis_store.client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        assert await registry.heartbeat_many(ids) == set()
+        assert redis_store.client.info("commandstats")["cmdstat_evalsha"]["calls"] - calls >= 16
+        assert sorted(await registry.reap(0)) == sorted(ids)
+        assert {agent.status for agent in await registry.list()} == {AgentStatus.OFFLINE}

@@ -7,8 +7,8 @@
 local ttl, stamp = ARGV[1], now()
 
 return for_each_record(#KEYS, function(i, record)
-  local status, heartbeat = usual(record or '', KEYS[i])
-  if not status or sub(record, status, status + 7) == 'offline"' then return SLOW end
+  local heartbeat, status, status_end = usual(record or '', KEYS[i])
+  if not heartbeat or sub(record, status, status_end) == 'offline' then return SLOW end
   -- In this order: a script that has written may write on when the server's memory is full.
   if ttl ~= '0' then call('PEXPIRE', KEYS[i], ttl) else call('PERSIST', KEYS[i]) end
   call('SETRANGE', KEYS[i], heartbeat - 1, stamp)

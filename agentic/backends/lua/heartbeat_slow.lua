@@ -6,13 +6,21 @@
 
 local ttl, stamp = ARGV[1], now()
 
-return for_each_record(#KEYS, function(i, record)
-  if not record then return missing(KEYS[i]) end
-  local members, named, closing = agent_members(record, KEYS[i])
-  if not members then return CORRUPT end
+local function stamped(record, key)
+  local heartbeat, status, status_end = usual(record, key)
+  if heartbeat and sub(record, status, status_end) == 'offline' then
+    return sub(record, 1, status - 1) .. 'available","last_heartbeat":"' .. stamp .. sub(record, heartbeat + #stamp)
+  end
+  local members, named = agent_members(record, key)
+  if not members then return nil end
   local changes = {last_heartbeat = '"' .. stamp .. '"'}
   if text_of(record, named.status) == 'offline' then changes.status = '"available"' end
-  local text = changed(record, members, named, closing, changes)
+  return changed(record, members, named, changes)
+end
+
+return for_each_record(#KEYS, function(i, record)
+  if not record then return missing(KEYS[i]) end
+  local text = stamped(record, KEYS[i])
   if not text then return CORRUPT end
   store(KEYS[i], text, ttl)
   return 1

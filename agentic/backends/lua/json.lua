@@ -3,8 +3,7 @@
 
 local gsub, gmatch = string.gsub, string.gmatch
 
-local MAX_DEPTH, MAX_STORED_BYTES, MAX_DIGITS = 64, 262144, 4300
-local STRING = '"[^"\\%z\1-\31]*"'
+local MAX_DEPTH, MAX_STORED_BYTES, MAX_DIGITS = 64, 131072, 4300
 local SPACE = '^[ \t\r\n]*()'
 
 -- The forms of UTF-8 (RFC 3629) with more than one byte. None can begin inside another one.
@@ -14,10 +13,27 @@ local UTF8 = {
   '[\241-\243][\128-\191][\128-\191][\128-\191]', '\244[\128-\143][\128-\191][\128-\191]',
 }
 
+local known_runs = {}
+
+local function is_utf8_run(run)
+  if known_runs[run] == nil then
+    local left = run
+    for _, form in ipairs(UTF8) do
+      -- A space, so that no two parts that are left become one.
+      left = gsub(left, form, ' ')
+      known_runs[run] = not find(left, '[^ ]')
+      if known_runs[run] then break end
+    end
+  end
+  return known_runs[run]
+end
+
 local function is_utf8(text)
-  if not find(text, '[\128-\255]') then return true end
-  for _, form in ipairs(UTF8) do text = gsub(text, form, ' ') end
-  return not find(text, '[\128-\255]')
+  work = work + #text
+  for run in gmatch(text, '[\128-\255]+') do
+    if not is_utf8_run(run) then return false end
+  end
+  return true
 end
 
 -- --- parsing: each function returns the last position of what begins at `from`, nil where that is not valid ---
@@ -29,6 +45,7 @@ local function string_end(text, from)
     local char, escape = byte(text, at, at + 1)
     if char == 34 then return at end
     if char ~= 92 or not escape then return nil end
+    work = work + STEP
     if escape == 117 then
       local unit = match(text, '^%x%x%x%x', at + 2)
       if not unit then return nil end
@@ -58,6 +75,7 @@ end
 local nested_end
 
 local function value_end(text, from, depth)
+  work = work + STEP
   local char = byte(text, from)
   if char == 34 then return string_end(text, from) end
   if char == 123 or char == 91 then return nested_end(text, from, depth + 1) end
@@ -97,10 +115,10 @@ local function decoded(json)
   return find(json, '\\', 1, true) and cjson.decode('[' .. json .. ']')[1] or sub(json, 2, -2)
 end
 
--- The members of a record: in their order, each with its name, where it begins, and where its value begins and ends; by
--- name, the last of each; and where the record closes. nil where it is not a JSON object.
+-- The members of a record: in their order, each with its name, where it begins, and where its value begins and ends; and by
+-- name, the last of each. nil where it is not a JSON object.
 local function members_of(text)
-  parsed = parsed + #text
+  work = work + #text
   if #text > MAX_STORED_BYTES or not is_utf8(text) then return nil end
   local members, named = {}, {}
   local at = match(text, '^[ \t\r\n]*{[ \t\r\n]*()')
@@ -117,7 +135,7 @@ local function members_of(text)
     at = match(text, SPACE, at + 1)
   end
   if not find(text, '^}[ \t\r\n]*$', at) then return nil end
-  return members, named, at
+  return members, named
 end
 
 -- --- which records are an agent's ---
@@ -180,8 +198,8 @@ end
 
 -- The members of a record as of `members_of`; nil where it is not an agent's.
 local function agent_members(text, key)
-  local members, named, closing = members_of(text)
-  if members and is_agent(text, named, key) then return members, named, closing end
+  local members, named = members_of(text)
+  if members and is_agent(text, named, key) then return members, named end
 end
 
 -- The text of a member that is a string; nil where it is absent or null.
@@ -189,49 +207,77 @@ local function text_of(text, member)
   return member and byte(text, member.from) == 34 and decoded(sub(text, member.from, member.to)) or nil
 end
 
--- --- the usual form, recognised without parsing ---
+-- --- the usual form, recognised without parsing: every heartbeat pays for this ---
+-- A record is cut at texts that are found fast, and each part is checked once, for many records have it in common.
 
--- Whether strings without escapes, as the pattern describes them, are all there is, with a comma between each two.
+local function remembered(check)
+  local known = {}
+  return function(text)
+    local result = known[text]
+    if result == nil then
+      result = check(text) or false
+      known[text] = result
+    end
+    return result
+  end
+end
+
+-- Characters of a string without escapes. Most strings are ASCII, and looking for other ones costs more than the rest.
+local ASCII, ANY = '[]-~#-[ !]*', '[]-~#-[ !\127-\255]*'
+
+local function is_plain(text)
+  return find(text, '^' .. ASCII .. '$') or find(text, '^' .. ANY .. '$') and is_utf8(text)
+end
+
+-- Whether a text is made of items that match a pattern, with a comma between each two.
 local function is_list(text, item)
   local shape, count = gsub(text, item, 's')
-  return #shape == 2 * count - 1 and not find(shape, '[^s,]') and not find(shape, 'ss', 1, true) and byte(shape) == 115
+  if #shape ~= 2 * count - 1 or byte(shape) ~= 115 then return false end
+  return not find(shape, '[^s,]') and not find(shape, 'ss', 1, true)
 end
 
-local known_lists, known_hours = {}, {}
+local STRINGS = {'"' .. ASCII .. '"', '"' .. ANY .. '"'}
+local ENTRIES = {STRINGS[1] .. ':' .. STRINGS[1], STRINGS[2] .. ':' .. STRINGS[2]}
 
-local function is_known_list(text)
-  if known_lists[text] == nil then known_lists[text] = is_list(text, STRING) end
-  return known_lists[text]
+local function is_list_of(text, items)
+  return is_list(text, items[1]) or is_list(text, items[2]) and is_utf8(text)
 end
 
-local function is_hour(text)
-  if known_hours[text] == nil then known_hours[text] = is_instant(text .. ':00:00Z') or false end
-  return known_hours[text]
-end
+-- The length of the status at the end of what stands between name and last_heartbeat.
+local status_length = remembered(function(text)
+  local list, status = match(text, '^","capabilities":%[(.*)%],"status":"(%l+)$')
+  if list then return is_list_of(list, STRINGS) and #status end
+  status = match(text, '^","status":"(%l+)$')
+  return status and #status
+end)
 
-local HEAD = '^{"id":"([^"\\%z\1-\31]*)","name":"[^"\\%z\1-\31]*",()'
-local TAIL = '^"status":"()%l+","last_heartbeat":"()(%d%d%d%d%-%d%d%-%d%dT%d%d):[0-5]%d:[0-5]%d%.%d%d%d%d%d%dZ",' ..
-  '"current_load":(%d+),"max_load":(%d+)()'
+local is_stamp = remembered(function(text)
+  return find(text, '^%d%d%d%d%-%d%d%-%d%dT%d%d:%d%d:%d%d%.%d%d%d%d%d%dZ$') and is_instant(text)
+end)
 
--- Where the texts of status and last_heartbeat begin in a record that has the form in which this library writes one, and
--- nothing that is escaped; nil for every other record, whether valid or not.
+local is_loads = remembered(function(text)
+  local load, most = match(text, '^","current_load":(%d+),"max_load":(%d+)$')
+  return load and #load < 20 and #most < 20 and not find(load, '^0.') and not find(most, '^0.')
+end)
+
+local is_rest = remembered(function(text)
+  local entries = match(text, '^,"metadata":{(.*)}}$')
+  return text == '}' or entries and is_list_of(entries, ENTRIES)
+end)
+
+-- Where the text of last_heartbeat begins, and that of status begins and ends, in a record that has the form in which this
+-- library writes one, and nothing that is escaped; nil for every other record, whether valid or not.
 local function usual(text, key)
-  local id, at = match(text, HEAD)
-  if not id or id ~= sub(key, FAMILY_END + 1) then return nil end
-  if sub(text, at, at + 15) == '"capabilities":[' then
-    local to = find(text, '],"status":"', at + 16, true)
-    if not to or not is_known_list(sub(text, at + 16, to - 1)) then return nil end
-    at = to + 2
-  end
-  local status, heartbeat, hour, load, most, rest = match(text, TAIL, at)
-  if not status or not is_hour(hour) then return nil end
-  if #load > 1 and (byte(load) == 48 or #load > 19) or #most > 1 and (byte(most) == 48 or #most > 19) then return nil end
-  if rest ~= #text or byte(text, rest) ~= 125 then
-    if sub(text, rest, rest + 12) ~= ',"metadata":{' or sub(text, -2) ~= '}}' then return nil end
-    if not is_list(sub(text, rest + 13, -3), STRING .. ':' .. STRING) then return nil end
-  end
-  if not is_utf8(text) then return nil end
-  return status, heartbeat
+  local id, name = match(text, '^{"id":"([^"\\]*)","name":"()')
+  if not id or id ~= sub(key, FAMILY_END + 1) or not is_plain(id) then return nil end
+  local name_end = find(text, '"', name, true)
+  local status_end, before = find(text, '","last_heartbeat":"', name_end or #text, true)
+  if not status_end or name_end > name and not is_plain(sub(text, name, name_end - 1)) then return nil end
+  local length = status_length(sub(text, name_end, status_end - 1))
+  if not length or not is_stamp(sub(text, before + 1, before + 27)) then return nil end
+  local rest = find(text, ',"metadata":{', before + 28, true) or #text
+  if not is_loads(sub(text, before + 28, rest - 1)) or not is_rest(sub(text, rest)) then return nil end
+  return before + 1, status_end - length, status_end - 1
 end
 
 -- --- changing a record ---
@@ -259,7 +305,7 @@ end
 
 -- The record with fields set to JSON texts, or left out where that is ''. Of a field written more than once the last one
 -- is set, and all are left out. nil where it would become too long to be read.
-local function changed(text, members, named, closing, changes)
+local function changed(text, members, named, changes)
   local before, parts = additions(members, named, changes), {sub(text, 1, members[1].key - 1)}
   local function add(entry, gap)
     if #parts > 1 then parts[#parts + 1] = gap end

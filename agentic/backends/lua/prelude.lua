@@ -6,11 +6,11 @@ local call, find, sub, byte, match = redis.call, string.find, string.sub, string
 -- this call has done as much as one may; to be sent again.
 local ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN = 0, -1, -2, -3, -4, -5
 
--- The server does nothing else while a script runs. So a script takes on no further agents once it has read or parsed this
--- many bytes, and leaves them for another call.
-local MOST_READ, MOST_PARSED = 1048576, 65536
+-- The server does nothing else while a script runs. So a script takes on no further agents once it has read this many bytes,
+-- or done this much work: a byte that is parsed counts 1, a value or an escape STEP more. It leaves them for another call.
+local MOST_READ, MOST_WORK, STEP = 1048576, 131072, 32
 local CHUNK = 32
-local parsed = 0
+local work = 0
 
 -- Calls `each` with every agent's place and record, false where there is none, and collects what it returns. Agents beyond
 -- what one call may do get AGAIN.
@@ -18,10 +18,10 @@ local function for_each_record(count, each)
   local results, read = {}, 0
   for first = 1, count, CHUNK do
     local last = math.min(first + CHUNK - 1, count)
-    local records = read < MOST_READ and parsed < MOST_PARSED and call('MGET', unpack(KEYS, first, last))
+    local records = read < MOST_READ and work < MOST_WORK and call('MGET', unpack(KEYS, first, last))
     for i = first, last do
       local record = records and records[i - first + 1]
-      if records and (parsed < MOST_PARSED or not record) then
+      if records and (work < MOST_WORK or not record) then
         read = read + (record and #record or 0)
         results[i] = each(i, record)
       else

@@ -9,14 +9,25 @@ local ttl, stamp = tonumber(ARGV[1]), now()
 
 local MARK, RESTAMP = {status = '"offline"'}, {last_heartbeat = '"' .. stamp .. '"'}
 
+-- The record after the change, nil where it is no longer as it was found.
+local function written(record, key, found, changes)
+  local heartbeat, status, status_end = usual(record, key)
+  if heartbeat and changes == MARK then
+    if sub(record, heartbeat - 1, heartbeat + #stamp) ~= found or sub(record, status, status_end) == 'offline' then
+      return nil
+    end
+    return sub(record, 1, status - 1) .. 'offline' .. sub(record, status_end + 1)
+  end
+  local members, named = agent_members(record, key)
+  if not members or text_of(record, named.status) == 'offline' then return nil end
+  local field = named.last_heartbeat
+  if (field and sub(record, field.from, field.to) or '') ~= found then return nil end
+  return changed(record, members, named, changes)
+end
+
 return for_each_record(#KEYS, function(i, record)
-  local members, named, closing = agent_members(record or '', KEYS[i])
-  if not members then return 0 end
-  local found = named.last_heartbeat
-  if (found and sub(record, found.from, found.to) or '') ~= ARGV[2 * i] then return 0 end
-  if text_of(record, named.status) == 'offline' then return 0 end
   local is_future = ARGV[2 * i + 1] == 'future'
-  local text = changed(record, members, named, closing, is_future and RESTAMP or MARK)
+  local text = record and written(record, KEYS[i], ARGV[2 * i], is_future and RESTAMP or MARK)
   if not text then return 0 end
   call('SET', KEYS[i], text, 'KEEPTTL')
   if not is_future then return 1 end

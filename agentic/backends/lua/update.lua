@@ -21,9 +21,9 @@ local changes = changes_of_all()
 
 return for_each_record(#KEYS, function(i, record)
   if not record then return missing(KEYS[i]) end
-  local members, named, closing = agent_members(record, KEYS[i])
+  local members, named = agent_members(record, KEYS[i])
   if not members then return CORRUPT end
-  local text = changed(record, members, named, closing, changes[i])
+  local text = changed(record, members, named, changes[i])
   if not text then return CORRUPT end
   if #text > limit and #text > #record then return {TOO_LARGE, #text} end
   call('SET', KEYS[i], text, 'KEEPTTL')
