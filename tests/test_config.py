@@ -136,6 +136,7 @@ EVERY_OPTION: list[tuple[str, str, str, object]] = [
     ("redis://h", "stale_after", "9", 9.0),
     ("sqlite:///x.db", "synchronous", "FULL", "FULL"),
     ("redis://h", "prefix", "fleet", "fleet"),
+    ("sqlite:///x.db", "create", "no", False),
     ("redis://h", "max_connections", "4", 4),
 ]
 
