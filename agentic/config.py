@@ -131,14 +131,14 @@ class RegistryConfig:
         return config
 
     def __repr__(self) -> str:
+        given = _given(self)
         try:
             open_registry(self)
         except ConfigurationError:
-            shown: dict[str, object] = dict.fromkeys(
-                _given(self), "***"
-            )  # What is wrong may be a secret in the wrong place.
+            # What is wrong may be a secret in the wrong place.
+            shown: dict[str, object] = dict.fromkeys(given, "***")
         else:
-            shown = {name: "***" if name in SECRETS else plain(value) for name, value in _given(self).items()}
+            shown = {name: "***" if name in SECRETS else plain(value) for name, value in given.items()}
             if self.url:
                 shown["url"] = str(StoreURL.parse(self.url))
         return f"RegistryConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
