@@ -10,7 +10,7 @@ import msgspec
 
 from agentic.errors import ConfigurationError
 from agentic.options import shown_number
-from agentic.text import type_name
+from agentic.text import plain, type_name
 
 Clock = Callable[[], datetime]
 """Returns the current instant as an aware `datetime`."""
@@ -81,16 +81,17 @@ def duration(value: float | timedelta, name: str) -> timedelta:
         if value < timedelta(0):
             raise ConfigurationError(f"{name} must not be negative, got {shown_number(value.total_seconds())}")
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise ConfigurationError(f"{name} must be seconds or a timedelta, got {type_name(value)}")
     try:
-        seconds = float(value)
+        seconds = float(number)
     except OverflowError:  # An int above 10**308.
         seconds = math.inf
     if not math.isfinite(seconds):
-        raise ConfigurationError(f"{name} must be finite, got {shown_number(value)}")
+        raise ConfigurationError(f"{name} must be finite, got {shown_number(number)}")
     if seconds < 0:
-        raise ConfigurationError(f"{name} must not be negative, got {shown_number(value)}")
+        raise ConfigurationError(f"{name} must not be negative, got {shown_number(number)}")
     return timedelta(seconds=seconds) if seconds < timedelta.max.total_seconds() else timedelta.max
 
 
@@ -98,11 +99,11 @@ def positive_seconds(value: float | timedelta, name: str) -> float:
     """Return a duration that must be longer than nothing, in float seconds; a century where it is longer than that.
 
     Raises:
-        ConfigurationError: As `duration` does, and for zero.
+        ConfigurationError: As `duration` does, and for less than a microsecond.
     """
     seconds = duration(value, name).total_seconds()
     if seconds == 0:
-        raise ConfigurationError(f"{name} must be greater than 0, got {value}")
+        raise ConfigurationError(f"{name} must be greater than 0, and at least a microsecond")
     return min(seconds, _CENTURY)
 
 

@@ -19,8 +19,8 @@ from agentic.backends.sqlite import SQLiteRegistry
 from agentic.errors import ConfigurationError
 from agentic.options import flag, flag_of, text
 from agentic.registry import AgentRegistry
-from agentic.text import printable, type_name
-from agentic.urls import SECRETS, StoreURL, malformed, refuse_url, suggestion
+from agentic.text import plain, printable, type_name
+from agentic.urls import SECRETS, StoreURL, file_path, malformed, refuse_url, suggestion
 
 logger = logging.getLogger("agentic.config")
 
@@ -102,10 +102,10 @@ class RegistryConfig:
             ConfigurationError: A key is none of the fields, or a value has the wrong type; the message shows neither.
         """
         values: dict[str, Any] = {}
-        for name, value in mapping.items():
-            if name not in _TYPES:
-                raise ConfigurationError(f"unknown registry option{suggestion(name, tuple(_TYPES))}")
-            if value is not None and not (isinstance(value, str) and not value):
+        for name, value in _mapping(mapping).items():
+            if plain(name) not in _TYPES:
+                raise ConfigurationError(f"unknown registry option{suggestion(plain(name), tuple(_TYPES))}")
+            if value is not None and not (isinstance(value, str) and not plain(value)):
                 values[name] = _read(name, value, strict=False)
         return cls(**values)
 
@@ -118,7 +118,7 @@ class RegistryConfig:
         Raises:
             ConfigurationError: A value has the wrong type; the message does not show it.
         """
-        environ = os.environ if environ is None else environ
+        environ = os.environ if environ is None else _mapping(environ)
         variables = {ENVIRONMENT_PREFIX + name.upper(): name for name in _TYPES}
         config = cls.from_mapping({name: environ.get(variable) for variable, name in variables.items()})
         unknown = sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and name not in variables)
@@ -131,12 +131,14 @@ class RegistryConfig:
         return config
 
     def __repr__(self) -> str:
+        given = _given(self)
         try:
             open_registry(self)
         except ConfigurationError:
-            shown = dict.fromkeys(_given(self), "***")  # What is wrong may be a secret in the wrong place.
+            # What is wrong may be a secret in the wrong place.
+            shown: dict[str, object] = dict.fromkeys(given, "***")
         else:
-            shown = {name: "***" if name in SECRETS else value for name, value in _given(self).items()}
+            shown = {name: "***" if name in SECRETS else plain(value) for name, value in given.items()}
             if self.url:
                 shown["url"] = str(StoreURL.parse(self.url))
         return f"RegistryConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
@@ -183,8 +185,8 @@ def resolved(config: RegistryConfig) -> RegistryConfig:
     Raises:
         ConfigurationError: It is wrong, or contradicts itself.
     """
-    for name, value in _given(config).items():
-        _read(name, value, strict=True)
+    given: dict[str, Any] = {name: _read(name, value, strict=True) for name, value in _given(config).items()}
+    config = replace(config, **given)
     url = StoreURL.parse(config.url) if config.url else None
     backend = _backend(config, url)
     if url is not None:
@@ -220,9 +222,15 @@ def as_config(source: str | RegistryConfig | Mapping[str, Any] | None) -> Regist
             return RegistryConfig(url=text(source, "URL"))
         case RegistryConfig():
             return source
-        case Mapping():
-            return RegistryConfig.from_mapping(source)
-    raise ConfigurationError(f"expected a URL, a RegistryConfig or a mapping, got {type_name(source)}")
+    if not isinstance(source, Mapping):
+        raise ConfigurationError(f"expected a URL, a RegistryConfig or a mapping, got {type_name(source)}")
+    return RegistryConfig.from_mapping(source)
+
+
+def _mapping(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"expected a mapping of options, got {type_name(value)}")
+    return value
 
 
 def _given(config: RegistryConfig) -> dict[str, Any]:
@@ -232,10 +240,11 @@ def _given(config: RegistryConfig) -> dict[str, Any]:
 
 def _read(name: str, value: object, *, strict: bool) -> object:
     """Return the value of a field, checked; text is converted to what the field holds unless `strict`."""
-    kind = _TYPES[name]
+    kind, value = _TYPES[name], plain(value)
     if kind is str:
-        checked = text(os.fspath(value) if name in _PATHS and isinstance(value, os.PathLike) else value, name)
-        return checked if name in _MAY_BE_A_URL else refuse_url(checked, name)
+        if name in _PATHS:
+            return file_path(value, name)
+        return text(value, name) if name in _MAY_BE_A_URL else refuse_url(text(value, name), name)
     if kind is bool:
         return flag_of(value, name) if isinstance(value, str) and not strict else flag(value, name)
     if kind is float and isinstance(value, timedelta):

@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions: one base class, one child for each thing a caller can act on."""
+"""Every error of this library: one base class, and a subclass for each case that a caller handles differently."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class AgentNotFoundError(RegistryError, LookupError):
 class BackendError(RegistryError):
     """The store failed; `__cause__` is the driver's error where there is one.
 
-    Its children say whose turn it is: of `BackendUnavailableError` the caller's, to try again; of
-    `BackendRejectedError` the operator's; of `CorruptRecordError` that of whoever wrote the record.
+    Catch a subclass to know who must act: the caller retries after `BackendUnavailableError`, an operator must act on
+    `BackendRejectedError`, and whoever wrote the record on `CorruptRecordError`.
 
     A write that failed this way may still have happened: the store may have applied it and lost the answer.
 

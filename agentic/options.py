@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from agentic.errors import ConfigurationError
-from agentic.text import type_name
+from agentic.text import plain, type_name
 
 MAX_TEXT: Final = 4096
 """Characters of a text option: as many as a path may have."""
@@ -22,11 +22,12 @@ def count(value: object, name: str, least: int = 1, most: int = 2**31 - 1) -> in
     Raises:
         ConfigurationError: It is no int, or not from `least` to `most`; the message begins with `name`.
     """
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigurationError(f"{name}: must be an int, got {type_name(value)}")
     if not least <= value <= most:
         raise ConfigurationError(f"{name}: must be from {least} to {most}, got {shown_number(value)}")
-    return int(value)
+    return value
 
 
 def fraction(value: object, name: str) -> float:
@@ -35,6 +36,7 @@ def fraction(value: object, name: str) -> float:
     Raises:
         ConfigurationError: It is no number, or not in that range; the message begins with `name`.
     """
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(f"{name}: must be a number, got {type_name(value)}")
     if not 1e-6 <= value <= 1:
@@ -71,16 +73,16 @@ def text(value: object, name: str) -> str:
         ConfigurationError: It is anything else, longer than 4,096 characters, or holds a lone surrogate; the message
             begins with `name` and never shows the text, which may be a secret.
     """
+    value = plain(value)
     if not isinstance(value, str):
         raise ConfigurationError(f"{name}: must be a string, got {type_name(value)}")
-    plain = str.__str__(value)
-    if not plain:
+    if not value:
         raise ConfigurationError(f"{name}: must not be empty")
-    if len(plain) > MAX_TEXT:
-        raise ConfigurationError(f"{name}: must be at most {MAX_TEXT} characters, got {len(plain)}")
-    if any("\ud800" <= char <= "\udfff" for char in plain):
+    if len(value) > MAX_TEXT:
+        raise ConfigurationError(f"{name}: must be at most {MAX_TEXT} characters, got {len(value)}")
+    if any("\ud800" <= char <= "\udfff" for char in value):
         raise ConfigurationError(f"{name}: holds a lone surrogate")
-    return plain
+    return value
 
 
 def function(value: C, name: str) -> C:
@@ -95,7 +97,7 @@ def function(value: C, name: str) -> C:
 
 
 def shown_number(value: float) -> str:
-    """Return a number as a message shows it; the digits of a large int may be too many to convert at all."""
+    """Return a plain number as a message shows it; the digits of a large int may be too many to convert at all."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
-    return str(int(value) if isinstance(value, int) else float(value))
+    return str(value)

@@ -21,6 +21,15 @@ def printable(text: str, longest: int | None = LONGEST) -> str:
     return shown if longest is None or len(shown) <= longest else f"{shown[:longest]}..."
 
 
+def plain(value: object) -> object:
+    """Return a `str`, `int` or `float` without the methods of its subclass, and anything else as it is."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__int__(value)
+    return float.__float__(value) if isinstance(value, float) else value
+
+
 def type_name(value: object) -> str:
     """Return the name of a value's type, for a message that must not show the value."""
     return printable(type(value).__name__, 60)

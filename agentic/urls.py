@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,7 +11,7 @@ from typing import Final, NoReturn
 from urllib.parse import quote, unquote
 
 from agentic.errors import ConfigurationError
-from agentic.options import text as checked_text
+from agentic.options import text
 
 _REDIS_SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys")
 SCHEMES: Final = {
@@ -65,19 +66,19 @@ class StoreURL:
         Raises:
             ConfigurationError: It is malformed, or of an unknown scheme; the message shows no part of it.
         """
-        text = checked_text(url, "URL")
-        scheme = text.partition("://")[0]
-        if "://" not in text or scheme.lower() not in SCHEMES:
+        whole = text(url, "URL")
+        scheme = whole.partition("://")[0]
+        if "://" not in whole or scheme.lower() not in SCHEMES:
             raise ConfigurationError(
                 "unsupported registry backend: expected a URL such as memory://, sqlite:///file.db or "
                 f"redis://localhost:6379/0; known schemes are {', '.join(SCHEMES)}"
             )
         if scheme not in SCHEMES:
             malformed(f"its scheme must be written in lower case, {scheme.lower()}://")
-        _check_characters(text)
-        parts = _URL.fullmatch(text)
+        _check_characters(whole)
+        parts = _URL.fullmatch(whole)
         # A raw '/', '?', '#' or '@' in a password ends up in the path or the query. A file's path may hold an '@'.
-        if parts is None or (scheme != "sqlite" and "@" in text[parts.end("hosts") :]):
+        if parts is None or (scheme != "sqlite" and "@" in whole[parts.end("hosts") :]):
             _not_encoded()
         user = parts["user"] or ""
         if re.search(r"[\[\] ]", user):
@@ -141,6 +142,19 @@ def refuse_url(value: str, name: str) -> str:
     return value
 
 
+def file_path(value: object, name: str) -> str:
+    """Return a file's path, given as text or as an `os.PathLike`.
+
+    Raises:
+        ConfigurationError: It is no text, or looks like a URL, or no file can have that path; the message shows none
+            of it.
+    """
+    path = refuse_url(text(os.fspath(value) if isinstance(value, os.PathLike) else value, name), name)
+    if "\0" in path:
+        raise ConfigurationError(f"{name}: holds a NUL character")
+    return path
+
+
 def suggestion(name: object, known: tuple[str, ...]) -> str:
     """Return what to say after an unknown name, which itself may be a secret: the one that is meant, or all."""
     close = get_close_matches(name, known, n=1) if isinstance(name, str) and len(name) < 40 else []
@@ -154,18 +168,18 @@ def _not_encoded() -> NoReturn:
     )
 
 
-def _check_characters(text: str) -> None:
-    if not text.isprintable():
+def _check_characters(whole: str) -> None:
+    if not whole.isprintable():
         malformed("holds a character that is not printable, such as a tab or a newline")
-    if re.search("%(?![0-9A-Fa-f]{2})", text):
+    if re.search("%(?![0-9A-Fa-f]{2})", whole):
         malformed("'%' must be followed by two hexadecimal digits; '%' itself is %25")
 
 
-def _decoded(text: str) -> str:
-    if "%" not in text:
-        return text
+def _decoded(part: str) -> str:
+    if "%" not in part:
+        return part
     try:
-        decoded = unquote(text, errors="strict")
+        decoded = unquote(part, errors="strict")
     except UnicodeDecodeError:
         decoded = ""
     if not decoded.isprintable() or not decoded:  # Outside the except, so that the error has no context that shows it.
@@ -173,19 +187,19 @@ def _decoded(text: str) -> str:
     return decoded
 
 
-def _host(text: str) -> Host:
-    parts = _HOST.fullmatch(text)
+def _host(written: str) -> Host:
+    parts = _HOST.fullmatch(written)
     name, port = (parts["name"].strip("[]"), parts["port"]) if parts else ("", None)
     if parts is None or (port is not None and not 1 <= int(port) <= 65535):
         malformed("a host must be a name or address of ASCII letters, and its port a number from 1 to 65535")
-    if text.startswith("[") and not _is_ipv6(name):
+    if written.startswith("[") and not _is_ipv6(name):
         malformed("a host in brackets must be an IPv6 address")
     return name, None if port is None else int(port)
 
 
-def _is_ipv6(text: str) -> bool:
+def _is_ipv6(address: str) -> bool:
     try:
-        IPv6Address(text)
+        IPv6Address(address)
     except ValueError:
         return False
     return True

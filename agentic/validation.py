@@ -10,7 +10,7 @@ from agentic.clock import to_utc
 from agentic.errors import InvalidAgentError
 from agentic.frozen import FrozenDict
 from agentic.options import shown_number
-from agentic.text import printable, type_name
+from agentic.text import plain, printable, type_name
 
 MAX_ID_BYTES: Final = 512
 MAX_RECORD_BYTES: Final = 64 * 1024
@@ -28,22 +28,22 @@ def valid_id(agent_id: object) -> str:
     """
     if type(agent_id) is str and 0 < len(agent_id) <= MAX_ID_BYTES and agent_id.isascii():
         return agent_id  # Most are, and each heartbeat comes by here.
-    plain = _plain("id", agent_id)
-    if not plain:
+    checked = _plain_text("id", agent_id)
+    if not checked:
         raise InvalidAgentError("id", "agent ID is required")
-    size = _utf8_size("id", plain)
+    size = _utf8_size("id", checked)
     if size > MAX_ID_BYTES:
         raise InvalidAgentError("id", f"id: must be at most {MAX_ID_BYTES} bytes of UTF-8, got {size}")
-    return plain
+    return checked
 
 
 def text(field: str, value: object) -> str:
     """Return a text that UTF-8 can encode, as a plain `str`; it alone must not be longer than a record."""
-    plain = _plain(field, value)
-    if len(plain) > MAX_RECORD_BYTES:
-        raise InvalidAgentError(field, f"{field}: must be at most {MAX_RECORD_BYTES} characters, got {len(plain)}")
-    _utf8_size(field, plain)
-    return plain
+    checked = _plain_text(field, value)
+    if len(checked) > MAX_RECORD_BYTES:
+        raise InvalidAgentError(field, f"{field}: must be at most {MAX_RECORD_BYTES} characters, got {len(checked)}")
+    _utf8_size(field, checked)
+    return checked
 
 
 def capabilities(field: str, value: object) -> tuple[str, ...]:
@@ -61,8 +61,8 @@ def metadata(field: str, value: object) -> FrozenDict[str, str]:
     _check_entries(field, len(value))
     checked = {}
     for key, item in value.items():
-        plain = text(f"{field} key", key)
-        checked[plain] = text(f"{field}['{printable(plain, 60)}']", item)
+        name = text(f"{field} key", key)
+        checked[name] = text(f"{field}['{printable(name, 60)}']", item)
     return FrozenDict(checked)
 
 
@@ -83,13 +83,14 @@ def instant(field: str, value: object) -> datetime | None:
 
 def load(field: str, value: object) -> int:
     """Return a load, from 0 to 2**63 - 1."""
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidAgentError(field, f"{field}: must be an int, got {type_name(value)}")
     if value < 0:
         raise InvalidAgentError(field, f"{field}: must not be negative")
     if value > MAX_LOAD:
         raise InvalidAgentError(field, f"{field}: must be at most 2**63 - 1, got {shown_number(value)}")
-    return int(value)
+    return value
 
 
 def too_large(size: int) -> InvalidAgentError:
@@ -97,18 +98,19 @@ def too_large(size: int) -> InvalidAgentError:
     return InvalidAgentError("agent", f"agent: its record must be at most {MAX_RECORD_BYTES} bytes of JSON, got {size}")
 
 
-def _plain(field: str, value: object) -> str:
+def _plain_text(field: str, value: object) -> str:
+    # A subclass (an enum member, say) is stored as its plain text.
+    value = plain(value)
     if not isinstance(value, str):
         raise InvalidAgentError(field, f"{field}: must be a string, got {type_name(value)}")
-    # A subclass (an enum member, say) is stored as its plain text.
-    return value if type(value) is str else str.__str__(value)
+    return value
 
 
-def _utf8_size(field: str, plain: str) -> int:
-    if plain.isascii():
-        return len(plain)
+def _utf8_size(field: str, checked: str) -> int:
+    if checked.isascii():
+        return len(checked)
     try:
-        return len(plain.encode())
+        return len(checked.encode())
     except UnicodeEncodeError as error:
         position = error.start
     raise InvalidAgentError(field, f"{field}: holds a lone surrogate at position {position}")

@@ -98,6 +98,7 @@ def test_a_store_is_picked_with_its_options(source: Any, kind: type[AgentRegistr
         ({"backend": "redis", "prefix": 5}, "^prefix: must be a string, got int$"),
         ({"backend": "sqlite", "synchronous": "OFF"}, "^synchronous: must be"),
         ({"backend": "sqlite", "path": "x" * 10_000_000}, "^path: must be at most 4096 characters, got 10000000$"),
+        ([("ttl", 5)], "^expected a URL, a RegistryConfig or a mapping, got list$"),
         (7, "^expected a URL, a RegistryConfig or a mapping, got int$"),
         (RegistryConfig(backend="sqlite", url=REDIS), "^backend: sqlite does not agree with the URL, which names redis$"),
         (RegistryConfig(backend="memory", url=REDIS), "^backend: memory does not agree"),
@@ -136,6 +137,7 @@ EVERY_OPTION: list[tuple[str, str, str, object]] = [
     ("redis://h", "stale_after", "9", 9.0),
     ("sqlite:///x.db", "synchronous", "FULL", "FULL"),
     ("redis://h", "prefix", "fleet", "fleet"),
+    ("sqlite:///x.db", "create", "no", False),
     ("redis://h", "max_connections", "4", 4),
 ]
 
@@ -180,6 +182,32 @@ def test_options_of_the_connection_are_set_beside_the_url(
         registry = open_registry(config)
         assert isinstance(registry, RedisRegistry)
         assert registry._options.items() >= expected.items()
+
+
+@pytest.mark.parametrize("wrong", [5, "url", [("url", "memory://")]])
+def test_only_a_mapping_is_read_as_one(wrong: Any) -> None:
+    for read in (RegistryConfig.from_mapping, RegistryConfig.from_env):
+        with pytest.raises(ConfigurationError, match="^expected a mapping of options"):
+            read(wrong)
+
+
+class Strange(str):
+    """A text whose own methods must not be called."""
+
+    def __len__(self) -> int:
+        raise RuntimeError
+
+    def __format__(self, spec: str) -> str:
+        raise RuntimeError
+
+    partition = __format__  # type: ignore[assignment]
+
+
+def test_methods_of_a_subclass_of_text_are_not_called() -> None:
+    registry = open_registry(RegistryConfig(url=Strange("redis://h"), prefix=Strange("p")))
+    assert isinstance(registry, RedisRegistry)
+    assert (registry.url, registry.prefix, type(registry.prefix)) == ("redis://h", "p", str)
+    assert repr(RegistryConfig(path=Strange("x.db"))) == "RegistryConfig(path='x.db')"
 
 
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from dataclasses import fields
@@ -13,9 +14,9 @@ import typer.main
 
 import agentic
 import agentic.errors
-from agentic import RegistryConfig, RegistryError
+from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, RegistryConfig, RegistryError, SQLiteRegistry
 from agentic.cli import app
-from agentic.config import ENVIRONMENT_PREFIX
+from agentic.config import ENVIRONMENT_PREFIX, OPTIONS
 from benchmarks.report import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -51,9 +52,23 @@ def test_the_command_line_page_has_every_command() -> None:
     assert shown == set(command.commands)
 
 
-def test_the_stores_page_has_every_environment_variable() -> None:
-    shown = set(re.findall(rf"{ENVIRONMENT_PREFIX}[A-Z]+", page("stores.md")))
-    assert shown == {ENVIRONMENT_PREFIX + field.name.upper() for field in fields(RegistryConfig)}
+def test_the_stores_page_has_every_option() -> None:
+    table = page("stores.md").partition("## Options")[2]
+    shown = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(shown) == sorted({name for names in OPTIONS.values() for name in names} | {"clock", "client"})
+    assert set(shown) - {"clock", "client"} == {field.name for field in fields(RegistryConfig)} - {"backend"}
+
+
+def test_the_stores_page_names_only_variables_that_there_are() -> None:
+    shown = set(re.findall(rf"`{ENVIRONMENT_PREFIX}([A-Z]+)\b", page("stores.md")))
+    assert shown
+    assert shown <= {field.name.upper() for field in fields(RegistryConfig)}
+
+
+@pytest.mark.parametrize("store", [MemoryRegistry, SQLiteRegistry, RedisRegistry])
+def test_every_argument_of_a_store_can_be_configured(store: type[AgentRegistry]) -> None:
+    arguments = set(inspect.signature(store).parameters) - {"clock", "client"}
+    assert arguments == set(OPTIONS[store.__name__.removesuffix("Registry").lower()])
 
 
 def test_the_operations_page_has_every_logger() -> None:

@@ -329,7 +329,7 @@ async def test_how_often_the_disk_is_synced_is_an_option(
 
 
 async def test_an_unknown_synchronous_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="synchronous: must be 'NORMAL' or 'FULL', got 'OFF'"):
+    with pytest.raises(ConfigurationError, match="synchronous: must be 'NORMAL' or 'FULL'"):
         SQLiteRegistry(synchronous="OFF")  # type: ignore[arg-type]
 
 

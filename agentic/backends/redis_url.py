@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Final
 
 from agentic.errors import ConfigurationError
 from agentic.options import count, flag, flag_of, text
-from agentic.urls import Host, StoreURL, malformed, refuse_url
+from agentic.urls import Host, StoreURL, file_path, malformed
 
 PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
@@ -77,8 +76,7 @@ def _checked(name: str, value: object, *, tls: bool, kind: str) -> str | int | b
         return db
     if name == "sentinel_tls":
         return flag(value, name)
-    checked = text(os.fspath(value) if name in _FILES and isinstance(value, os.PathLike) else value, name)
-    return refuse_url(checked, name) if name in _FILES else checked
+    return file_path(value, name) if name in _FILES else text(value, name)
 
 
 def _place(url: StoreURL) -> dict[str, Any]:

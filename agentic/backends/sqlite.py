@@ -33,7 +33,7 @@ from agentic.findings import Finding
 from agentic.options import flag, function, text
 from agentic.registry import AgentRegistry
 from agentic.seen import Seen
-from agentic.urls import refuse_url
+from agentic.urls import file_path
 
 T = TypeVar("T")
 
@@ -110,10 +110,10 @@ class SQLiteRegistry(AgentRegistry):
             ConfigurationError: An option is wrong.
         """
         super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
-        self.path = _valid_path(path)
+        self.path = DEFAULT_PATH if path is None else file_path(path, "path")
         self.clock = function(clock, "clock")
         self.synchronous = synchronous
-        if synchronous not in ("NORMAL", "FULL"):
+        if text(synchronous, "synchronous") not in ("NORMAL", "FULL"):
             raise ConfigurationError("synchronous: must be 'NORMAL' or 'FULL'")
         self.create = flag(create, "create")
         self._database: Database | None = None
@@ -299,15 +299,6 @@ def _decoded(row: tuple[object, ...]) -> AgentInfo | CorruptRecordError:
         return agent_of(row)
     except (ValueError, RecursionError) as error:
         return CorruptRecordError(f"the row of agent {row[0]!r} is corrupt: {error}", str(row[0]))
-
-
-def _valid_path(path: str | os.PathLike[str] | None) -> str:
-    if path is None:
-        return DEFAULT_PATH
-    checked = text(os.fspath(path) if isinstance(path, os.PathLike) else path, "path")
-    if "\0" in checked:
-        raise ConfigurationError("path: holds a NUL character")
-    return refuse_url(checked, "path")
 
 
 def _default_file(create: bool) -> str:
