@@ -11,7 +11,8 @@ from typing import Final, NoReturn
 from urllib.parse import quote, unquote
 
 from agentic.errors import ConfigurationError
-from agentic.options import text
+from agentic.options import MAX_TEXT, text
+from agentic.text import type_name
 
 _REDIS_SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys")
 SCHEMES: Final = {
@@ -149,10 +150,18 @@ def file_path(value: object, name: str) -> str:
         ConfigurationError: It is no text, or looks like a URL, or no file can have that path; the message shows none
             of it.
     """
-    path = refuse_url(text(os.fspath(value) if isinstance(value, os.PathLike) else value, name), name)
-    if "\0" in path:
-        raise ConfigurationError(f"{name}: holds a NUL character")
-    return path
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise ConfigurationError(f"{name}: must be a file's path, got {type_name(path)}")
+    path = str.__str__(path)
+    if not path or len(path) > MAX_TEXT:
+        raise ConfigurationError(f"{name}: must be from 1 to {MAX_TEXT} characters, got {len(path)}")
+    if "\0" in path or path.endswith("/"):
+        raise ConfigurationError(f"{name}: holds a NUL character, or names a folder")
+    # Python decodes a byte that is not UTF-8 in a file's name to one of these surrogates, and encodes no other ones.
+    if re.search("[\ud800-\udc7f\udd00-\udfff]", path):
+        raise ConfigurationError(f"{name}: holds a lone surrogate")
+    return refuse_url(path, name)
 
 
 def suggestion(name: object, known: tuple[str, ...]) -> str:

@@ -14,7 +14,7 @@ import redis
 
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
 from agentic.backends.redis_keys import Keys, ShardedKeys
-from agentic.backends.sqlite_schema import AGENT_COLUMNS
+from agentic.backends.sqlite_rows import AGENT_COLUMNS
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 ALL_STORES = ("memory", "sqlite-memory", "sqlite-file", "redis", "redis-sentinel", "redis-cluster")

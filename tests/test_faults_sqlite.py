@@ -23,6 +23,7 @@ from agentic import (
     BackendUnavailableError,
     SQLiteRegistry,
 )
+from tests.sqlite_file import in_transaction
 from tests.waiting import wait_until
 
 HEAD = """
@@ -91,8 +92,7 @@ async def test_random_cancels_leave_no_transaction_open(tmp_path: Path) -> None:
             await asyncio.gather(*calls, return_exceptions=True)
             # Those that had ended before their turn came do not count.
             cancelled += sum(call.cancelled() for call in calls)
-        in_transaction = await registry._run(lambda db: db.in_transaction)
-        assert not in_transaction
+        assert not await in_transaction(registry)
         await other.register(AgentInfo("b"))
         assert (await registry.get("b")).id == "b"
 
@@ -220,8 +220,7 @@ async def test_a_full_disk_is_the_operators_until_there_is_room_again(small_disk
             for number in range(2_000):
                 await registry.register(AgentInfo(f"agent-{number}", name="x" * 500))
         assert (await registry.get("a")).id == "a"
-        in_transaction = await registry._run(lambda db: db.in_transaction)
-        assert not in_transaction
+        assert not await in_transaction(registry)
         filler.unlink()
         await registry.register(AgentInfo("b"))
     assert integrity(small_disk / "r.db") == "ok"

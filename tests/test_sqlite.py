@@ -9,8 +9,9 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -27,10 +28,11 @@ from agentic import (
     CorruptRecordError,
     SQLiteRegistry,
 )
-from agentic.backends import sqlite as sqlite_backend
+from agentic.backends import sqlite_connection
 from agentic.backends.sqlite import PAGE_SIZE
-from agentic.backends.sqlite_schema import SCHEMA_VERSION, transaction
+from agentic.backends.sqlite_schema import SCHEMA_VERSION
 from agentic.clock import NEVER
+from tests.sqlite_file import in_transaction
 from tests.waiting import wait_until
 
 GO_TABLE = """CREATE TABLE agents (
@@ -243,7 +245,7 @@ async def test_cancelled_calls_leave_no_transaction_open(path: Path, raw: sqlite
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        assert not await registry._run(lambda db: db.in_transaction)
+        assert not await in_transaction(registry)
         raw.execute("BEGIN IMMEDIATE")
         raw.execute("ROLLBACK")
         assert len(await registry.list()) >= 19
@@ -279,13 +281,11 @@ async def test_a_heartbeat_is_stamped_when_it_has_the_write_lock(
     path: Path, raw: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    wants_lock = threading.Event()
+    waits = threading.Event()
 
-    @contextmanager
-    def announced(db: sqlite3.Connection) -> Iterator[None]:
-        wants_lock.set()
-        with transaction(db):
-            yield
+    def sleep(seconds: float) -> None:
+        waits.set()
+        time.sleep(seconds)
 
     def clock() -> datetime:
         asked.append(locked)
@@ -297,9 +297,9 @@ async def test_a_heartbeat_is_stamped_when_it_has_the_write_lock(
         raw.execute("BEGIN IMMEDIATE")
         asked.clear()
         locked = True
-        monkeypatch.setattr(sqlite_backend, "transaction", announced)
+        monkeypatch.setattr(sqlite_connection, "sleep", sleep)
         beat = asyncio.create_task(registry.heartbeat_many(["a", "b"]))
-        await wait_until(wants_lock.is_set, "the heartbeats wait for the lock")
+        await wait_until(waits.is_set, "the heartbeats wait for the lock")
         locked = False
         raw.execute("COMMIT")
         assert await beat == {"b"}
@@ -315,7 +315,7 @@ async def test_an_expired_agent_is_deleted_from_the_file_by_reap(path: Path, raw
         now[0] = datetime(2026, 1, 1, 0, 0, 10, 1, tzinfo=UTC)
         assert await registry.list() == []
         assert raw.execute("SELECT count(*) FROM agents").fetchone() == (1,)
-        assert await registry.reap(5) == []
+        assert await registry.reap(5) == ["a"]
         assert raw.execute("SELECT count(*) FROM agents").fetchone() == (0,)
 
 
@@ -324,7 +324,7 @@ async def test_how_often_the_disk_is_synced_is_an_option(
     tmp_path: Path, synchronous: Literal["NORMAL", "FULL"], level: int
 ) -> None:
     async with SQLiteRegistry(tmp_path / "r.db", synchronous=synchronous) as registry:
-        found = await registry._run(lambda db: db.execute("PRAGMA synchronous").fetchone())
+        found = await registry._open_database.write(lambda db: db.execute("PRAGMA synchronous").fetchone())
     assert found == (level,)
 
 
@@ -359,7 +359,8 @@ async def test_text_that_is_none_spoils_its_own_row_alone(tmp_path: Path, caplog
             *(registry.get(each) for each in ("good", "bad", "late")), return_exceptions=True
         )
         assert [type(answer) for answer in answers] == [AgentInfo, CorruptRecordError, CorruptRecordError]
-        await registry.heartbeat("bad")
+        with pytest.raises(CorruptRecordError):
+            await registry.heartbeat("bad")
     async with SQLiteRegistry(path) as registry:
         assert [agent.id for agent in await registry.list()] == ["good"]
     assert "'bad'" in caplog.text

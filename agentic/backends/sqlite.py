@@ -5,40 +5,28 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
-from functools import cache
-from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, cast
 
-import anyio
-import anyio.to_thread
 from msgspec.structs import replace
 
 from agentic.agent import AgentChanges, AgentInfo, check_size
-from agentic.backends.sqlite_connection import Database, backend_error
-from agentic.backends.sqlite_doctor import sqlite_findings
-from agentic.backends.sqlite_schema import AGENT_COLUMNS, agent_of, json_text, later, prepare, row_of, transaction
-from agentic.clock import Clock, format_instant, read, stale_before, system_clock
-from agentic.errors import (
-    BackendRejectedError,
-    ConfigurationError,
-    CorruptRecordError,
-    InvalidAgentError,
-    RegistryClosedError,
-    RegistryError,
-)
+from agentic.backends.sqlite_database import Database
+from agentic.backends.sqlite_doctor import examine
+from agentic.backends.sqlite_file import DEFAULT_PATH
+from agentic.backends.sqlite_rows import AGENT_COLUMNS, agent_of, for_all, json_text, later, row_of
+from agentic.backends.sqlite_sweep import due_rows, sweep_rows
+from agentic.clock import Clock, format_instant, read, system_clock
+from agentic.errors import ConfigurationError, InvalidAgentError, RegistryClosedError, RegistryError
 from agentic.findings import Finding
-from agentic.options import flag, function, text
+from agentic.options import flag, function
 from agentic.registry import AgentRegistry
 from agentic.seen import Seen
 from agentic.urls import file_path
 
-T = TypeVar("T")
-
-DEFAULT_PATH: Final = "~/.config/agentic/registry.db"
 PAGE_SIZE: Final = 500
+CLEARED_AT_ONCE: Final = 5_000
 
 _PRESENT: Final = "(expires_at IS NULL OR expires_at >= ?)"
 _INSERT: Final = f"""
@@ -58,10 +46,11 @@ _DELETE: Final = f"DELETE FROM agents WHERE {_PRESENT} AND id IN (?) RETURNING i
 _PAGE: Final = f"""
 SELECT {AGENT_COLUMNS}, rowid FROM agents WHERE {_PRESENT} AND rowid <= ? ORDER BY rowid DESC LIMIT {PAGE_SIZE}"""
 _LAST_ROWID: Final = 2**63 - 1
-_SWEEP: Final = f"""
-UPDATE agents SET status = 'offline' WHERE {_PRESENT} AND status <> 'offline' AND last_heartbeat < ?
-RETURNING id"""
-_FORGET: Final = "DELETE FROM agents WHERE expires_at < ?"
+_CLEAR: Final = f"""
+DELETE FROM agents WHERE rowid IN (
+    SELECT rowid FROM agents WHERE rowid <= ? ORDER BY rowid DESC LIMIT {CLEARED_AT_ONCE}
+) RETURNING {_PRESENT}"""
+_MAX_SOUND_IDS: Final = 100_000
 
 
 class SQLiteRegistry(AgentRegistry):
@@ -122,91 +111,91 @@ class SQLiteRegistry(AgentRegistry):
         return f"SQLiteRegistry(path={self.path!r}, ttl={self.ttl})"
 
     async def _connect(self) -> None:
-        try:
-            path = (
-                await anyio.to_thread.run_sync(_default_file, self.create) if self.path == DEFAULT_PATH else self.path
-            )
-        except OSError as error:
-            raise backend_error(error, f"failed to make {self.path!r}") from error
-        except RuntimeError as error:
-            raise BackendRejectedError(f"failed to make {self.path!r}: {error} Set HOME, or name a path") from error
-        self._database = await Database.opened(
-            path,
-            lambda db: prepare(db, self.timeout, self.synchronous, create=self.create),
-            create=self.create,
-        )
+        self._database = Database(self.path, create=self.create, timeout=self.timeout, synchronous=self.synchronous)
+        await self._database.open()
 
     async def _disconnect(self) -> None:
         if self._database is not None:
             database, self._database = self._database, None
             await database.close()
 
+    @property
+    def _open_database(self) -> Database:
+        if self._database is None:
+            raise RegistryClosedError
+        return self._database
+
     # --- agents, by id ---
 
     async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
         def work(db: sqlite3.Connection) -> list[AgentInfo]:
-            with transaction(db):
-                now = self._now()
-                stored = [agent.stamped(now) for agent in agents]
-                stamp, expires_at = format_instant(now), later(now, self.ttl)
-                db.executemany(
-                    _INSERT,
-                    [
-                        (*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp)
-                        for agent in stored
-                    ],
-                )
-                return stored
+            now = self._now()
+            stored = [agent.stamped(now) for agent in agents]
+            stamp, expires_at = format_instant(now), later(now, self.ttl)
+            db.executemany(
+                _INSERT,
+                [(*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp) for agent in stored],
+            )
+            return stored
 
-        return await self._run(work)
+        return await self._open_database.write(work)
 
-    async def _touch(self, ids: Sequence[str]) -> Sequence[bool]:
-        def work(db: sqlite3.Connection) -> list[bool]:
-            with transaction(db):
-                now = self._now()
-                stamp = format_instant(now)
-                if _for_all(db, _TOUCH, (stamp, later(now, self.ttl), stamp), ids).rowcount == len(set(ids)):
-                    return [True] * len(ids)
-                # The write lock is held: who is there now was there to be touched.
-                present = {agent_id for (agent_id,) in _for_all(db, _PRESENT_IDS, (stamp,), ids).fetchall()}
-                return [agent_id in present for agent_id in ids]
+    async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+        database = self._open_database
 
-        return await self._run(work)
+        def work(db: sqlite3.Connection) -> list[bool | RegistryError]:
+            now = self._now()
+            stamp = format_instant(now)
+            corrupt = _corrupt_among(db, ids, now, database.sound_ids)
+            sound = [agent_id for agent_id in ids if agent_id not in corrupt] if corrupt else ids
+            if not sound:
+                return [corrupt[agent_id] for agent_id in ids]
+            touched = for_all(db, _TOUCH, (stamp, later(now, self.ttl), stamp), sound).rowcount
+            if not corrupt and touched == len(set(ids)):
+                return [True] * len(ids)
+            # The write lock is held: who is there now was there to be touched.
+            present = {agent_id for (agent_id,) in for_all(db, _PRESENT_IDS, (stamp,), sound).fetchall()}
+            return [corrupt.get(agent_id, agent_id in present) for agent_id in ids]
+
+        return await database.write(work)
 
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
-        return await self._run(lambda db: _fetch_all(db, ids, format_instant(self._now())))
+        return await self._open_database.read(lambda db: _fetch_all(db, ids, self._now()))
 
     async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         def work(db: sqlite3.Connection) -> list[AgentInfo | RegistryError | None]:
-            with transaction(db):
-                now = format_instant(self._now())
-                return [_patch_one(db, agent_id, fields, now) for agent_id, fields in changes]
+            now = self._now()
+            return [_patch_one(db, agent_id, fields, now) for agent_id, fields in changes]
 
-        return await self._run(work)
+        return await self._open_database.write(work)
 
     async def _delete(self, ids: Sequence[str]) -> Sequence[bool]:
         def work(db: sqlite3.Connection) -> list[bool]:
-            with transaction(db):
-                now = format_instant(self._now())
-                removed = {agent_id for (agent_id,) in _for_all(db, _DELETE, (now,), ids).fetchall()}
-                return [agent_id in removed for agent_id in ids]
+            now = format_instant(self._now())
+            removed = {agent_id for (agent_id,) in for_all(db, _DELETE, (now,), ids).fetchall()}
+            return [agent_id in removed for agent_id in ids]
 
-        return await self._run(work)
+        return await self._open_database.write(work)
 
     # --- the whole fleet ---
 
     async def _times(self) -> Sequence[datetime]:
-        return await self._run(lambda _: [self._now()])
+        return await self._open_database.read(lambda _: [self._now()])
 
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         # By rowid, so that nothing stored in a row, however damaged, steers the walk. Downwards, for new rows come on
         # top and VACUUM moves rows down at most. An agent that was registered anew or moved may be met twice.
         upto, seen = _LAST_ROWID, Seen[str]()
+
+        def page(db: sqlite3.Connection) -> tuple[datetime, list[tuple[object, ...]]]:
+            now = self._now()
+            return now, db.execute(_PAGE, (format_instant(now), upto)).fetchall()
+
         while True:
-            rows = await self._run(lambda db: db.execute(_PAGE, (format_instant(self._now()), upto)).fetchall())  # noqa: B023
+            now, rows = await self._open_database.read(page)
             agents = []
             for row in rows:
-                agent = _decoded(row)
+                agent = agent_of(row[:-1], now)
                 if isinstance(agent, AgentInfo):
                     agents.append(agent)
                 else:
@@ -215,67 +204,67 @@ class SQLiteRegistry(AgentRegistry):
             yield [agent for agent in agents if agent.id in new]
             if len(rows) < PAGE_SIZE:
                 break
-            upto = rows[-1][-1] - 1
+            upto = cast(int, rows[-1][-1]) - 1
         await seen.forget()
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        def work(db: sqlite3.Connection) -> list[str]:
-            with transaction(db):
-                now = self._now()
-                stamp = format_instant(now)
-                rows = db.execute(_SWEEP, (stamp, format_instant(stale_before(now, ttl))))
-                marked: list[str] = []
-                # All ids at once would keep Python's interpreter lock from the event loop for too long.
-                while page := rows.fetchmany(PAGE_SIZE):
-                    marked += [agent_id for (agent_id,) in page]
-                db.execute(_FORGET, (stamp,))
-                return marked
-
-        yield await self._run(work)
+        upto, (began,) = _LAST_ROWID, await self._times()
+        while True:
+            rowids = await self._open_database.read(lambda db: due_rows(db, upto, began, ttl, PAGE_SIZE))  # noqa: B023
+            if rowids:
+                swept = await self._open_database.write(
+                    lambda db: sweep_rows(db, rowids, began, self._now(), ttl, self.ttl)  # noqa: B023
+                )
+                for error in swept.corrupt:
+                    self._skip(error)
+                yield swept.ids
+            if len(rowids) < PAGE_SIZE:
+                return
+            upto = rowids[-1] - 1
 
     async def _clear(self) -> AsyncGenerator[int, None]:
-        def work(db: sqlite3.Connection) -> int:
-            with transaction(db):
-                db.execute(_FORGET, (format_instant(self._now()),))
-                return db.execute("DELETE FROM agents").rowcount
-
-        yield await self._run(work)
+        (upto,) = await self._open_database.read(lambda db: db.execute("SELECT max(rowid) FROM agents").fetchone())
+        while upto is not None:
+            present = await self._open_database.write(
+                lambda db: db.execute(_CLEAR, (upto, format_instant(self._now()))).fetchall()
+            )
+            yield sum(is_present for (is_present,) in present)
+            if len(present) < CLEARED_AT_ONCE:
+                return
 
     async def _examine(self) -> AsyncGenerator[Sequence[Finding], None]:
-        async with aclosing(sqlite_findings(self)) as findings:
-            async for finding in findings:
-                yield [finding]
+        async for findings in examine(self._open_database):
+            yield findings
 
     def _now(self) -> datetime:
         return read(self.clock)
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._database is None:
-            raise RegistryClosedError
-        return await self._database.run(work)
+
+def _fetch_all(db: sqlite3.Connection, ids: Sequence[str], now: datetime) -> list[AgentInfo | RegistryError | None]:
+    rows = {row[0]: row for row in for_all(db, _FETCH, (format_instant(now),), ids).fetchall()}
+    return [agent_of(rows[agent_id], now) if agent_id in rows else None for agent_id in ids]
 
 
-def _for_all(
-    db: sqlite3.Connection, statement: str, parameters: tuple[object, ...], ids: Sequence[str]
-) -> sqlite3.Cursor:
-    """Execute a statement whose last `?` stands for all the ids."""
-    # Padded to a power of two, so that few different texts are prepared.
-    size = 1 << (len(ids) - 1).bit_length()
-    return db.execute(_for_ids(statement, size), (*parameters, *ids, *[ids[-1]] * (size - len(ids))))
-
-
-@cache
-def _for_ids(statement: str, size: int) -> str:
-    return statement.replace("IN (?)", f"IN ({', '.join('?' * size)})")
-
-
-def _fetch_all(db: sqlite3.Connection, ids: Sequence[str], now: str) -> list[AgentInfo | RegistryError | None]:
-    rows = {row[0]: row for row in _for_all(db, _FETCH, (now,), ids).fetchall()}
-    return [_decoded(rows[agent_id]) if agent_id in rows else None for agent_id in ids]
+def _corrupt_among(
+    db: sqlite3.Connection, ids: Sequence[str], now: datetime, sound_ids: set[str]
+) -> dict[str, RegistryError]:
+    """Return the errors of corrupt rows; only rows that may have changed since they were last read are read."""
+    if sound_ids.issuperset(ids):
+        return {}
+    unread = [agent_id for agent_id in ids if agent_id not in sound_ids]
+    corrupt: dict[str, RegistryError] = {}
+    if len(sound_ids) > _MAX_SOUND_IDS:
+        sound_ids.clear()
+    for agent_id, found in zip(unread, _fetch_all(db, unread, now), strict=True):
+        if isinstance(found, RegistryError):
+            corrupt[agent_id] = found
+        elif found is not None:
+            sound_ids.add(agent_id)
+    return corrupt
 
 
 def _patch_one(
-    db: sqlite3.Connection, agent_id: str, fields: AgentChanges, now: str
+    db: sqlite3.Connection, agent_id: str, fields: AgentChanges, now: datetime
 ) -> AgentInfo | RegistryError | None:
     (agent,) = _fetch_all(db, [agent_id], now)
     if not isinstance(agent, AgentInfo):
@@ -291,21 +280,3 @@ def _patch_one(
     assignments = ", ".join(f"{name} = :{name}" for name in columns)
     db.execute(f"UPDATE agents SET {assignments} WHERE id = :id", {"id": agent_id, **columns})
     return changed
-
-
-def _decoded(row: tuple[object, ...]) -> AgentInfo | CorruptRecordError:
-    """Return a row's agent, or the error that says why there is none in it."""
-    try:
-        return agent_of(row)
-    except (ValueError, RecursionError) as error:
-        return CorruptRecordError(f"the row of agent {row[0]!r} is corrupt: {error}", str(row[0]))
-
-
-def _default_file(create: bool) -> str:
-    """Return the default file's path; with `create`, make it and its folder where they are not there yet."""
-    path = Path(DEFAULT_PATH).expanduser()
-    if not create:
-        return str(path)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    return str(path)

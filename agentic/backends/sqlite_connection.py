@@ -1,173 +1,208 @@
-"""One SQLite file's connection in a thread of its own: a function runs there in one hop, and errors say what to do."""
+"""A SQLite connection in a thread of its own: each job runs there in one hop, and its caller may abandon it."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
-from collections.abc import Callable
-from pathlib import Path
-from typing import Final, Self, TypeVar
-from urllib.parse import quote
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain, repeat
+from time import monotonic, sleep
+from typing import Any, Final, Generic, Self, TypeVar
 
 import aiosqlite
-import anyio
 
-from agentic.errors import BackendError, BackendRejectedError, BackendUnavailableError
+from agentic.backends.sqlite_errors import is_locked
+from agentic.errors import BackendUnavailableError, RegistryClosedError
+from agentic.exchange import interrupted, outcome
+from agentic.tasks import finish
 
 T = TypeVar("T")
+R = TypeVar("R")
 
-IN_MEMORY: Final = ":memory:"
+GRACE: Final = 1.0
+"""Seconds that a cancelled caller waits for what the thread cannot leave half done: a COMMIT, an open, a close."""
 
-_HINTS: Final = {
-    sqlite3.SQLITE_FULL: "free some space on its disk",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite database: name another file",
-    sqlite3.SQLITE_CORRUPT: "it is damaged: close every program that has it open, move it away with its -wal and -shm "
-    "files, and put a copy in its place or let the agents register anew",
-    sqlite3.SQLITE_READONLY: "it, or its folder, cannot be written: check their permissions",
-    sqlite3.SQLITE_CANTOPEN: "check that its folder exists and can be written",
-    sqlite3.SQLITE_IOERR: "check its disk, and that no program still has an earlier file of this name open",
-}
+_PAUSES: Final = (0.001, 0.002, 0.005, 0.010, 0.015, 0.020, 0.025, 0.025, 0.025, 0.050)
+"""Seconds between attempts to get a lock; the last one repeats. SQLite's own, up to there."""
 
 
-class Database(aiosqlite.Connection):
-    """A connection whose thread ends when it could not be opened, and never keeps the process from ending."""
+class AbandonedError(Exception):
+    """Ends a job that nobody waits for any more; never leaves the thread's queue."""
 
-    def __init__(self, path: str, *, create: bool) -> None:
-        super().__init__(lambda: _connect(path, create), iter_chunk_size=64)
-        self._path = path
-        # The working directory may change; where the file is does not.
-        self._absolute_path = str(Path(path).absolute())
-        self._identity: tuple[int, int] | None = None
-        self._stopped: asyncio.Future[None] | None = None
-        # A process that ends without closing ends as if killed: what was committed stays.
+
+class Job(Generic[T]):
+    """One function run in the connection's thread, as its caller and the thread see it.
+
+    Attributes:
+        db: The connection.
+    """
+
+    def __init__(self, db: sqlite3.Connection, work: Callable[[Job[T]], T], deadline: float) -> None:
+        """Let `work` wait for locks until `deadline`, by the monotonic clock."""
+        self.db = db
+        self._work = work
+        self._deadline = deadline
+        self._lock = threading.Lock()
+        self._running = self._abandoned = self._committing = False
+        self._result: T | None = None
+        self._error: Exception | None = None
+
+    # --- called in the thread ---
+
+    def run(self) -> T | None:
+        """Run the function, unless the job was abandoned before its turn came."""
+        with self._lock:
+            if self._abandoned:
+                return None
+            self._running = True
+        try:
+            self._result = self._work(self)
+        except (StopIteration, StopAsyncIteration) as error:
+            self._error = interrupted(error)  # No future and no generator can pass these on.
+        except Exception as error:  # noqa: BLE001  it is the caller's
+            self._error = error
+        except BaseException as error:  # noqa: BLE001  must end neither this thread nor the event loop
+            self._error = interrupted(error)
+        finally:
+            with self._lock:
+                self._running = False
+        return self.outcome()
+
+    def outcome(self) -> T | None:
+        """Return or raise what the function did; the thread may be asked for it again after `run`."""
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def execute(self, statement: str) -> sqlite3.Cursor:
+        """Execute a statement that others' locks may hold up; try again until the deadline, or until abandoned."""
+        return self._retry_while_locked(lambda: self.db.execute(statement))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let the body read the database as it is at the first read."""
+        self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._roll_back()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run the body with the write lock; roll back when it raises, or when the job was abandoned meanwhile."""
+        self._committing = False
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._retry_while_locked(self._commit)
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        if self.db.in_transaction:
+            self.db.execute("ROLLBACK")
+
+    def _commit(self) -> None:
+        with self._lock:
+            self._check()
+            self._committing = True
+        try:
+            self.db.execute("COMMIT")
+        except BaseException:
+            self._committing = False
+            raise
+
+    def _retry_while_locked(self, attempt: Callable[[], R]) -> R:
+        pauses = chain(_PAUSES, repeat(_PAUSES[-1]))
+        while True:
+            self._check()
+            try:
+                return attempt()
+            except sqlite3.OperationalError as error:
+                pause = next(pauses)
+                if not is_locked(error) or monotonic() + pause > self._deadline:
+                    raise
+            sleep(pause)
+
+    def _check(self) -> None:
+        if self._abandoned:
+            raise AbandonedError
+
+    # --- called in the event loop ---
+
+    def abandon(self) -> bool:
+        """Let the job end without effect, as soon as it can; return False when its COMMIT has begun."""
+        with self._lock:
+            self._abandoned = True
+            if self._running and not self._committing:
+                self.db.interrupt()  # Never the next job's statement: this job cannot end before the lock is released.
+            return not self._committing
+
+
+class Connection:
+    """A connection of `aiosqlite`, whose thread runs whole jobs.
+
+    `aiosqlite` offers one hop for a whole function only as the `_execute` that its own methods are made of. Its thread
+    never keeps the process from ending: a process that ends without closing loses nothing that was committed.
+    """
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        self._connection = aiosqlite.Connection(connector, iter_chunk_size=64)
+        # Up to aiosqlite 0.21 a connection is its own thread.
+        self._thread: Any = getattr(self._connection, "_thread", self._connection)
         self._thread.daemon = True
+        self._closed = False
 
     @classmethod
-    async def opened(cls, path: str, prepare: Callable[[sqlite3.Connection], None], *, create: bool) -> Self:
-        """Open a file and prepare it; with `create=False` only one that exists.
-
-        Raises:
-            BackendError: It cannot be opened or used; the thread has ended.
-        """
-        database = cls(path, create=create)
+    async def opened(cls, connector: Callable[[], sqlite3.Connection]) -> Self:
+        """Start a thread and open a connection in it; a cancelled call leaves neither behind."""
+        connection = cls(connector)
         try:
-            await database
-        except (sqlite3.Error, OSError) as error:
-            await database._stop_waiting()
-            raise backend_error(error, f"failed to open {path!r}", _folder_hint(path)) from error
+            await finish(connection._open(), GRACE)
         except BaseException:
-            await database._stop_waiting()
+            with suppress(BackendUnavailableError):
+                await outcome(asyncio.ensure_future(connection.close()), GRACE, finish=True)
             raise
-        try:
-            await database.run(prepare)
-            if path != IN_MEMORY:
-                database._identity = database._identity_now()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await database.close()
-            raise
-        return database
+        return connection
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function in the thread, all of it in one hop; one given up before it began never runs.
+    async def run(self, work: Callable[[Job[T]], T], patience: float, *, finish: bool = False) -> T:
+        """Run a function in the thread, all of it in one hop.
 
-        A function that has begun runs to its end although its caller was cancelled. `aiosqlite` offers this hop only as
-        the `_execute` that its own methods are made of.
+        A cancelled call abandons it: it does not begin, or ends without waiting any longer for a lock, or is
+        interrupted, and its transaction is rolled back. Only a COMMIT under way goes on.
 
-        Raises:
-            BackendError: The database failed, or its file was deleted or replaced.
+        Args:
+            work: The function.
+            patience: Seconds that it may wait for locks, its wait for the thread included.
+            finish: When cancelled during the COMMIT, return the outcome in place of the cancellation, if it comes
+                within `GRACE` seconds.
         """
-        abandoned = False
-
-        def hop() -> T | None:
-            if abandoned:
-                return None
-            self._check_identity()
-            result = _work(self._conn, work)
-            self._check_identity()
-            return result
-
+        if self._closed:
+            raise RegistryClosedError
+        job = Job(self._connection._conn, work, monotonic() + patience)
         try:
-            return await self._execute(hop)  # type: ignore[no-any-return, no-untyped-call]
+            return await self._in_thread(job.run)
         except asyncio.CancelledError:
-            abandoned = True
+            if job.abandon() or not finish:
+                raise
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE):
+                    return await self._in_thread(job.outcome)  # Runs behind the job.
             raise
-        except (sqlite3.Error, OSError) as error:
-            raise backend_error(error, f"SQLite failed on {self._path!r}") from error
 
-    def stop(self) -> asyncio.Future[None] | None:
-        """Close the file and end the thread, as `aiosqlite` does, and remember what tells the end of it."""
-        self._stopped = super().stop()
-        return self._stopped
+    async def close(self) -> None:
+        """Close the connection and end the thread, behind the job under way."""
+        self._closed = True
+        await self._connection.close()
+        # A thread that outlives the event loop fails to tell it of its end. It has nothing left to do.
+        while self._thread.is_alive():
+            await asyncio.sleep(0.001)  # noqa: ASYNC110  a thread's end sets no event
 
-    async def _stop_waiting(self) -> None:
-        with anyio.CancelScope(shield=True):
-            if self._stopped is not None:
-                await self._stopped
+    async def _open(self) -> None:
+        await self._connection
 
-    def _check_identity(self) -> None:
-        """Refuse to go on with a file that is gone: its log may be another's by now, and what was written is lost."""
-        if self._identity is not None and self._identity_now() != self._identity:
-            raise BackendRejectedError(
-                f"the file {self._path!r} was deleted or replaced while it was open: open the registry again"
-            )
-
-    def _identity_now(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._absolute_path)  # noqa: PTH116  twice as fast as Path.stat, once a flush
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
-
-
-def _connect(path: str, create: bool) -> sqlite3.Connection:
-    if path == IN_MEMORY:
-        return sqlite3.connect(path, isolation_level=None)
-    # As a URI that quotes the path, so that a path which looks like a URI is still a file's name.
-    absolute = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118  keeps the path as it is
-    mode = "rwc" if create else "rw"
-    if not create and not os.path.exists(absolute):  # noqa: PTH110
-        raise BackendRejectedError(f"there is no file {path!r}: the first program that registers an agent creates it")
-    return sqlite3.connect(f"file://{quote(os.fsencode(absolute))}?mode={mode}", uri=True, isolation_level=None)
-
-
-def _work(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-    try:
-        return work(db)
-    except sqlite3.OperationalError as error:
-        if "decode to UTF-8" not in str(error):
-            raise
-    # Some row holds text that is none. Once more, with bytes in its place, so that this row alone is found corrupt.
-    db.text_factory = _text_or_bytes
-    try:
-        return work(db)
-    finally:
-        db.text_factory = str
-
-
-def _text_or_bytes(data: bytes) -> str | bytes:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
-
-
-def backend_error(error: sqlite3.Error | OSError, what: str, advice: str = "") -> BackendError:
-    """Return what a driver's error means to callers."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return BackendUnavailableError(f"{what}: {error}: another process keeps it locked")
-    advice = advice or hint(code)
-    return BackendRejectedError(f"{what}: {error}{advice and '; '}{advice}")
-
-
-def hint(code: int) -> str:
-    """Return what to do about one of SQLite's errors; empty where that is not known."""
-    return _HINTS.get(code, "")
-
-
-def _folder_hint(path: str) -> str:
-    folder = Path(path).parent
-    missing = path != IN_MEMORY and not folder.is_dir()
-    return f"its folder {str(folder)!r} does not exist: create it first" if missing else ""
+    async def _in_thread(self, function: Callable[[], T | None]) -> T:
+        return await self._connection._execute(function)  # type: ignore[no-any-return, no-untyped-call]

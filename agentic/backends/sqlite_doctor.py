@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Sequence
 
-from agentic.backends.sqlite_connection import hint
+from agentic.backends.sqlite_database import Database
+from agentic.backends.sqlite_errors import hint
 from agentic.findings import Finding, Level
 
-if TYPE_CHECKING:
-    from agentic.backends.sqlite import SQLiteRegistry
+
+async def examine(database: Database) -> AsyncGenerator[Sequence[Finding], None]:
+    """Yield what is found of the database; reads all of it, or as much as fits into a call's time."""
+    yield [*await database.read(_facts), Finding(Level.OK, "synchronous", database.synchronous)]
+    yield [await _integrity(database)]
+    if database.file is not None:
+        file = database.file
+        reason = await database.read(lambda _: file.other_names())
+        yield [_names(reason)]
 
 
-async def sqlite_findings(registry: SQLiteRegistry) -> AsyncGenerator[Finding, None]:
-    """Yield what is found of the file; reads all of it."""
-    for finding in await registry._run(_examined):
-        yield finding
-
-
-def _examined(db: sqlite3.Connection) -> list[Finding]:
+def _facts(db: sqlite3.Connection) -> list[Finding]:
     (journal,) = db.execute("PRAGMA journal_mode").fetchone()
     (pages,) = db.execute("PRAGMA page_count").fetchone()
     (page_size,) = db.execute("PRAGMA page_size").fetchone()
-    (synchronous,) = db.execute("PRAGMA synchronous").fetchone()
-    problems = _problems(db)
-    advice = hint(sqlite3.SQLITE_CORRUPT)
     return [
         Finding(Level.OK, "SQLite", sqlite3.sqlite_version),
         Finding(Level.OK, "file", f"{pages * page_size:,} bytes"),
-        Finding(Level.BAD, "integrity", "; ".join(problems), advice)
-        if problems
-        else Finding(Level.OK, "integrity", "ok"),
         Finding(Level.OK, "journal", journal)
         if journal in ("wal", "memory")
         else Finding(Level.NOTE, "journal", journal, "without WAL, readers and writers wait for one another"),
-        Finding(Level.OK, "synchronous", {1: "NORMAL", 2: "FULL"}.get(synchronous, str(synchronous))),
     ]
+
+
+async def _integrity(database: Database) -> Finding:
+    try:
+        async with asyncio.timeout(database.patience):
+            problems = await database.read(_problems)
+    except TimeoutError:
+        found = f"not checked to the end within {database.patience:g} s"
+        return Finding(Level.NOTE, "integrity", found, "give the check more time with `timeout`")
+    if problems:
+        return Finding(Level.BAD, "integrity", "; ".join(problems), hint(sqlite3.SQLITE_CORRUPT))
+    return Finding(Level.OK, "integrity", "ok")
 
 
 def _problems(db: sqlite3.Connection) -> list[str]:
@@ -47,3 +54,9 @@ def _problems(db: sqlite3.Connection) -> list[str]:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
             raise
         return [str(error)]
+
+
+def _names(reason: str) -> Finding:
+    if reason:
+        return Finding(Level.BAD, "names", reason, "programs that open it by two names lose one another's agents")
+    return Finding(Level.OK, "names", "one")

@@ -1,19 +1,14 @@
-"""The SQLite file: its table, how an older or a Go file is brought up to date, and how a row becomes an agent."""
+"""The table `agents`: how it is made, how an older or a Go file is brought up to date, and which tables are refused."""
 
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Container
 from typing import Final
 
-import msgspec
-
-from agentic.agent import AgentInfo, status_of
-from agentic.clock import NEVER, checked_utc, format_instant, parse_instant
+from agentic.backends.sqlite_connection import Job
 from agentic.errors import BackendRejectedError
+from agentic.text import printable
 
 SCHEMA_VERSION: Final = 1
 
@@ -22,11 +17,11 @@ SCHEMA_VERSION: Final = 1
 LOG_PAGES: Final = 4_000
 """How long the log grows before it is copied back into the file."""
 CACHE_KIB: Final = 64 * 1024
-"""How much of the file is kept in memory at most."""
+"""How much of the file is kept in memory at most, by each of the two connections."""
 
 # The Go original's table, then the columns it does not have. Times are text of fixed width, see `clock.format_instant`.
 _CREATE: Final = """
-CREATE TABLE IF NOT EXISTS agents (
+CREATE TABLE agents (
     id             TEXT PRIMARY KEY,
     name           TEXT NOT NULL DEFAULT '',
     capabilities   TEXT NOT NULL DEFAULT '[]',
@@ -36,162 +31,157 @@ CREATE TABLE IF NOT EXISTS agents (
     max_load       INTEGER NOT NULL DEFAULT 0,
     registered_at  TEXT NOT NULL DEFAULT '0001-01-01T00:00:00.000000Z'
 )"""
-_GO_COLUMNS: Final = (
-    "id", "name", "capabilities", "status", "last_heartbeat", "current_load", "max_load", "registered_at"
-)  # fmt: skip
 _OWN_COLUMNS: Final = {"metadata": "TEXT NOT NULL DEFAULT '{}'", "expires_at": "TEXT"}
 
-_STORED_INSTANT: Final = "0000-00-00T00:00:00.000000Z".replace("0", "[0-9]")
+_KEEPS_TEXT: Final = ("TEXT", "BLOB")
+_KEEPS_INTEGERS: Final = ("INTEGER", "NUMERIC", "BLOB")
+_KEEPS_TIMES: Final = ("TEXT", "BLOB", "NUMERIC")  # No time looks like a number.
+_AFFINITIES: Final = {
+    "id": _KEEPS_TEXT,
+    "name": _KEEPS_TEXT,
+    "capabilities": _KEEPS_TEXT,
+    "status": _KEEPS_TEXT,
+    "last_heartbeat": _KEEPS_TIMES,
+    "current_load": _KEEPS_INTEGERS,
+    "max_load": _KEEPS_INTEGERS,
+    "registered_at": _KEEPS_TIMES,
+    "metadata": _KEEPS_TEXT,
+    "expires_at": _KEEPS_TIMES,
+}
+"""Which affinities of a column give back what was written to it."""
 
-AGENT_COLUMNS: Final = "id, name, capabilities, status, last_heartbeat, current_load, max_load, metadata"
 
+def prepare(job: Job[None], *, create: bool, synchronous: str) -> None:
+    """Make a connection ready to write: WAL, durability, and the table as this version knows it.
 
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Hold the file's write lock over the body; commit at its end, or roll back when it raises."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-def prepare(db: sqlite3.Connection, timeout: float, synchronous: str, *, create: bool) -> None:
-    """Make a fresh connection ready: patience, WAL, durability, and the table as this version knows it.
+    A file that is refused stays as it was.
 
     Raises:
-        BackendRejectedError: With `create=False`, the file holds no registry; it stays as it was.
-        BackendRejectedError: The file is a newer version's, or its `agents` table somebody else's; it stays as it was.
+        BackendRejectedError: The file is a newer version's, its `agents` table is somebody else's, or, unless `create`,
+            it has none.
         sqlite3.Error: The file cannot be used.
     """
-    db.execute(f"PRAGMA busy_timeout = {min(round(timeout * 1000), 2**31 - 1)}")
-    if not create and not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'agents'").fetchall():
-        raise BackendRejectedError("the file holds no registry: the first program that registers an agent creates it")
-    _enter_wal(db, timeout)
-    db.execute(f"PRAGMA synchronous = {synchronous}")
-    db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
-    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    with transaction(db):
-        _migrate(db)
+    with job.snapshot():
+        job.execute("PRAGMA schema_version")  # The first read, which waits for others' locks.
+        exists = _has_table(job.db)
+        if not exists and not create:
+            raise BackendRejectedError(
+                "the file holds no registry: the first program that registers an agent creates it"
+            )
+        current = exists and _version(job.db) == SCHEMA_VERSION
+    job.execute("PRAGMA journal_mode = WAL").fetchall()
+    job.db.execute(f"PRAGMA synchronous = {synchronous}")
+    job.db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+    job.db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    if not current:  # Else no lock is needed, and a registry can be opened while another process writes.
+        with job.transaction():
+            _migrate(job.db)
+    check_table(job.db)
 
 
-def _enter_wal(db: sqlite3.Connection, timeout: float) -> None:
-    # Of several processes that open a new file at once, some are told "locked" without busy_timeout being waited for.
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL").fetchall()
-            return
-        except sqlite3.OperationalError as error:
-            if (
-                error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-                or time.monotonic() > end
-            ):
-                raise
-            time.sleep(0.01)
+def prepare_reader(job: Job[None]) -> None:
+    """Make a connection ready to read; it never writes."""
+    job.db.execute("PRAGMA query_only = ON")
+    job.db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    with job.snapshot():
+        job.execute("PRAGMA schema_version")
+
+
+def check_table(db: sqlite3.Connection) -> None:
+    """Check that the table is as this version left it.
+
+    Raises:
+        BackendRejectedError: It is not.
+    """
+    if not _has_table(db):
+        raise _refused("there is no such table")
+    _check_columns(db, tuple(_AFFINITIES))
 
 
 def _migrate(db: sqlite3.Connection) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if not _has_table(db):  # Another process may have made it meanwhile.
+        db.execute(_CREATE)
+    present = {row[1] for row in db.execute("PRAGMA table_info(agents)").fetchall()}
+    for column, declaration in _OWN_COLUMNS.items():
+        if column not in present:
+            db.execute(f"ALTER TABLE agents ADD COLUMN {column} {declaration}")
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _has_table(db: sqlite3.Connection) -> bool:
+    """Tell whether the table is there.
+
+    Raises:
+        BackendRejectedError: It is, but calls on it would not do what they say; or the file is a newer version's.
+    """
+    version = _version(db)
     if version > SCHEMA_VERSION:
         raise BackendRejectedError(
             f"the file has schema version {version}, this release knows {SCHEMA_VERSION}: upgrade agentic"
         )
-    if version < SCHEMA_VERSION:
-        db.execute(_CREATE)
-        present = {row[1] for row in db.execute("PRAGMA table_info(agents)").fetchall()}
-        missing = [column for column in _GO_COLUMNS if column not in present]
-        if missing:
-            raise BackendRejectedError(
-                f"the file's table 'agents' is not an agent registry's: no column {', '.join(missing)}"
-            )
-        for column, declaration in _OWN_COLUMNS.items():
-            if column not in present:
-                db.execute(f"ALTER TABLE agents ADD COLUMN {column} {declaration}")
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    _normalise_heartbeats(db)
+    found = db.execute(
+        "SELECT type, rootpage, sql FROM sqlite_master"
+        " WHERE type IN ('table', 'view') AND name = 'agents' COLLATE NOCASE"
+    ).fetchone()
+    if found is None:
+        return False
+    kind, root_page, sql = found
+    if kind != "table" or not root_page:
+        raise _refused("it is a view or a virtual table")
+    if "collate" in sql.lower():
+        raise _refused("it has a collation, by which two ids may be the same")
+    if db.execute(
+        "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'agents' COLLATE NOCASE"
+    ).fetchall():
+        raise _refused("it has triggers, which may change what is written")
+    _check_columns(db, tuple(column for column in _AFFINITIES if column not in _OWN_COLUMNS))
+    return True
 
 
-def _normalise_heartbeats(db: sqlite3.Connection) -> None:
-    """Rewrite times that do not sort as text, as the Go original writes them; one that is no time is left as it is."""
-    rows = db.execute(
-        "SELECT rowid, last_heartbeat FROM agents WHERE last_heartbeat NOT GLOB ?", (_STORED_INSTANT,)
-    ).fetchall()
-    for rowid, text in rows:
-        try:
-            instant = parse_instant(text) if text else NEVER
-        except (ValueError, TypeError):
-            continue
-        db.execute("UPDATE agents SET last_heartbeat = ? WHERE rowid = ?", (format_instant(instant), rowid))
+def _check_columns(db: sqlite3.Connection, needed: tuple[str, ...]) -> None:
+    columns = {row[1].lower(): row[2:] for row in db.execute("PRAGMA table_xinfo(agents)").fetchall()}
+    if missing := [column for column in needed if column not in columns]:
+        raise _refused(f"no column {', '.join(missing)}")
+    if [name for name, (*_, key, _) in columns.items() if key] != ["id"]:
+        raise _refused("its primary key is not 'id'")
+    for name, (declared, required, default, _, hidden) in columns.items():
+        if name in _AFFINITIES:
+            if hidden or _affinity(declared) not in _AFFINITIES[name]:
+                raise _refused(f"column {name} does not keep what is written to it")
+            if required and name == "expires_at":
+                raise _refused("column expires_at must allow NULL")
+        elif required and default is None and not hidden:
+            raise _refused(f"column {printable(name, 60)} needs a value that no agent has")
+    for _, index, unique, origin, _ in db.execute("PRAGMA index_list(agents)").fetchall():
+        if unique and origin != "pk":
+            raise _refused(f"its unique index {printable(index, 60)} keeps agents from being registered")
+    _check_rowids(db, columns.keys())
 
 
-class _Row(msgspec.Struct, array_like=True):
-    """The columns of `AGENT_COLUMNS`, checked: SQLite keeps whatever a writer put into them."""
-
-    id: str
-    name: str
-    capabilities: str
-    status: str
-    last_heartbeat: datetime
-    current_load: int
-    max_load: int
-    metadata: str
-
-
-_NEVER_TEXT: Final = format_instant(NEVER)
-_decode_capabilities = msgspec.json.Decoder(tuple[str, ...] | None).decode
-_decode_metadata = msgspec.json.Decoder(dict[str, str] | None).decode
-
-
-def agent_of(row: tuple[object, ...]) -> AgentInfo:
-    """Return the agent in a row of `AGENT_COLUMNS`.
-
-    Raises:
-        ValueError: A column holds what no registry writes.
-    """
-    if not row[4]:  # No time at all, which is what the year 1 stands for.
-        row = (*row[:4], _NEVER_TEXT, *row[5:])
-    found = msgspec.convert(row, _Row)
-    instant = found.last_heartbeat
-    return AgentInfo(
-        id=found.id,
-        name=found.name,
-        capabilities=(_decode_capabilities(found.capabilities) or ()) if found.capabilities not in ("", "[]") else (),
-        status=status_of(found.status),
-        last_heartbeat=instant if instant.tzinfo is UTC else checked_utc(instant),
-        current_load=found.current_load,
-        max_load=found.max_load,
-        metadata=(_decode_metadata(found.metadata) or {}) if found.metadata not in ("", "{}") else {},
-    )
-
-
-def row_of(agent: AgentInfo, last_heartbeat: str) -> tuple[object, ...]:
-    """Return the values of `AGENT_COLUMNS` for an agent with the given heartbeat."""
-    return (
-        agent.id,
-        agent.name,
-        json_text(agent.capabilities),
-        agent.status.value,
-        last_heartbeat,
-        agent.current_load,
-        agent.max_load,
-        json_text(agent.metadata),
-    )
-
-
-def json_text(value: object) -> str:
-    """Return a value's JSON as the text that a column holds."""
-    return msgspec.json.encode(value).decode()
-
-
-def later(now: datetime, seconds: float | None) -> str | None:
-    """Return the stored form of the instant that many seconds after `now`; None where there is none."""
-    if seconds is None:
-        return None
+def _check_rowids(db: sqlite3.Connection, columns: Container[str]) -> None:
     try:
-        return format_instant(now + timedelta(seconds=seconds))
-    except OverflowError:
-        return None
+        db.execute("SELECT rowid FROM agents LIMIT 0")
+    except sqlite3.OperationalError as error:
+        if "no such column" not in str(error):
+            raise
+        raise _refused("it has no rowids") from None
+    if "rowid" in columns:
+        raise _refused("it has a column named rowid")
+
+
+def _affinity(declared: str) -> str:
+    """Return the affinity that SQLite derives from a column's declared type."""
+    declared = declared.upper()
+    rules = {"INT": "INTEGER", "CHAR": "TEXT", "CLOB": "TEXT", "TEXT": "TEXT", "BLOB": "BLOB", "REAL": "REAL"}
+    for part, affinity in (rules | {"FLOA": "REAL", "DOUB": "REAL"}).items():
+        if part in declared:
+            return affinity
+    return "NUMERIC" if declared else "BLOB"
+
+
+def _refused(reason: str) -> BackendRejectedError:
+    return BackendRejectedError(f"the file's table 'agents' is not an agent registry's: {reason}")
