@@ -168,6 +168,16 @@ def prepare_process() -> None:
     logging.basicConfig(handlers=[_OneLine(logging.WARNING)])
 
 
+@contextmanager
+def without_log() -> Iterator[None]:
+    """Log nothing while the body runs."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 class _OneLine(logging.Handler):
     """Writes each record as one line on standard error, without a traceback."""
 
