@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from agentic.agent import AgentInfo, AgentStatus, encode_agent
 from agentic.config import as_config, open_registry, shared
-from agentic.demo import Summary, run_demo, scratch_registry
+from agentic.demo import Summary, check_rights, run_demo, scratch_registry
 from agentic.demo_screen import shown
 from agentic.doctor import examine
 from agentic.errors import AgentNotFoundError, BackendError, RegistryError
@@ -219,14 +219,16 @@ def demo(
     """Watch a simulated fleet live, fall silent and come back, for some five seconds."""
     live = not plain and is_terminal() and out.is_terminal and not out.is_dumb_terminal
 
-    async def play(registry: AgentRegistry) -> Summary:
-        async with registry, shown(registry, live=live) as tell:
-            return await run_demo(registry, agents, tell)
+    async def play(registry: AgentRegistry, place: str) -> Summary:
+        async with registry:
+            await check_rights(registry, place)
+            async with shown(registry, live=live) as tell:
+                return await run_demo(registry, agents, tell)
 
     # An outage ends the demo with one line; each of its sessions would log it as well.
     with scratch_registry(as_config(url)) as (registry, place), without_log():
         out.print(f"store: {place}; the registry's own agents are not touched")
-        summary = asyncio.run(play(registry))
+        summary = asyncio.run(play(registry, place))
     out.print(
         f"{summary.registered} agents registered, {len(summary.silent)} fell silent, "
         f"{len(summary.taken_offline)} were taken offline, {len(summary.came_back)} came back."
