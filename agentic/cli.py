@@ -100,7 +100,7 @@ def ls(url: Url = None, as_json: AsJson = False) -> None:
             return
         lines = fleet_lines(agents, await registry.store_time(), out.width if is_terminal() else None)
         out.print(Text("\n").join(lines))
-        err.print(f"{len(agents)} agents in {registry!r}", style="dim")
+        err.print(f"{len(agents)} agent{'s' * (len(agents) != 1)} in {registry!r}", style="dim")
 
     _on_registry(url, run, names_store=not as_json)
 
