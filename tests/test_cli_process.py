@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from agentic import AgentInfo, open_registry
+from agentic import AgentInfo, RegistryError, open_registry
+from agentic.terminal import exit_in_one_line
 from tests.redis_server import RedisServer
 
 COMMAND = [sys.executable, "-W", "error", "-m", "agentic"]
@@ -160,6 +161,13 @@ def test_text_shows_markup_as_it_stands_and_control_characters_escaped(url: str,
         assert shown.replace("\n", "").isprintable()
 
 
+def test_the_name_of_a_store_is_shown_as_it_stands(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/:warning:[red].db"
+    assert run("register", "a", "--url", url).returncode == 0
+    assert "1 agent in SQLiteRegistry(path='" in run("ls", "--url", url).stderr
+    assert "/:warning:[red].db'" in run("ls", "--url", url).stderr
+
+
 def test_ages_are_by_the_clock_of_the_store(redis_server: RedisServer, tmp_path: Path) -> None:
     url = f"{redis_server.url}?prefix=test-ages-{tmp_path.name}"
     assert run("register", "a", "--url", url).returncode == 0
@@ -195,6 +203,43 @@ def test_a_reader_that_leaves_ends_the_command_in_silence(url: str, command: str
         assert process.stderr is not None
         assert process.stderr.read().removeprefix("2 agents in ") == ""
         assert process.wait() == 1
+
+
+def test_a_reader_that_leaves_ends_the_demo_which_removes_its_agents(own_redis_server: RedisServer) -> None:
+    with started("demo", "--plain", "--url", own_redis_server.url) as process:
+        wait_for_line(process, "registered")
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
+    assert own_redis_server.admin().keys("*demo*") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (
+            ExceptionGroup("", [ExceptionGroup("", [RegistryError(500, "a\x1b"), RegistryError(500, "a\x1b")])]),
+            1,
+            r"a\x1b",
+        ),
+        (ExceptionGroup("", [RegistryError(500, "a"), OSError(24, "too many")]), 1, "a\nerror: [Errno 24] too many"),
+        (BaseExceptionGroup("", [RegistryError(500, "a"), KeyboardInterrupt()]), 130, ""),
+    ],
+)
+def test_a_group_of_errors_ends_with_a_line_for_each_kind(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, exit_in_one_line():
+        raise error
+    assert caught.value.code == code
+    assert capsys.readouterr().err == (f"error: {told}\n" if told else "")
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ExceptionGroup), exit_in_one_line():
+        raise ExceptionGroup("", [RegistryError(500, "a"), ZeroDivisionError()])
 
 
 @pytest.mark.parametrize("command", ["ls", "get team:robot:1", "get team:robot:1 --json", "doctor", "demo --plain"])

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
 import pytest
 import redis
 from typer.testing import CliRunner
@@ -222,11 +223,10 @@ async def test_the_agent_that_proves_the_rights_is_removed_when_the_examination_
     client = own_redis_server.admin()
     async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url) as registry:
         proxy.delay = 0.2
-        task = asyncio.create_task(_all_findings(registry))
-        await wait_until(lambda: bool(client.keys("agentic:agent:doctor-*")), "the agent is registered")
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_all_findings, registry)
+            await wait_until(lambda: bool(client.keys("agentic:agent:doctor-*")), "the agent is registered")
+            tasks.cancel_scope.cancel()
         assert client.keys("agentic:agent:doctor-*") == []
 
 
