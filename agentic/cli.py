@@ -6,6 +6,8 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
@@ -16,14 +18,14 @@ from typer.core import TyperGroup
 
 from agentic.agent import AgentInfo, AgentStatus, encode_agent
 from agentic.config import as_config, open_registry, shared
-from agentic.demo import Summary, run_demo, scratch_registry
+from agentic.demo import Summary, check_rights, run_demo, scratch_registry
 from agentic.demo_screen import shown
 from agentic.doctor import examine
-from agentic.errors import AgentNotFoundError, BackendError, RegistryClosedError, RegistryError
+from agentic.errors import AgentNotFoundError, BackendError, RegistryError
 from agentic.findings import Finding, Level
 from agentic.registry import AgentRegistry
 from agentic.tables import finding_line, fleet_lines
-from agentic.terminal import err, escaped, exit_in_one_line, is_terminal, out, print_json, print_json_array
+from agentic.terminal import err, escaped, exit_in_one_line, is_terminal, out, print_json, print_json_array, without_log
 from agentic.text import printable
 
 # Typer exports no other of its usage errors.
@@ -98,9 +100,9 @@ def ls(url: Url = None, as_json: AsJson = False) -> None:
             return
         lines = fleet_lines(agents, await registry.store_time(), out.width if is_terminal() else None)
         out.print(Text("\n").join(lines))
-        err.print(f"{len(agents)} agents in {registry!r}", style="dim")
+        err.print(f"{len(agents)} agent{'s' * (len(agents) != 1)} in {registry!r}", style="dim")
 
-    _on_registry(url, run)
+    _on_registry(url, run, names_store=not as_json)
 
 
 @app.command()
@@ -139,7 +141,7 @@ def register(
     async def run(registry: AgentRegistry) -> None:
         await registry.register(agent)
 
-    _on_registry(url, run)
+    _on_registry(url, run, create=True)
 
 
 @app.command()
@@ -173,15 +175,11 @@ def reap(
     """Mark silent agents offline, and print their ids."""
 
     async def run(registry: AgentRegistry) -> None:
-        marked: Sequence[str] = ()
-        try:
-            marked = await registry.reap(registry.stale_after if ttl is None else ttl)
-        except (BackendError, RegistryClosedError) as error:
-            marked = error.reaped
-            raise
-        finally:
+        def show(marked: list[str]) -> None:
             for agent_id in sorted(marked):
                 out.print(escaped(agent_id))
+
+        await registry.reap(registry.stale_after if ttl is None else ttl, on_marked=show)
 
     _on_registry(url, run)
 
@@ -192,19 +190,22 @@ def doctor(url: Url = None, as_json: AsJson = False) -> None:
     findings: list[Finding] = []
 
     async def run(registry: AgentRegistry) -> None:
-        async for finding in examine(registry):
-            findings.append(finding)
-            if not as_json:
-                out.print(finding_line(finding))
+        async with aclosing(examine(registry)) as found:
+            async for finding in found:
+                findings.append(finding)
+                if not as_json:
+                    out.print(finding_line(finding))
 
+    failed: BackendError | None = None
     try:
-        _on_registry(url, run)
+        _on_registry(url, run, names_store=True)
     except BackendError as error:
+        failed = error
         findings.append(Finding(Level.BAD, "store", str(error)))
-        raise
-    finally:
-        if as_json:
-            print_json_array(map(msgspec.json.encode, findings))
+    if as_json:
+        print_json_array(map(msgspec.json.encode, findings))
+    if failed is not None:
+        raise failed
     if any(finding.level is Level.BAD for finding in findings):
         raise typer.Exit(1)
 
@@ -218,13 +219,16 @@ def demo(
     """Watch a simulated fleet live, fall silent and come back, for some five seconds."""
     live = not plain and is_terminal() and out.is_terminal and not out.is_dumb_terminal
 
-    async def play(registry: AgentRegistry) -> Summary:
-        async with registry, shown(registry, live=live) as tell:
-            return await run_demo(registry, agents, tell)
+    async def play(registry: AgentRegistry, place: str) -> Summary:
+        async with registry:
+            await check_rights(registry, place)
+            async with shown(registry, live=live) as tell:
+                return await run_demo(registry, agents, tell)
 
-    with scratch_registry(as_config(url)) as (registry, place):
+    # An outage ends the demo with one line; each of its sessions would log it as well.
+    with scratch_registry(as_config(url)) as (registry, place), without_log():
         out.print(f"store: {place}; the registry's own agents are not touched")
-        summary = asyncio.run(play(registry))
+        summary = asyncio.run(play(registry, place))
     out.print(
         f"{summary.registered} agents registered, {len(summary.silent)} fell silent, "
         f"{len(summary.taken_offline)} were taken offline, {len(summary.came_back)} came back."
@@ -234,11 +238,30 @@ def demo(
         raise RegistryError(500, f"the demo did not go as it should: {problem}")
 
 
-def _on_registry(url: str | None, run: Callable[[AgentRegistry], Awaitable[None]]) -> None:
-    """Run a coroutine function on the open registry."""
+def _on_registry(
+    url: str | None,
+    run: Callable[[AgentRegistry], Awaitable[None]],
+    *,
+    create: bool = False,
+    names_store: bool = False,
+) -> None:
+    """Run a coroutine function on the open registry.
+
+    Args:
+        url: As given to the command.
+        run: Given the registry.
+        create: Make a SQLite file that is not there.
+        names_store: The command itself prints which store it is.
+    """
+    config = shared(as_config(url))
+    if config.backend == "sqlite" and not create:
+        config = replace(config, create=False)
+    registry = open_registry(config)
+    if url is None and not names_store and sys.stderr.isatty():
+        err.print(f"store: {registry!r}", style="dim")
 
     async def opened() -> None:
-        async with open_registry(shared(as_config(url))) as registry:
+        async with registry:
             await run(registry)
 
     asyncio.run(opened())

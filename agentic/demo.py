@@ -14,10 +14,8 @@ from uuid import uuid4
 import anyio
 
 from agentic.agent import AgentInfo, AgentStatus
-from agentic.backends.redis import RedisRegistry
-from agentic.backends.sqlite import SQLiteRegistry
 from agentic.config import RegistryConfig, open_registry, resolved
-from agentic.errors import RegistryError
+from agentic.errors import BackendRejectedError, RegistryError
 from agentic.reaper import Reaper
 from agentic.registry import AgentRegistry
 
@@ -26,6 +24,7 @@ TTL: Final = 1.5
 
 INTERVAL: Final = 0.4
 PATIENCE: Final = 8.0
+_PREFIX: Final = "agentic"
 SKILLS: Final = ("search", "code", "review", "translate", "plan", "summarise")
 
 Tell = Callable[[str, str], None]
@@ -58,16 +57,32 @@ def scratch_registry(config: RegistryConfig) -> Iterator[tuple[AgentRegistry, st
     Yields:
         The registry, not yet open, and where it is, in words.
     """
-    registry = open_registry(config)
-    if isinstance(registry, RedisRegistry):
-        prefix = f"{registry.prefix}:demo-{uuid4().hex[:8]}"
-        yield open_registry(replace(resolved(config), prefix=prefix, ttl=60)), f"Redis, under the prefix {prefix}"
-    elif isinstance(registry, SQLiteRegistry):
-        with tempfile.TemporaryDirectory(prefix="agentic-demo-") as folder:
-            path = str(Path(folder) / "registry.db")
-            yield SQLiteRegistry(path), f"SQLite, in the scratch file {path}"
-    else:
-        yield registry, "memory"
+    config = resolved(config)
+    match config.backend:
+        case "redis":
+            prefix = f"{config.prefix or _PREFIX}:demo-{uuid4().hex[:8]}"
+            registry = open_registry(replace(config, prefix=prefix, ttl=60, stale_after=None))
+            yield registry, f"Redis, in keys that begin with {prefix}:"
+        case "sqlite":
+            with tempfile.TemporaryDirectory(prefix="agentic-demo-", ignore_cleanup_errors=True) as folder:
+                path = str(Path(folder) / "registry.db")
+                yield open_registry(RegistryConfig(path=path)), f"SQLite, in the scratch file {path}"
+        case _:
+            yield open_registry(config), "memory"
+
+
+async def check_rights(registry: AgentRegistry, place: str) -> None:
+    """Register and remove an agent before the demo begins.
+
+    Raises:
+        BackendError: That failed; the message says where the demo writes.
+    """
+    probe = AgentInfo("probe")
+    try:
+        await registry.register(probe)
+        await registry.deregister(probe.id)
+    except BackendRejectedError as error:
+        raise BackendRejectedError(f"{error}; the demo has to write in {place}") from error
 
 
 async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:

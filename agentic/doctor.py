@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from statistics import median
 from time import perf_counter
-from typing import Final
+from typing import Final, TypeVar
 from uuid import uuid4
 
+import anyio
 from msgspec.structs import replace
 
 from agentic.agent import AgentInfo, AgentStatus
 from agentic.clock import system_clock
-from agentic.errors import AgentNotFoundError, BackendError, BackendRejectedError
+from agentic.errors import AgentNotFoundError, BackendError, BackendRejectedError, BackendUnavailableError
 from agentic.findings import Finding, Level
 from agentic.registry import AgentRegistry
 
@@ -21,47 +22,75 @@ SLOW: Final = 0.05
 CLOCK_OFFSET: Final = 1.0
 PROBES: Final = 5
 
+T = TypeVar("T")
+
 
 async def examine(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
     """Yield what is found of an open registry's store, the store's own facts first.
 
-    Registers and removes one agent of its own, to see that the rights suffice; changes nothing else. What the store
-    refuses is a finding.
-
-    Raises:
-        BackendError: The store failed otherwise than by refusing a call.
+    Registers and removes one agent of its own, to see that the rights suffice; changes nothing else, also when
+    cancelled. What the store refuses, and what cannot be examined, is a finding. Each step ends within the registry's
+    `timeout`, the count of the fleet within `timeout` for each page; after a step that got no answer, the others are
+    skipped unless the store answers again.
     """
-    async with aclosing(registry.diagnose()) as findings:
-        async for finding in findings:
-            yield finding
-    for finding in (*await _time(registry), *await _rights(registry)):
-        yield finding
-    async for finding in _fleet(registry):
-        yield finding
+    yield Finding(Level.OK, "store", repr(registry))
+    steps: list[tuple[str, Callable[[], AsyncGenerator[Finding, None]]]] = [
+        ("state of the store", registry.diagnose),
+        ("latency", lambda: _latency(registry)),
+        ("clock", lambda: _clock(registry)),
+        ("rights", lambda: _rights(registry)),
+        ("agents", lambda: _fleet(registry)),
+    ]
+    answers = True
+    for subject, step in steps:
+        if not answers:
+            yield Finding(Level.NOTE, subject, "not examined, because the store did not answer")
+            continue
+        try:
+            async with aclosing(step()) as findings:
+                async for finding in findings:
+                    yield finding
+        except BackendError as error:
+            yield Finding(Level.BAD, subject, f"could not be examined: {error}")
+            answers = not isinstance(error, BackendUnavailableError) or await _answers(registry)
 
 
-async def _time(registry: AgentRegistry) -> list[Finding]:
+async def _answers(registry: AgentRegistry) -> bool:
     try:
-        return [await _latency(registry), await _clock(registry)]
-    except BackendRejectedError as error:
-        return [Finding(Level.BAD, "clock", "the store's time is refused", str(error))]
-
-
-async def _latency(registry: AgentRegistry) -> Finding:
-    seconds = []
-    for _ in range(PROBES):
-        began = perf_counter()
         await registry.store_time()
-        seconds.append(perf_counter() - began)
-    middle = median(seconds)
+    except BackendUnavailableError:
+        return False
+    except BackendError:
+        pass
+    return True
+
+
+async def _in_time(registry: AgentRegistry, step: Awaitable[T]) -> T:
+    try:
+        with anyio.fail_after(registry.timeout):
+            return await step
+    except TimeoutError as error:
+        raise BackendUnavailableError(f"the store did not answer within {registry.timeout:g} s") from error
+
+
+async def _latency(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
+    async def measured() -> float:
+        seconds = []
+        for _ in range(PROBES):
+            began = perf_counter()
+            await registry.store_time()
+            seconds.append(perf_counter() - began)
+        return median(seconds)
+
+    middle = await _in_time(registry, measured())
     if middle > SLOW:
-        return Finding(
-            Level.NOTE, "latency", f"{middle * 1000:.1f} ms", "calls made together share this; put the store nearer"
-        )
-    return Finding(Level.OK, "latency", f"{middle * 1000:.2f} ms")
+        advice = "calls made together share this; put the store nearer"
+        yield Finding(Level.NOTE, "latency", f"{middle * 1000:.1f} ms", advice)
+    else:
+        yield Finding(Level.OK, "latency", f"{middle * 1000:.2f} ms")
 
 
-async def _clock(registry: AgentRegistry) -> Finding:
+async def _clock(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
     before = system_clock()
     store = await registry.store_time()
     after = system_clock()
@@ -70,31 +99,33 @@ async def _clock(registry: AgentRegistry) -> Finding:
         advice = (
             "the store's clock decides, so agents are right; synchronise the clocks before you compare times by hand"
         )
-        return Finding(Level.NOTE, "clock offset to this host", f"{offset:+.3f} s", advice)
-    return Finding(Level.OK, "clock offset to this host", f"{offset:+.3f} s")
+        yield Finding(Level.NOTE, "clock offset to this host", f"{offset:+.3f} s", advice)
+    else:
+        yield Finding(Level.OK, "clock offset to this host", f"{offset:+.3f} s")
 
 
-async def _rights(registry: AgentRegistry) -> list[Finding]:
+async def _rights(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
+    refused = await _in_time(registry, _refused(registry))
+    for finding in refused or [Finding(Level.OK, "rights", "register, heartbeat, update and deregister work")]:
+        yield finding
+
+
+async def _refused(registry: AgentRegistry) -> list[Finding]:
     """Try each kind of call, for only the store knows what it refuses; one refused does not keep the next from it."""
     agent = AgentInfo(f"doctor-{uuid4().hex[:12]}")
     offline = replace(agent, status=AgentStatus.OFFLINE)
     refused = []
 
-    async def attempt(what: str, call: Awaitable[object]) -> bool:
+    async def attempt(what: str, call: Awaitable[object]) -> None:
         try:
             await call
         except BackendRejectedError as error:
             refused.append(Finding(Level.BAD, "rights", f"{what} is refused", str(error)))
         except AgentNotFoundError:
-            pass  # Its registration was refused, which was told.
-        else:
-            return True
-        return False
+            pass  # Its registration was refused, which is a finding already.
 
-    removal = "deregister"
     try:
-        if await attempt("register", registry.register(agent)):
-            removal = f"deregister of {agent.id!r}, which stays,"
+        await attempt("register", registry.register(agent))
         # Redis writes the heartbeats of an agent and of an offline one with different commands.
         await attempt("heartbeat", registry.heartbeat(agent.id))
         with suppress(BackendRejectedError):
@@ -102,19 +133,21 @@ async def _rights(registry: AgentRegistry) -> list[Finding]:
         await attempt("heartbeat of an offline agent", registry.heartbeat(agent.id))
         await attempt("update", registry.update(agent.id, status=AgentStatus.BUSY))
     finally:
-        await attempt(removal, registry.deregister(agent.id))
-    return refused or [Finding(Level.OK, "rights", "register, heartbeat, update and deregister work")]
+        # Also where the registration failed: the store may have made it.
+        with anyio.CancelScope(shield=True):
+            try:
+                await attempt(f"deregister of {agent.id!r}, which may stay,", registry.deregister(agent.id))
+            except BackendUnavailableError as error:
+                raise BackendUnavailableError(f"agent {agent.id!r} may stay, its removal failed: {error}") from error
+    return refused
 
 
 async def _fleet(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
     before = registry.corrupt_records
     counts = dict.fromkeys(AgentStatus, 0)
-    try:
-        async for agent in registry.scan():
+    async with aclosing(registry.scan()) as agents:
+        async for agent in agents:
             counts[agent.status] += 1
-    except BackendError as error:
-        yield Finding(Level.BAD, "agents", "cannot be listed", str(error))
-        return
     shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     yield Finding(Level.OK, "agents", f"{sum(counts.values())}{shown and f': {shown}'}")
     corrupt = registry.corrupt_records - before

@@ -152,9 +152,9 @@ def prepare_process() -> None:
     """Prepare the streams, the signals and the log of a process that runs the command and nothing else."""
     # Closed by the caller. Writing to a file that is open for reading fails as writing to a closed one should.
     if sys.stdout is None:
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", closefd=False)
     if sys.stderr is None:
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character shows its code.
@@ -166,6 +166,16 @@ def prepare_process() -> None:
             if number and signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     logging.basicConfig(handlers=[_OneLine(logging.WARNING)])
+
+
+@contextmanager
+def without_log() -> Iterator[None]:
+    """Log nothing while the body runs."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class _OneLine(logging.Handler):

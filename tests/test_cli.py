@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import pty
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from agentic.terminal import escaped
 from agentic.wire import decode_agent
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO
+from tests.test_docs import documented_acl
 
 Command = Callable[..., Result]
 
@@ -83,6 +80,7 @@ def test_a_silent_agent_is_reaped(agentic: Command) -> None:
     ],
 )
 def test_what_went_wrong_is_told_in_one_line(agentic: Command, arguments: list[str], told: str) -> None:
+    agentic("register", "other")
     done = agentic(*arguments)
     assert (done.exit_code, done.stdout, done.stderr) == (1, "", told + "\n")
 
@@ -100,6 +98,75 @@ def test_a_wrong_url_is_told_in_one_line_without_its_password(url: str, command:
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert "s3cr3t" not in done.output
+
+
+@pytest.mark.parametrize("command", ["ls", "ls --json", "get a", "heartbeat a", "deregister a", "reap", "doctor"])
+def test_a_command_that_looks_or_changes_creates_no_file(command: str, tmp_path: Path) -> None:
+    (tmp_path / "other.db").touch()
+    for url in (
+        f"sqlite:///{tmp_path}/fleet.db",
+        f"sqlite:///{tmp_path}/no/fleet.db",
+        f"sqlite:///{tmp_path}/other.db",
+    ):
+        done = CliRunner().invoke(app, [*command.split(), "--url", url])
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert ".db'" in done.stderr or "the file holds no registry" in done.stderr
+        assert "the first program that registers an agent creates it" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert CliRunner().invoke(app, [*command.split(), "--url", "sqlite://"]).exit_code == 1
+    assert [file.stat().st_size for file in tmp_path.iterdir()] == [0]
+    assert list(Path.home().iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["ls", "get a", "heartbeat a", "deregister a", "reap", "doctor"])
+def test_a_command_that_looks_leaves_no_key(command: str, own_redis_server: RedisServer) -> None:
+    CliRunner().invoke(app, [*command.split(), "--url", own_redis_server.url])
+    assert own_redis_server.admin().keys("*:agent:*") == []
+
+
+def test_heartbeat_and_deregister_do_what_they_can_and_name_the_rest(agentic: Command) -> None:
+    for agent_id in ("a", "b"):
+        agentic("register", agent_id)
+    for command in ("heartbeat", "deregister"):
+        done = agentic(command, "gone", "a", "no\nbody", "a", "", "b")
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.splitlines() == [
+            r"error: agents not found: gone, no\nbody",
+            "error: agent ID is required ()",
+        ]
+    assert json.loads(agentic("ls", "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "redis://u:s3cr3t@h",
+        "ls redis://u:s3cr3t@h",
+        "ls s3cr3t",
+        "get a s3cr3t b",
+        "reap --ttl s3cr3t",
+        "reap --ttl=s3cr3t",
+        "register a --status redis://:s3cr3t@h",
+        "register a --status=s3cr3t",
+        "register a --load s3cr3t",
+        "register a --meta s3cr3t",
+        "demo --agents s3cr3t",
+        "s3cr3t",
+        "ls --redis://u:s3cr3t@h",
+        "ls --url redis://u:s3cr3t@h:x",
+        "ls --url s3cr3t",
+    ],
+)
+def test_a_value_in_the_wrong_place_is_not_shown(arguments: str) -> None:
+    done = CliRunner().invoke(app, arguments.split())
+    assert done.exit_code in (1, 2)
+    assert "s3cr3t" not in done.output
+    assert "rror: " in done.stderr
+
+
+def test_a_usage_error_shows_no_control_characters_and_suggests_what_was_meant() -> None:
+    assert r"No such option: --\x1b[31m" in CliRunner().invoke(app, ["ls", "--\x1b[31m"]).stderr
+    assert "Did you mean 'ls'?" in CliRunner().invoke(app, ["lss"]).stderr
 
 
 def test_a_wrong_pair_is_a_usage_error() -> None:
@@ -167,6 +234,19 @@ def test_the_demo_shows_a_fleet_and_leaves_real_agents_alone(
         assert asyncio.run(real_agents(register=False)) == before
 
 
+def test_the_demo_under_the_documented_rights_says_which_keys_it_needs(own_redis_server: RedisServer) -> None:
+    client = own_redis_server.admin()
+    client.execute_command(*documented_acl())
+    url = own_redis_server.url.replace("redis://", "redis://agentic:password@")
+    done = CliRunner().invoke(app, ["demo", "--plain", "--agents", "6", "--url", url])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: Redis failed: ")
+    assert "the demo has to write in Redis, in keys that begin with agentic:demo-" in done.stderr
+    assert done.stderr.count("\n") == 1
+    client.execute_command("ACL", "SETUSER", "agentic", "~agentic:demo-*")
+    assert_demo_went_well(CliRunner().invoke(app, ["demo", "--agents", "6", "--url", url]))
+
+
 @pytest.mark.parametrize("url", [(), ("--url", "memory://")])
 @pytest.mark.parametrize("command", ["ls", "doctor", "get a", "register a"])
 def test_a_store_that_nobody_else_sees_is_refused(command: str, url: tuple[str, ...]) -> None:
@@ -187,51 +267,3 @@ def test_a_path_in_the_environment_is_the_store_of_program_and_command_line(
 
     asyncio.run(register())
     assert "worker" in CliRunner().invoke(app, ["ls"]).stdout
-
-
-def test_the_demo_shows_a_live_table_on_a_terminal() -> None:
-    terminal, end = pty.openpty()
-    command = [sys.executable, "-m", "agentic", "demo", "--agents", "6", "--url", "memory://"]
-    with subprocess.Popen(command, stdout=end, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"}) as process:
-        os.close(end)
-        shown = b"".join(iter(lambda: _read(terminal), b"")).decode()
-        assert process.wait() == 0
-    os.close(terminal)
-    assert shown.count("last heartbeat") > 10
-    assert "taken offline by the reaper" in shown
-    assert "6 agents registered, 2 fell silent, 2 were taken offline, 1 came back." in shown
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # Linux's way to say that the other end is closed
-        return b""
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "agentic", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ})
-
-
-def test_the_module_runs_as_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AGENTIC_BACKEND", "sqlite")
-    done = run("register", "a")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert json.loads(run("ls", "--json").stdout)[0]["id"] == "a"
-
-
-def test_a_dead_store_gives_one_line_and_no_traceback() -> None:
-    done = run("ls", "--url", "redis://127.0.0.1:1")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: failed to connect to Redis: ")
-    assert done.stderr.count("\n") == 1
-
-
-def test_without_the_extra_the_command_says_how_to_get_it() -> None:
-    code = "import sys; sys.modules['typer'] = None; from agentic.__main__ import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (
-        1,
-        'error: the command line needs an extra: pip install "agentic-registry[cli]"\n',
-    )

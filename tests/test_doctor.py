@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
 import pytest
 import redis
 from typer.testing import CliRunner
@@ -24,6 +26,7 @@ from agentic.backends.redis_doctor import _version
 from agentic.cli import app
 from agentic.doctor import examine
 from agentic.findings import Finding, Level
+from tests.proxy import Proxy
 from tests.redis_server import RedisServer
 from tests.stores import Store
 from tests.test_docs import documented_acl
@@ -78,9 +81,9 @@ async def bad_findings(registry: Any) -> list[tuple[str, str]]:
         ("+pexpire", 300, {"heartbeat is refused"}),
         ("+psetex", 300, {"heartbeat of an offline agent is refused"}),
         ("+persist", None, {"heartbeat is refused"}),
-        ("+evalsha", 300, {"register is refused", "update is refused", "deregister is refused"}),
-        ("+del", 300, {"which stays, is refused"}),
-        ("+scan", 300, {"cannot be listed"}),
+        ("+evalsha", 300, {"register is refused", "update is refused", "deregister of"}),
+        ("+del", 300, {"which may stay, is refused"}),
+        ("+scan", 300, {"agents could not be examined"}),
     ],
 )
 async def test_each_missing_right_is_told_and_what_can_be_removed_is(
@@ -171,16 +174,88 @@ async def test_a_damaged_sqlite_file_is_told(tmp_path: Path, how: str) -> None:
 
 async def test_a_replica_is_told(own_redis_server: RedisServer) -> None:
     with RedisServer() as other:
-        with redis.Redis(port=own_redis_server.port) as client:
-            client.execute_command("REPLICAOF", "127.0.0.1", other.port)
-        registry = RedisRegistry(own_redis_server.url)
-        async with registry:
-            found = {}
+        client: Any = own_redis_server.admin()
+        client.execute_command("REPLICAOF", "127.0.0.1", other.port)
+        await wait_until(lambda: client.info()["master_link_status"] == "up", "the replica is in sync")
+        found = await findings(RedisRegistry(own_redis_server.url))
+        assert found["role"][:2] == (Level.BAD, "slave")
+        assert found["rights"][0] is Level.BAD
+
+
+@pytest.mark.parametrize("subject", ["store", "scripts", "latency", "clock offset to this host"])
+async def test_a_store_that_hangs_is_a_finding_and_so_is_what_was_not_examined(
+    own_redis_server: RedisServer, subject: str
+) -> None:
+    found = {}
+    registry = RedisRegistry(own_redis_server.url, timeout=0.3)
+    try:
+        async with registry, asyncio.timeout(20):
             async for each in examine(registry):
-                found[each.subject] = each.level
-                if each.subject == "role":
-                    break
-    assert found["role"] is Level.BAD
+                found[each.subject] = each
+                if each.subject == subject:
+                    own_redis_server.pause()
+            own_redis_server.resume()
+    finally:
+        own_redis_server.resume()
+    hung = {"store": "state of the store", "scripts": "latency", "latency": "clock"}.get(subject, "rights")
+    assert found[hung].level is Level.BAD
+    assert "could not be examined: " in found[hung].found
+    assert found["agents"] == Finding(Level.NOTE, "agents", "not examined, because the store did not answer")
+
+
+async def test_a_file_that_others_keep_locked_is_examined_as_far_as_it_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    async with SQLiteRegistry(path, timeout=0.3) as registry:
+        await registry.register(AgentInfo("a"))
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            found = {each.subject: each for each in await _all_findings(registry)}
+    assert found["rights"].level is Level.BAD
+    assert found["rights"].found.startswith("could not be examined: ")
+    assert found["agents"] == Finding(Level.OK, "agents", "1: 1 available")
+
+
+async def test_the_agent_that_proves_the_rights_is_removed_when_the_examination_is_cancelled(
+    own_redis_server: RedisServer,
+) -> None:
+    client = own_redis_server.admin()
+    async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url) as registry:
+        proxy.delay = 0.2
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_all_findings, registry)
+            await wait_until(lambda: bool(client.keys("agentic:agent:doctor-*")), "the agent is registered")
+            tasks.cancel_scope.cancel()
+        assert client.keys("agentic:agent:doctor-*") == []
+
+
+async def test_an_agent_that_could_not_be_removed_is_named(own_redis_server: RedisServer) -> None:
+    client = own_redis_server.admin()
+    async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url, timeout=1) as registry:
+        proxy.delay = 0.2
+        task = asyncio.create_task(_all_findings(registry))
+        await wait_until(lambda: bool(client.keys("agentic:agent:doctor-*")), "the agent is registered")
+        (key,) = client.keys("agentic:agent:doctor-*")
+        own_redis_server.pause()
+        found = {each.subject: each for each in await task}
+        own_redis_server.resume()
+    assert found["rights"].level is Level.BAD
+    assert (
+        f"agent {key.decode().removeprefix('agentic:agent:')!r} may stay, its removal failed" in found["rights"].found
+    )
+
+
+async def _all_findings(registry: Any) -> list[Finding]:
+    return [finding async for finding in examine(registry)]
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "sqlite:////no/such/folder/r.db"])
+def test_a_store_that_cannot_be_opened_is_an_error_and_a_finding_in_json(url: str) -> None:
+    done = CliRunner().invoke(app, ["doctor", "--json", "--url", url])
+    assert done.exit_code == 1
+    (found,) = json.loads(done.stdout)
+    assert (found["level"], found["subject"]) == ("bad", "store")
+    assert done.stderr == f"error: {found['found']}\n"
+    assert CliRunner().invoke(app, ["doctor", "--url", url]).stdout == ""
 
 
 def test_the_command_prints_lines_or_json_and_exits_with_1_when_something_is_bad(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from agentic.backends.sqlite_sweep import due_rows, sweep_rows
 from agentic.clock import Clock, format_instant, read, system_clock
 from agentic.errors import ConfigurationError, InvalidAgentError, RegistryClosedError, RegistryError
 from agentic.findings import Finding
-from agentic.options import flag, function
+from agentic.options import flag, function, text
 from agentic.registry import AgentRegistry
 from agentic.seen import Seen
 from agentic.urls import file_path

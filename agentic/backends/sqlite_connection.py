@@ -198,8 +198,8 @@ class Connection:
         self._closed = True
         await self._connection.close()
         # A thread that outlives the event loop fails to tell it of its end. It has nothing left to do.
-        while self._thread.is_alive():
-            await asyncio.sleep(0.001)  # noqa: ASYNC110  a thread's end sets no event
+        while self._thread.is_alive():  # noqa: ASYNC110  a thread's end sets no event
+            await asyncio.sleep(0.001)
 
     async def _open(self) -> None:
         await self._connection

@@ -1,0 +1,319 @@
+"""The command as a process: in pipes, on terminals, interrupted, and with a store that fails under it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentic import AgentInfo, RegistryError, open_registry
+from agentic.terminal import exit_in_one_line
+from tests.redis_server import RedisServer
+
+COMMAND = [sys.executable, "-W", "error", "-m", "agentic"]
+LONG_ID = "research-worker-7f9c4d5b8-x2lqp-b1946ac9-2492-4d23"
+HOSTILE = "see :warning: [red]x[/red] \x9b31m \x7f \u202e \x1b[31m \u2028 😀 ü"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@contextmanager
+def started(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    with subprocess.Popen([*COMMAND, *arguments], text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def on_terminal(*arguments: str, columns: int, at_line: Callable[[str], None] | None = None) -> tuple[int, str]:
+    """Run the command on a terminal of its own; return its exit code and what it showed."""
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(terminal, (60, columns))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    shown = b""
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=end, stderr=end, env={**environment, "TERM": "xterm"}
+    ) as process:
+        os.close(end)
+        while more := _read(terminal):
+            shown += more
+            if at_line is not None:
+                at_line(shown.decode(errors="ignore"))
+        code = process.wait()
+    os.close(terminal)
+    return code, shown.decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux's way to say that the other end is closed
+        return b""
+
+
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"the command ended without {text!r}")
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, f"did not come true within 20 s: {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """The URL of a file with two agents."""
+    url = f"sqlite:///{tmp_path}/fleet.db"
+
+    async def register() -> None:
+        async with open_registry(url) as registry:
+            await registry.register(
+                AgentInfo(LONG_ID, name="Research in eu-west-1a", capabilities=("search.web", "papers"))
+            )
+            await registry.register(AgentInfo("team:robot:1", name=HOSTILE))
+
+    asyncio.run(register())
+    return url
+
+
+# --- what is printed ---
+
+
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/fleet.db"
+    done = run("register", "a", "--url", url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert json.loads(run("ls", "--json", "--url", url).stdout)[0]["id"] == "a"
+
+
+@pytest.mark.parametrize("environment", [{}, {"COLUMNS": "20"}, {"FORCE_COLOR": "1"}])
+def test_a_pipe_gets_one_line_for_each_agent(url: str, environment: dict[str, str]) -> None:
+    done = run("ls", "--url", url, **environment)
+    _, first, second = done.stdout.splitlines()
+    assert LONG_ID in first
+    assert "search.web, papers" in first
+    assert "team:robot:1" in second
+    assert "2 agents in SQLiteRegistry(path='" in done.stderr
+
+
+@pytest.mark.parametrize("columns", [200, 80, 40])
+def test_a_terminal_gets_lines_that_fit(url: str, columns: int) -> None:
+    code, shown = on_terminal("ls", "--url", url, columns=columns)
+    lines = [line for line in map(without_styles, shown.splitlines()) if not line.startswith("2 agents")]
+    assert (code, len(lines)) == (0, 3)
+    assert all(len(line) <= columns for line in lines)
+    assert (LONG_ID in shown) == (columns == 200)
+    assert "research-worker-7f9c4d5" in shown
+
+
+def without_styles(line: str) -> str:
+    return "".join(part.partition("m")[2] if number else part for number, part in enumerate(line.split("\x1b[")))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_json_is_what_is_stored_and_safe_on_a_terminal(url: str, encoding: str) -> None:
+    shown = run("get", "team:robot:1", "--json", "--url", url, PYTHONIOENCODING=encoding).stdout
+    listed = run("ls", "--json", "--url", url, PYTHONIOENCODING=encoding).stdout
+    for output in (shown, listed):
+        assert output.replace("\n", "").isprintable()
+        assert ("😀 ü" in output) == (encoding == "utf-8")
+    one, fleet = json.loads(shown), json.loads(listed)
+    assert (one["id"], one["name"]) == ("team:robot:1", HOSTILE)
+    assert one in fleet
+    assert [agent["id"] for agent in fleet] == [LONG_ID, "team:robot:1"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_text_shows_markup_as_it_stands_and_control_characters_escaped(url: str, encoding: str) -> None:
+    for command in (["ls"], ["get", "team:robot:1"]):
+        shown = run(*command, "--url", url, PYTHONIOENCODING=encoding).stdout
+        assert r"see :warning: [red]x[/red] \x9b31m \x7f \u202e \x1b[31m \u2028" in shown
+        assert "team:robot:1" in shown
+        assert shown.replace("\n", "").isprintable()
+
+
+def test_the_name_of_a_store_is_shown_as_it_stands(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/:warning:[red].db"
+    assert run("register", "a", "--url", url).returncode == 0
+    assert "1 agent in SQLiteRegistry(path='" in run("ls", "--url", url).stderr
+    assert "/:warning:[red].db'" in run("ls", "--url", url).stderr
+
+
+def test_ages_are_by_the_clock_of_the_store(redis_server: RedisServer, tmp_path: Path) -> None:
+    url = f"{redis_server.url}?prefix=test-ages-{tmp_path.name}"
+    assert run("register", "a", "--url", url).returncode == 0
+    skewed = (
+        "import datetime, agentic.clock\n"
+        "agentic.clock.system_clock = lambda: datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=6)\n"
+        "from agentic.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", skewed, "ls", "--url", url], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert " s ago" in done.stdout
+
+
+def test_an_interactive_command_names_the_store_of_the_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTIC_URL", url)
+    assert "store: SQLiteRegistry(path='" in on_terminal("get", LONG_ID, columns=200)[1]
+    assert run("get", LONG_ID).stderr == ""
+
+
+# --- what goes wrong ---
+
+
+@pytest.mark.parametrize(
+    "command", ["ls", "ls --json", "get team:robot:1", "get team:robot:1 --json", "doctor", "--help", "demo --plain"]
+)
+def test_a_reader_that_leaves_ends_the_command_in_silence(url: str, command: str) -> None:
+    arguments = command.split() if command == "--help" else [*command.split(), "--url", url]
+    with started(*arguments) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read().removeprefix("2 agents in ") == ""
+        assert process.wait() == 1
+
+
+def test_a_reader_that_leaves_ends_the_demo_which_removes_its_agents(own_redis_server: RedisServer) -> None:
+    with started("demo", "--plain", "--url", own_redis_server.url) as process:
+        wait_for_line(process, "registered")
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
+    assert own_redis_server.admin().keys("*demo*") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (
+            ExceptionGroup("", [ExceptionGroup("", [RegistryError(500, "a\x1b"), RegistryError(500, "a\x1b")])]),
+            1,
+            r"a\x1b",
+        ),
+        (ExceptionGroup("", [RegistryError(500, "a"), OSError(24, "too many")]), 1, "a\nerror: [Errno 24] too many"),
+        (BaseExceptionGroup("", [RegistryError(500, "a"), KeyboardInterrupt()]), 130, ""),
+    ],
+)
+def test_a_group_of_errors_ends_with_a_line_for_each_kind(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, exit_in_one_line():
+        raise error
+    assert caught.value.code == code
+    assert capsys.readouterr().err == (f"error: {told}\n" if told else "")
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ExceptionGroup), exit_in_one_line():
+        raise ExceptionGroup("", [RegistryError(500, "a"), ZeroDivisionError()])
+
+
+@pytest.mark.parametrize("command", ["ls", "get team:robot:1", "get team:robot:1 --json", "doctor", "demo --plain"])
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+def test_output_that_cannot_be_written_is_an_error(url: str, command: str, redirection: str) -> None:
+    line = f'"$@" {command} --url {url} {redirection}'
+    done = subprocess.run(["sh", "-c", line, "sh", *COMMAND], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the output could not be written: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">&- 2>&-", "2>/dev/full"])
+def test_a_command_without_output_needs_none(url: str, redirection: str) -> None:
+    line = f'"$@" heartbeat {LONG_ID} --url {url} {redirection}'
+    assert subprocess.run(["sh", "-c", line, "sh", *COMMAND], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_demo_without_a_trace(number: int, own_redis_server: RedisServer) -> None:
+    with started("demo", "--plain", "--url", own_redis_server.url) as process:
+        wait_for_line(process, "registered")
+        process.send_signal(number)
+        assert process.wait(30) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert own_redis_server.admin().keys("*demo*") == []
+
+
+def test_a_job_that_ignores_ctrl_c_ends_by_sigterm() -> None:
+    ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    with started("demo", "--plain", "--url", "memory://", **ignoring) as process:
+        wait_for_line(process, "registered")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM
+
+
+def test_a_dead_store_gives_one_line_and_no_traceback() -> None:
+    done = run("ls", "--url", "redis://127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: failed to connect to Redis: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_store_that_dies_ends_the_demo_with_one_line(plain: bool, own_redis_server: RedisServer) -> None:
+    arguments = ["demo", *(["--plain"] if plain else []), "--url", own_redis_server.url]
+
+    def stop_when_running(shown: str) -> None:
+        if "registered" in shown.replace("registered by", ""):
+            own_redis_server.stop()
+
+    code, shown = on_terminal(*arguments, columns=100, at_line=stop_when_running)
+    assert code == 1
+    assert "Traceback" not in shown
+    assert "warning" not in shown
+    assert without_styles(shown.splitlines()[-1]).startswith("error: Redis failed: ")
+
+
+def test_without_the_extra_the_command_says_how_to_get_it() -> None:
+    code = "import sys; sys.modules['typer'] = None; from agentic.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        'error: the command line needs an extra: pip install "agentic-registry[cli]"\n',
+    )
+
+
+# --- the demo ---
+
+
+def test_the_demo_shows_a_live_table_on_a_terminal() -> None:
+    code, shown = on_terminal("demo", "--agents", "6", "--url", "memory://", columns=100)
+    assert code == 0
+    assert shown.count("last heartbeat") > 10
+    assert "taken offline by the reaper" in shown
+    assert "6 agents registered, 2 fell silent, 2 were taken offline, 1 came back." in shown
