@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Final
 
+from redis.exceptions import NoPermissionError
+
+from agentic.backends.redis_walk import LONGEST_STEP
 from agentic.errors import BackendRejectedError
 from agentic.findings import Finding, Level
 
@@ -13,6 +16,10 @@ if TYPE_CHECKING:
 
 OLDEST: Final = (6, 2)
 KEEPS_AGENTS: Final = "noeviction"
+CROWDED: Final = 10_000
+"""How many keys a database must have before it matters whose they are."""
+
+MOST_FOREIGN: Final = 0.5
 
 
 async def redis_findings(registry: RedisRegistry) -> AsyncGenerator[Finding, None]:
@@ -27,8 +34,28 @@ async def _facts(registry: RedisRegistry, node: Any) -> list[Finding]:
     try:
         info = await registry._servers.ask(node, "INFO")
     except BackendRejectedError as error:
-        return [Finding(Level.NOTE, "server", "INFO is refused", f"grant +info to let it be examined ({error})")]
-    return [_version(info), _eviction(info), _memory(info), _persistence(info), _role(info)]
+        advice = f"grant +info, to let it be examined and to notice when it is restarted amid a walk ({error})"
+        return [Finding(Level.NOTE, "server", "INFO is refused", advice)]
+    findings = [_version(info), _eviction(info), _memory(info), _persistence(info), _role(info)]
+    return [*findings, await _keys(registry, node, info)]
+
+
+async def _keys(registry: RedisRegistry, node: Any, info: dict[str, Any]) -> Finding:
+    """Tell how many keys a walk passes over, and estimate by one step of a scan how many are another's."""
+    there = int(info.get(f"db{registry._servers.database}", {}).get("keys", 0))
+    if there < CROWDED:
+        return Finding(Level.OK, "keys", f"{there:,} in the database")
+    scan = ("SCAN", 0, "MATCH", registry._keys.pattern, "COUNT", LONGEST_STEP)
+    _, found = await registry._servers.ask(node, *scan)
+    foreign = max(0.0, 1 - len(registry._keys.own(found)) / LONGEST_STEP)
+    if foreign < MOST_FOREIGN:
+        return Finding(Level.OK, "keys", f"{there:,} in the database")
+    return Finding(
+        Level.NOTE,
+        "keys",
+        f"{there:,} in the database, some {foreign:.0%} of them not this registry's",
+        "each list and each sweep passes over all of them: give the registry a database of its own",
+    )
 
 
 async def _scripts(registry: RedisRegistry, node: Any) -> Finding:
@@ -36,8 +63,19 @@ async def _scripts(registry: RedisRegistry, node: Any) -> Finding:
     try:
         await registry._servers.ask(node, "EVAL", "return 1", 0)
     except BackendRejectedError as error:
+        if await _may_only_read(registry, node):
+            return Finding(Level.NOTE, "user", "may read only", "right for a viewer; agents and reapers need to write")
         return Finding(Level.BAD, "scripts", "EVAL is refused", str(error))
     return Finding(Level.OK, "scripts", "EVAL works")
+
+
+async def _may_only_read(registry: RedisRegistry, node: Any) -> bool:
+    """Tell whether a write that changes nothing is refused as well."""
+    try:
+        await registry._servers.ask(node, "PERSIST", registry._keys.probes()[0])
+    except BackendRejectedError as error:
+        return isinstance(error.__cause__, NoPermissionError)
+    return False
 
 
 def may_evict(info: dict[str, Any]) -> str | None:
@@ -92,7 +130,9 @@ def _persistence(info: dict[str, Any]) -> Finding:
 
 
 def _role(info: dict[str, Any]) -> Finding:
-    role = str(info.get("role"))
-    if role != "master":
-        return Finding(Level.BAD, "role", role, "writes are refused: name the primary, or use redis+sentinel://")
+    if info.get("role") != "master":
+        in_sync = info.get("master_link_status") == "up"
+        found = "replica in sync" if in_sync else "replica whose link to its primary is down"
+        refused = "writes are refused" if in_sync else "reads and writes are refused"
+        return Finding(Level.BAD, "role", found, f"{refused}: name the primary, or use redis+sentinel://")
     return Finding(Level.OK, "role", f"primary with {info.get('connected_slaves', 0)} replicas")

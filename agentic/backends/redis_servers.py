@@ -88,7 +88,12 @@ class Servers(ABC):
     """What a registry asks of Redis; each call is bounded by the caller's deadline.
 
     A call that may be repeated is tried twice when its connection broke; every other one once.
+
+    Attributes:
+        database: The number of the database.
     """
+
+    database = 0
 
     def __init__(self, max_connections: int, timeout: float) -> None:
         self._timeout = timeout
@@ -195,6 +200,7 @@ class OneServer(Servers):
     def __init__(self, client: aioredis.Redis, max_connections: int, timeout: float) -> None:
         pool = client.connection_pool
         super().__init__(min(max_connections, pool.max_connections), timeout)
+        self.database = int(pool.connection_kwargs.get("db") or 0)
         self._client = client
         self._execute: Callable[..., Awaitable[Any]] = client.execute_command
         self._wants_primary = bool(getattr(pool, "is_master", False))
