@@ -154,8 +154,10 @@ def file_path(value: object, name: str) -> str:
     if not isinstance(path, str):
         raise ConfigurationError(f"{name}: must be a file's path, got {type_name(path)}")
     path = str.__str__(path)
-    if not path or len(path) > MAX_TEXT:
-        raise ConfigurationError(f"{name}: must be from 1 to {MAX_TEXT} characters, got {len(path)}")
+    if not path:
+        raise ConfigurationError(f"{name}: must not be empty")
+    if len(path) > MAX_TEXT:
+        raise ConfigurationError(f"{name}: must be at most {MAX_TEXT} characters, got {len(path)}")
     if "\0" in path or path.endswith("/"):
         raise ConfigurationError(f"{name}: holds a NUL character, or names a folder")
     # Python decodes a byte that is not UTF-8 in a file's name to one of these surrogates, and encodes no other ones.

@@ -178,7 +178,7 @@ async def test_a_replica_is_told(own_redis_server: RedisServer) -> None:
         client.execute_command("REPLICAOF", "127.0.0.1", other.port)
         await wait_until(lambda: client.info()["master_link_status"] == "up", "the replica is in sync")
         found = await findings(RedisRegistry(own_redis_server.url))
-        assert found["role"][:2] == (Level.BAD, "slave")
+        assert found["role"][:2] == (Level.BAD, "replica in sync")
         assert found["rights"][0] is Level.BAD
 
 
