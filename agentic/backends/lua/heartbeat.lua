@@ -1,15 +1,16 @@
 -- Stamps the server's time on agents whose record needs nothing else, and starts their time to live anew.
 -- Every other record is left as it is, for heartbeat_slow.lua.
 -- KEYS   one per agent
--- ARGV   1: time to live in milliseconds, 0 for none
+-- ARGV   1: time to live in milliseconds, 0 for none; 2: '1' to stamp offline agents too, which stay offline
 -- return per agent 1, or SLOW with nothing changed
 
-local ttl, stamp = ARGV[1], now()
+local ttl, also_offline, stamp = ARGV[1], ARGV[2] == '1', now()
 
 -- Writes the stamp over one of the same width. Returns false, with nothing changed, where the record has none.
 local function stamped_in_place(key, text)
   local status_from, status_to, from, to = plain(text)
-  if not status_from or to - from + 1 ~= #stamp or sub(text, status_from, status_to) == 'offline' then return false end
+  if not status_from or to - from + 1 ~= #stamp then return false end
+  if sub(text, status_from, status_to) == 'offline' and not also_offline then return false end
   -- In this order: a script that has written may write on when the server's memory is full.
   if ttl ~= '0' then call('PEXPIRE', key, ttl) else call('PERSIST', key) end
   call('SETRANGE', key, from - 1, stamp)

@@ -14,6 +14,8 @@ local function beaten(text)
   return set_field(text, 'last_heartbeat', '"' .. stamp .. '"')
 end
 
+local refusal = overtaken()
+if refusal then return refusal end
 local records, results = read_all(), {}
 for i = 1, #KEYS do
   local record = records[i]

@@ -6,6 +6,8 @@
 
 local limit, at, stamp = tonumber(ARGV[1]), 2, now()
 
+local refusal = overtaken()
+if refusal then return refusal end
 local records, results = read_all(), {}
 for i = 1, #KEYS do
   local text = records[i]
