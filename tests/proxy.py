@@ -1,9 +1,10 @@
-"""A proxy between a client and a server that loses, cuts or delays what the server answers."""
+"""A proxy between a client and a server that delays requests, and loses, cuts or delays answers."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -26,6 +27,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._gates: set[asyncio.Event] = set()
         self.answers_to_lose = 0
         self.answers_to_cut = 0
         self.delay = 0.0
@@ -41,6 +43,21 @@ class Proxy:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
+    def hold_requests(self) -> Callable[[], None]:
+        """Keep what the connections that are open now send; return a function that delivers it.
+
+        It is delivered even where the client has closed its end meanwhile, as a network does.
+        """
+        held = list(self._gates)
+        for gate in held:
+            gate.clear()
+
+        def release() -> None:
+            for gate in held:
+                gate.set()
+
+        return release
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls)
         return self
@@ -50,6 +67,8 @@ class Proxy:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        for gate in self._gates:
+            gate.set()
         for writer in self._writers:
             writer.transport.abort()
         while self._tasks:
@@ -65,10 +84,12 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        ends = {writer, far_writer}
+        ends, gate = {writer, far_writer}, asyncio.Event()
+        gate.set()
         self._writers |= ends
+        self._gates.add(gate)
         ways = [
-            asyncio.create_task(self._pass_on(reader, far_writer)),
+            asyncio.create_task(self._pass_on(reader, far_writer, gate)),
             asyncio.create_task(self._answer(far_reader, writer)),
         ]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -78,10 +99,12 @@ class Proxy:
             way.cancel()
         await asyncio.wait(ways)
         self._writers -= ends
+        self._gates.discard(gate)
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(65_536):
+                await gate.wait()
                 writer.write(data)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

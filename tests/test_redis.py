@@ -29,11 +29,11 @@ async def test_an_agent_is_one_key_that_expires_to_the_millisecond(redis_store: 
         assert 1000 < redis_store.client.pttl(key(redis_store, "a")) <= 1500
         redis_store.client.pexpire(key(redis_store, "a"), 700)
         await registry.update("a", name="x")
+        assert list(redis_store.client.scan_iter(f"{redis_store.prefix}*")) == [key(redis_store, "a").encode()]
         await registry.reap(0)
         assert 0 < redis_store.client.pttl(key(redis_store, "a")) <= 700
         await registry.heartbeat("a")
         assert 1000 < redis_store.client.pttl(key(redis_store, "a")) <= 1500
-    assert list(redis_store.client.scan_iter(f"{redis_store.prefix}*")) == [key(redis_store, "a").encode()]
 
 
 async def test_an_agent_expires_by_itself(redis_store: RedisStore) -> None:

@@ -120,7 +120,7 @@ async def test_connections_killed_in_a_cluster_cost_reads_and_heartbeats_nothing
 async def test_the_documented_rights_suffice_in_a_cluster(own_redis_cluster: RedisCluster) -> None:
     cluster = own_redis_cluster
     for server in cluster.servers:
-        cluster.ask(server, *documented_acl(), "~{agentic:*}:agent:*", "+cluster|slots", "+command")
+        cluster.ask(server, *documented_acl(), "~{agentic:*}:*", "+cluster|slots", "+command")
     async with RedisRegistry(cluster.url.replace("://", "://agentic:password@")) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(f"a{number}")) for number in range(20)))
         await registry.update("a1", status=AgentStatus.OFFLINE, name="one")

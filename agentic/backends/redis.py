@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_to_stamp
 from agentic.backends.redis_client import CONNECT_TIMEOUT, DRIVER_ERRORS, backend_error, hint_of_closing, make_client
 from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict, redis_findings
-from agentic.backends.redis_keys import Keys, ShardedKeys, id_in, valid_prefix
+from agentic.backends.redis_keys import Keys, ShardedKeys, family_of, id_in, marks_key, valid_prefix
 from agentic.backends.redis_requests import (
     Batch,
     Beat,
@@ -29,7 +29,10 @@ from agentic.backends.redis_requests import (
     ReadType,
     Register,
     Request,
+    Settle,
     Update,
+    Writer,
+    bounded,
     requests,
 )
 from agentic.backends.redis_scripts import ABSENT, CORRUPT, DONE, WRONG_TYPE
@@ -55,6 +58,9 @@ from agentic.wire import CorruptRecord, decode_agent, decode_pulse, heartbeat_as
 
 NO_OTHER_TYPE: Final = (b"none", b"string")
 """Types of what a key without a record holds: a string has been made since it was read."""
+
+LONGEST_REPORT: Final = 4_000
+"""Characters of the ids that are logged of agents which nobody else can be told of."""
 
 
 class RedisRegistry(AgentRegistry):
@@ -144,6 +150,8 @@ class RedisRegistry(AgentRegistry):
         self._milliseconds = 0 if self.ttl is None else max(1, round(self.ttl * 1000))
         in_cluster = isinstance(client, aioredis.RedisCluster) if client is not None else "cluster" in self._options
         self._keys = ShardedKeys(self.prefix) if in_cluster else Keys(self.prefix)
+        self._writer = Writer()
+        self._is_connected = False
 
     def __repr__(self) -> str:
         return f"RedisRegistry(url={self.url!r}, prefix={self.prefix!r}, ttl={self.ttl})"
@@ -159,6 +167,7 @@ class RedisRegistry(AgentRegistry):
             self._servers = OneServer(client, self.max_connections, self.timeout)
         if self._client is None:
             self._servers_to_close = self._servers
+        self._marking = asyncio.Lock()
         seconds = min(CONNECT_TIMEOUT, self.timeout)
         try:
             async with asyncio.timeout(seconds):
@@ -171,6 +180,7 @@ class RedisRegistry(AgentRegistry):
             ) from error
         except DRIVER_ERRORS as error:
             raise backend_error(error, "failed to connect to Redis", hint_of_closing(self._options)) from error
+        self._is_connected = True
 
     async def _warn_of_eviction(self, node: Any) -> None:
         try:
@@ -183,9 +193,27 @@ class RedisRegistry(AgentRegistry):
             )
 
     async def _disconnect(self) -> None:
+        if self._is_connected:
+            self._is_connected = False
+            await self._settle_all()
         if self._servers_to_close is not None:
             servers, self._servers_to_close = self._servers_to_close, None
             await servers.aclose()
+
+    async def _settle_all(self) -> None:
+        """Let no lost write take effect after the end, and log which agents were marked and reported to nobody.
+
+        It takes half of `timeout` at most, and tries only.
+        """
+        generations, marks = self._writer.generations, self._writer.marks
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.timeout / 2):
+                await self._settle(sorted({*generations.unsettled(), *marks.unsettled()}))
+        if untold := marks.take():
+            names = printable(", ".join(untold), LONGEST_REPORT)
+            self._logger.warning("%d agents were marked offline and reported to nobody: %s", len(untold), names)
+        if marks.unsettled():
+            self._logger.warning("agents may have been marked offline and reported to nobody: no answer from the store")
 
     # --- agents, by id ---
 
@@ -200,10 +228,13 @@ class RedisRegistry(AgentRegistry):
         ]
 
     async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        return _facts(await self._run(Beat, self._keys.agents(ids), (self._milliseconds,)), ids)
+        keys = self._keys.agents(ids)
+        await self._settle_lost(keys)
+        return _facts(await self._run(Beat, keys, (self._milliseconds,)), ids)
 
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)
+        await self._settle_lost(keys)
         found: list[AgentInfo | RegistryError | None] = []
         absent: list[int] = []
         for key, reading in zip(keys, await self._run(Read, keys), strict=True):
@@ -258,6 +289,8 @@ class RedisRegistry(AgentRegistry):
                 yield self._agents(await self._strings(page))
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        if missed := [agent_id for agent_id, _ in await self._mark([], [])]:
+            yield missed
         walk = self._walk_records()
         async with aclosing(walk.nodes()) as nodes:
             async for node in nodes:
@@ -271,8 +304,36 @@ class RedisRegistry(AgentRegistry):
                         _raise_any([mark for _, mark in marks])  # After what was marked has been reported.
 
     async def _mark(self, ids: list[str], found: Sequence[Command]) -> list[tuple[str, Any]]:
-        marks = await self._run(Mark, self._keys.agents(ids), (self._milliseconds,), found)
-        return list(zip(ids, marks, strict=True))
+        """Mark agents offline; return their outcomes, and those of agents marked earlier and not reported yet."""
+        outcomes: list[tuple[str, Any]] = []
+        # One after another, for the store keeps what the last call of a family has marked, and no more.
+        async with self._marking:
+            await self._find_marks()
+            for part in bounded(range(len(ids)), [len(heartbeat) for heartbeat, _ in found]):
+                keys = self._keys.agents(ids[at] for at in part)
+                results = await self._run(Mark, keys, (self._milliseconds,), [found[at] for at in part])
+                outcomes += ((ids[at], result) for at, result in zip(part, results, strict=True) if result != DONE)
+                if any(isinstance(result, BackendError) for result in results):
+                    break
+        return [*((agent_id, DONE) for agent_id in self._writer.marks.take()), *outcomes]
+
+    async def _find_marks(self) -> None:
+        """Find out what was marked by calls whose answers were lost, and make sure that they mark nothing more."""
+        _raise_any(await self._settle(self._writer.marks.unsettled()))
+
+    async def _settle_lost(self, keys: Sequence[bytes]) -> None:
+        """Let no lost write on the agents of these keys take effect after the call that follows, which is no write.
+
+        Where the store refuses that, such as while its replicas are missing, the call goes on without it.
+        """
+        if lost := self._writer.generations.unsettled():
+            families = set(map(family_of, keys))
+            await self._settle([family for family in lost if family in families])
+
+    async def _settle(self, families: Sequence[bytes]) -> list[Any]:
+        batch = Batch([marks_key(family, self._writer.generations.writer) for family in families], writer=self._writer)
+        await self._servers.run([Settle(batch, [at], family) for at, family in enumerate(families)])
+        return batch.outcomes
 
     async def _clear(self) -> AsyncGenerator[int, None]:
         async with aclosing(self._walk_records().pages()) as pages:
@@ -288,7 +349,7 @@ class RedisRegistry(AgentRegistry):
         self, kind: type[Request], keys: Sequence[bytes], common: Command = (), each: Sequence[Command] | None = None
     ) -> list[Any]:
         """Send what a kind of request asks about each of the keys; return each one's outcome, or its error."""
-        batch = Batch(keys, common, each)
+        batch = Batch(keys, common, each, self._writer)
         await self._servers.run(requests(kind, batch, self._keys.by_slot(keys)))
         return batch.outcomes
 

@@ -13,13 +13,13 @@ import redis.asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode, PipelineCommand
 from redis.cluster import PRIMARY
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, RedisClusterException
+from redis.exceptions import AskError, MovedError, RedisClusterException, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentic.backends.redis_client import DRIVER_ERRORS
 from agentic.backends.redis_keys import by_family
-from agentic.backends.redis_requests import Batch, Command, Read, Request, requests
+from agentic.backends.redis_requests import Batch, Command, Read, Request, requests, under_way
 from agentic.backends.redis_server_info import LATEST, TIME, NotInSync, answered, time_of
 from agentic.backends.redis_servers import PING, WHO_ARE_YOU, Page, Scanned, Servers, mapped, scanned_by
 from agentic.errors import BackendError
@@ -190,11 +190,14 @@ class Cluster(Servers):
         timed = self._time_question if requests[0].reads else ()
         before = [ASKING] if asking else []
         sent = [each for request in requests for each in (*before, request.command())]
-        found = await _piped(node, [*sent, *timed])
-        replies = found[asking : len(sent) : 1 + asking]
-        for request, reply in zip(requests, replies, strict=True):
-            if not isinstance(reply, Exception):
-                request.check(reply)
+        with under_way(*requests):
+            found = await _piped(node, [*sent, *timed])
+            replies = found[asking : len(sent) : 1 + asking]
+            for request, reply in zip(requests, replies, strict=True):
+                if not isinstance(reply, Exception):
+                    request.check(reply)
+                elif not isinstance(reply, ResponseError):
+                    request.lost()
         if not requests[0].reads:
             return replies
         now = self._time_in(found[-1]) if timed else LATEST

@@ -122,6 +122,16 @@ def family_of(key: bytes) -> bytes:
     return key[: key.find(_AGENT)]
 
 
+def writer_key(family: bytes, writer: str) -> bytes:
+    """Return the key of the highest generation with which a registry object has written in a family."""
+    return family + b":writer:" + writer.encode()
+
+
+def marks_key(family: bytes, writer: str) -> bytes:
+    """Return the key of the agents that a registry object has marked last in a family."""
+    return family + b":marks:" + writer.encode()
+
+
 def id_in(key: bytes) -> str:
     """Return the id of the agent whose record a key holds."""
     return key.partition(_AGENT)[2].decode(errors="replace")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
-from redis.exceptions import NoScriptError
+import msgspec
+from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
 
+from agentic.backends.redis_generations import Generations
+from agentic.backends.redis_keys import family_of, id_in, marks_key, writer_key
+from agentic.backends.redis_marks import Marks
 from agentic.backends.redis_scripts import AGAIN, DONE, SCRIPTS, SLOW, Script
 from agentic.backends.redis_server_info import OutOfStep, in_step
 from agentic.errors import BackendError
@@ -21,12 +26,25 @@ Command = tuple[Any, ...]
 
 
 @dataclass(slots=True)
+class Writer:
+    """What a registry object knows of the writes that it has sent."""
+
+    generations: Generations = field(default_factory=Generations)
+    marks: Marks = field(default_factory=Marks)
+
+
+@dataclass(slots=True)
 class Batch:
-    """Keys, what a script is given for all and for each of them, and each one's outcome as soon as it is known."""
+    """Keys, what a script is given for all and for each of them, and each one's outcome as soon as it is known.
+
+    Attributes:
+        writer: Who sends it; None for what only reads.
+    """
 
     keys: Sequence[bytes]
     common: Command = ()
     each: Sequence[Command] | None = None
+    writer: Writer | None = None
     outcomes: list[Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,6 +82,13 @@ class Request(ABC):
     def command(self) -> Command:
         """Return what to send now."""
 
+    def lost(self) -> None:  # noqa: B027  most requests do no harm when they take effect later
+        """Take note that what was sent last may still take effect: it was not answered."""
+
+    def while_moving(self) -> Sequence[Request]:
+        """Return what to send after it was refused because some of its keys have moved to another server already."""
+        return [self]
+
     def check(self, reply: Any) -> None:
         """Check that a reply has the form of one to this request.
 
@@ -90,7 +115,15 @@ class Request(ABC):
         return values if len(self.places) == len(values) else [values[place] for place in self.places]
 
 
-class Read(Request):
+class _Single(Request):
+    """A request whose keys may be asked about one by one, which works while they move to another server."""
+
+    def while_moving(self) -> Sequence[Request]:
+        """Return a request for each key."""
+        return [type(self)(self.batch, [place]) for place in self.places]
+
+
+class Read(_Single):
     """Reads what each key holds, None where it is not there or no string; an outcome is that and the server's time."""
 
     repeatable = True
@@ -147,7 +180,14 @@ class Run(Request):
         name = ("EVAL", self.script.text) if self._server_lacks_it else ("EVALSHA", self.script.sha)
         each = self.batch.each
         arguments = () if each is None else chain.from_iterable(self._part(each))
-        return (*name, len(self.places), *self.keys, *self.batch.common, *arguments)
+        keys = (*self.keys, *self._further_keys())
+        return (*name, len(keys), *keys, *self.batch.common, *arguments, *self._further_arguments())
+
+    def _further_keys(self) -> Command:
+        return ()
+
+    def _further_arguments(self) -> Command:
+        return ()
 
     def settle(self, reply: Any) -> Sequence[Request]:
         """Take a reply as `Request.settle` does; a script that the server lacks is sent with its text."""
@@ -157,14 +197,66 @@ class Run(Request):
         return super().settle(reply)
 
 
-class SlowBeat(Run):
-    """Sends heartbeats to agents whose record needs more than a stamp."""
+class Write(Run):
+    """Runs a script that changes agents, unless a later write of the same registry object has overtaken it."""
 
-    repeatable = True
-    script = SCRIPTS["heartbeat_slow"]
+    _sent = 0
+
+    @property
+    def writer(self) -> Writer:
+        """Who sends it."""
+        return cast("Writer", self.batch.writer)
+
+    @property
+    def family(self) -> bytes:
+        """The family of its keys."""
+        return family_of(self.key)
+
+    def _further_keys(self) -> Command:
+        return (writer_key(self.family, self.writer.generations.writer),)
+
+    def _further_arguments(self) -> Command:
+        self._sent = self.writer.generations.current
+        return (self._sent,)
+
+    def lost(self) -> None:
+        """Let no write leave that this one could overtake."""
+        self.writer.generations.lost(self.family, self._sent)
+
+    def check(self, reply: Any) -> None:
+        """Check a reply as `Request.check` does."""
+        if not isinstance(reply, int):
+            super().check(reply)
+
+    def settle(self, reply: Any) -> Sequence[Request]:
+        """Take a reply as `Run.settle` does; one that was refused was not applied, and is sent again."""
+        if isinstance(reply, int):
+            self.writer.generations.refused(reply)
+            return [self]
+        if not isinstance(reply, BackendError):
+            self.writer.generations.applied(self.family, self._sent)
+        return super().settle(reply)
 
 
-class Beat(Run):
+class Register(Write):
+    """Adds or replaces agents."""
+
+    script = SCRIPTS["register"]
+
+
+class Update(Write):
+    """Changes fields of agents."""
+
+    script = SCRIPTS["update"]
+
+
+class Deregister(Write):
+    """Removes agents."""
+
+    script = SCRIPTS["deregister"]
+
+
+class Beat(Run, _Single):
     """Sends heartbeats. A second one stamps what the first would have, and never creates an agent."""
 
     repeatable = True
@@ -179,28 +271,76 @@ class Beat(Run):
         return [*super().settle(reply), *self._left(SlowBeat, SLOW)]
 
 
-class Register(Run):
-    """Adds or replaces agents."""
+class SlowBeat(Write):
+    """Sends heartbeats to agents whose record needs more than a stamp."""
 
-    script = SCRIPTS["register"]
+    repeatable = True
+    script = SCRIPTS["heartbeat_slow"]
 
-
-class Update(Run):
-    """Changes fields of agents."""
-
-    script = SCRIPTS["update"]
-
-
-class Deregister(Run):
-    """Removes agents."""
-
-    script = SCRIPTS["deregister"]
+    def while_moving(self) -> Sequence[Request]:
+        """Return requests that do what can be done meanwhile."""
+        return [Stamp(self.batch, [place]) for place in self.places]
 
 
-class Mark(Run):
-    """Marks stale agents offline."""
+class Stamp(Beat):
+    """Sends heartbeats that leave offline agents offline, for they name no key but the agent's."""
+
+    def _further_arguments(self) -> Command:
+        return (1,)
+
+    def settle(self, reply: Any) -> Sequence[Request]:
+        """Take a reply as `Run.settle` does; what needs the slow script after all waits until the slot has moved."""
+        return [*Run.settle(self, reply), *self._left(WaitingBeat, SLOW)]
+
+
+class WaitingBeat(SlowBeat):
+    """Sends heartbeats that can only be sent when the slot of their keys has moved."""
+
+    def while_moving(self) -> Sequence[Request]:
+        """Return this request, to be sent again."""
+        return [self]
+
+
+class Mark(Write):
+    """Marks stale agents offline, and lets the store keep which ones until the next such request of the family."""
 
     script = SCRIPTS["reap"]
+
+    def _further_keys(self) -> Command:
+        return (marks_key(self.family, self.writer.generations.writer), *super()._further_keys())
+
+    def _further_arguments(self) -> Command:
+        return (self.writer.marks.sent(self.family), *super()._further_arguments())
+
+    def settle(self, reply: Any) -> Sequence[Request]:
+        """Take a reply as `Write.settle` does, and take note of the agents that it says were marked."""
+        if isinstance(reply, list):
+            marked = [key for key, outcome in zip(self.keys, reply, strict=True) if outcome == DONE]
+            self.writer.marks.answered(self.family, map(id_in, marked))
+        return super().settle(reply)
+
+
+class Settle(Write):
+    """Makes sure that lost writes of a family never take effect, and finds out what its last `Mark` has marked."""
+
+    script = SCRIPTS["settle"]
+
+    def __init__(self, batch: Batch, places: Sequence[int], family: bytes) -> None:
+        """Ask about a family, whose marks are kept at the key at the only one of these places."""
+        super().__init__(batch, places)
+        self._family = family
+
+    @property
+    def family(self) -> bytes:
+        """The family that it asks about."""
+        return self._family
+
+    def settle(self, reply: Any) -> Sequence[Request]:
+        """Take a reply as `Write.settle` does, and take note of the agents that it says were marked."""
+        if isinstance(reply, list):
+            token, keys = msgspec.json.decode(reply[0], type=tuple[str, list[str]]) if reply[0] else ("", [])
+            self.writer.marks.found(self.family, token, [id_in(key.encode()) for key in keys])
+        return super().settle(reply)
 
 
 def requests(kind: type[Request], batch: Batch, groups: Sequence[Sequence[int]]) -> list[Request]:
@@ -208,10 +348,10 @@ def requests(kind: type[Request], batch: Batch, groups: Sequence[Sequence[int]])
     if batch.each is None:
         return [kind(batch, group) for group in groups]
     sizes = [sum(len(argument) for argument in each if not isinstance(argument, int)) for each in batch.each]
-    return [kind(batch, part) for group in groups for part in _parts(group, sizes)]
+    return [kind(batch, part) for group in groups for part in bounded(group, sizes)]
 
 
-def _parts(places: Sequence[int], sizes: Sequence[int]) -> Iterator[Sequence[int]]:
+def bounded(places: Sequence[int], sizes: Sequence[int]) -> Iterator[Sequence[int]]:
     """Cut places into parts whose sizes add up to `MAX_BYTES` at most, but for a part of one."""
     begin = total = 0
     for end, place in enumerate(places):
@@ -220,3 +360,16 @@ def _parts(places: Sequence[int], sizes: Sequence[int]) -> Iterator[Sequence[int
             yield places[begin:end]
             begin, total = end, sizes[place]
     yield places[begin:]
+
+
+@contextmanager
+def under_way(*requests: Request) -> Iterator[None]:
+    """Tell requests that they are lost when the body, which sends them, ends without an answer."""
+    try:
+        yield
+    except (ResponseError, MaxConnectionsError):
+        raise  # An answer; or nothing was sent.
+    except BaseException:
+        for request in requests:
+            request.lost()
+        raise

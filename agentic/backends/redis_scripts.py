@@ -17,13 +17,13 @@ class Script(NamedTuple):
     text: str
 
 
-def _load(name: str) -> Script:
-    """Read a script and what all scripts share."""
+def _load(name: str, *shared: str) -> Script:
+    """Read a script and what it shares with others."""
     folder = files("agentic.backends") / "lua"
-    text = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", "json", name))
+    text = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", "json", *shared, name))
     return Script(sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
 
-SCRIPTS: Final = {
-    name: _load(name) for name in ("register", "heartbeat", "heartbeat_slow", "update", "deregister", "reap")
-}
+_WRITING: Final = ("register", "heartbeat_slow", "update", "deregister", "reap", "settle")
+
+SCRIPTS: Final = {"heartbeat": _load("heartbeat")} | {name: _load(name, "writer") for name in _WRITING}

@@ -27,7 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentic.backends.redis_client import DRIVER_ERRORS, MISREAD, backend_error
 from agentic.backends.redis_connection import Pool
-from agentic.backends.redis_requests import Command, Request
+from agentic.backends.redis_requests import Command, Request, under_way
 from agentic.backends.redis_server_info import (
     HELLO,
     LATEST,
@@ -119,13 +119,13 @@ class Servers(ABC):
         until = monotonic() + PATIENCE * self._timeout
         while requests:
             replies = await self._replies(requests)
-            moving = [_is_moving(reply) and monotonic() < until for reply in replies]
-            if any(moving):
+            waits = monotonic() < until and any(map(_is_moving, replies))
+            if waits:
                 await asyncio.sleep(MOVING_PAUSE)
             requests = [
                 again
-                for request, reply, moves in zip(requests, replies, moving, strict=True)
-                for again in ([request] if moves else request.settle(reply))
+                for request, reply in zip(requests, replies, strict=True)
+                for again in (request.while_moving() if waits and _is_moving(reply) else request.settle(reply))
             ]
 
     @abstractmethod
@@ -220,8 +220,9 @@ class OneServer(Servers):
 
     async def _reply(self, request: Request) -> Any:
         async def call() -> Any:
-            reply = await self._execute(*request.command())
-            request.check(reply)
+            with under_way(request):
+                reply = await self._execute(*request.command())
+                request.check(reply)
             return reply
 
         try:

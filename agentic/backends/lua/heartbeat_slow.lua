@@ -18,6 +18,9 @@ local function stamped(record, key)
   return changed(record, members, named, changes)
 end
 
+local refusal = overtaken()
+if refusal then return refusal end
+
 return for_each_record(#KEYS, function(i, record)
   if not record then return missing(KEYS[i]) end
   local text = stamped(record, KEYS[i])

@@ -1,8 +1,8 @@
 -- Marks agents offline, each only if its heartbeat is still the one that was found stale; the remaining time to live stays.
 -- A heartbeat that was found in the server's future, whose clock was set back, becomes one of now, to grow old from now on.
--- KEYS   one per agent
+-- KEYS   one per agent; then where to write which agents were marked
 -- ARGV   1: time to live in milliseconds, 0 for none; then per agent the JSON of the last_heartbeat that was found, ''
---        where the record had none, and 'stale' or 'future'
+--        where the record had none, and 'stale' or 'future'; then a token of the call
 -- return per agent 1 where this call marked it, else 0, or AGAIN
 
 local ttl, stamp = tonumber(ARGV[1]), now()
@@ -25,12 +25,23 @@ local function written(record, key, found, changes)
   return changed(record, members, named, changes)
 end
 
-return for_each_record(#KEYS, function(i, record)
+local refusal = overtaken()
+if refusal then return refusal end
+
+local marks, token, marked = table.remove(KEYS), table.remove(ARGV), {}
+
+local results = for_each_record(#KEYS, function(i, record)
   local is_future = ARGV[2 * i + 1] == 'future'
   local text = record and written(record, KEYS[i], ARGV[2 * i], is_future and RESTAMP or MARK)
   if not text then return 0 end
   call('SET', KEYS[i], text, 'KEEPTTL')
-  if not is_future then return 1 end
+  if not is_future then
+    marked[#marked + 1] = KEYS[i]
+    return 1
+  end
   if ttl > 0 and call('PTTL', KEYS[i]) > ttl then call('PEXPIRE', KEYS[i], ttl) end
   return 0
 end)
+
+if #marked > 0 then call('SET', marks, cjson.encode({token, marked}), 'EX', 3600) end
+return results

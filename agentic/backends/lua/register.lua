@@ -14,6 +14,8 @@ local function stamped(record)
   return sub(record, 1, opened) .. stamp .. sub(record, closed)
 end
 
+local refusal = overtaken()
+if refusal then return refusal end
 local results = {}
 for i = 1, #KEYS do
   local record = stamped(ARGV[i + 1])

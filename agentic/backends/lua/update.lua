@@ -19,6 +19,9 @@ end
 
 local changes = changes_of_all()
 
+local refusal = overtaken()
+if refusal then return refusal end
+
 return for_each_record(#KEYS, function(i, record)
   if not record then return missing(KEYS[i]) end
   local members, named = agent_members(record, KEYS[i])
