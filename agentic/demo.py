@@ -96,6 +96,7 @@ async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:
     ids = [f"agent-{number:02}" for number in range(1, size + 1)]
     summary = Summary(silent=set(ids[2::3]))
     all_offline = anyio.Event()
+    registry.stale_after = TTL
 
     def on_reaped(reaped: list[str]) -> None:
         for agent_id in sorted(reaped):
@@ -106,7 +107,7 @@ async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:
 
     try:
         async with (
-            Reaper(registry, ttl=TTL, interval=TTL / 5, on_reaped=on_reaped),
+            Reaper(registry, interval=TTL / 5, on_reaped=on_reaped),
             anyio.create_task_group() as tasks,
         ):
             for agent_id in ids:

@@ -1,86 +1,130 @@
-"""When a sweep would be unfair: agents that had no chance to send a heartbeat are not to be marked offline for it."""
+"""When a sweep has to wait: agents that could not send a heartbeat are not to be marked offline for it."""
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Final
 
-import anyio
+from agentic.clock import positive_seconds
+from agentic.errors import ConfigurationError
+
+JITTER: Final = 0.1
+"""The part of an interval by which a reaper's pause may be longer or shorter."""
+
+LONGEST_DEADLINE: Final = 300.0
 
 
-class Watch:
-    """Notices that the event loop was held, whatever it was doing then; agents of this host may have been held with it.
+def deadline_that_fits(
+    deadline: float | timedelta | None, *, ttl: float, interval: float, expires_after: float | None
+) -> float:
+    """Return for how many seconds sweeps may be put off, so that agents are marked offline before they are gone.
 
-    While `run` runs, which wakes up six times a `ttl`, a hold is told at most a sixth of `ttl` shorter than it was.
+    Args:
+        deadline: As asked for; None for 300 s, or nine tenths of what fits where that is less.
+        ttl: Seconds of silence after which an agent is stale.
+        interval: Seconds between sweeps.
+        expires_after: Seconds of silence after which an agent is gone; None where it never is.
+
+    Raises:
+        ConfigurationError: An agent could be gone before it is marked offline.
+    """
+    seconds = None if deadline is None else positive_seconds(deadline, "guard_deadline")
+    if expires_after is None:
+        return LONGEST_DEADLINE if seconds is None else seconds
+    longest_pause = interval * (1 + JITTER)
+    room = expires_after - ttl - longest_pause
+    if room > 0 and seconds is None:
+        return min(LONGEST_DEADLINE, 0.9 * room)
+    if seconds is None or seconds >= room:
+        guard = "" if seconds is None else f", guard_deadline={seconds:g} s"
+        shorter = "ttl or interval" if room <= 0 else f"guard_deadline below {room:g} s"
+        raise ConfigurationError(
+            f"agents could be gone before the reaper marks them offline: its ttl={ttl:g} s, interval={interval:g} s "
+            f"(with jitter {longest_pause:g} s){guard} together must be shorter than the registry's "
+            f"ttl={expires_after:g} s: choose a shorter {shorter}, or a longer ttl of the registry"
+        )
+    return seconds
+
+
+class StallDetector:
+    """Measures for how long the event loop was blocked; other programs on this host may have been stalled with it.
+
+    While it runs it ticks every `ttl / 6`, so a stall is under-reported by at most that.
     """
 
     def __init__(self, ttl: float) -> None:
-        """Watch for holds that matter to agents that are stale after `ttl` seconds."""
+        """Look for stalls that matter to agents that are stale after `ttl` seconds."""
         self._period = ttl / 6
         self._due = math.inf
         self._longest = 0.0
 
-    async def run(self) -> None:
-        """Watch until cancelled."""
-        while True:
-            self._due = anyio.current_time() + self._period
-            await anyio.sleep(self._period)
-            self._look()
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Tick while the body runs: by a timer, which no program that cancels every task can find."""
+        self._schedule()
+        try:
+            yield
+        finally:
+            self._timer.cancel()
 
-    def held(self) -> float:
-        """Return the longest hold in seconds, as far as it was noticed, since the last call."""
-        # A hold that has only just ended is noticed here, before `run` has had its turn.
+    def longest(self) -> float:
+        """Return the longest stall in seconds since the last call."""
+        # A stall that has only just ended is noticed here, before the timer has had its turn.
         self._look()
         longest, self._longest = self._longest, 0.0
         return longest
 
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + self._period
+        self._timer = loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        self._look()
+        self._schedule()
+
     def _look(self) -> None:
-        now = anyio.current_time()
+        now = asyncio.get_running_loop().time()
         self._longest = max(self._longest, now - self._due)
-        self._due = max(self._due, now)  # What was noticed once is not noticed again.
+        self._due = max(self._due, now)  # Each stall is counted once.
 
 
-class Grace:
-    """Finds out that agents may have been kept from beating, and gives them the time to do so.
+class GracePeriod:
+    """Finds out that agents may have been unable to send heartbeats, and gives them the time to do so.
 
-    Kept from beating: the reaper was held up (as was, perhaps, all of its host, or all that talk to the store), the
-    store was out of reach, or the store's clock was stepped, so that every heartbeat looks older than it is. Times are
-    seconds of one monotonic clock.
+    Reasons: the reaper was stalled (and with it, perhaps, its host, or whatever talks to the store), the store failed,
+    or the store's clock was stepped, so that every heartbeat looks older than it is. Instants are seconds of one
+    monotonic clock.
 
     Attributes:
-        length: Seconds of grace given at once.
+        length: Seconds given at a time.
     """
 
-    def __init__(self, ttl: float, interval: float, deadline: float) -> None:
-        """Give grace again and again where needed, but never more than `deadline` seconds on end.
-
-        Args:
-            ttl: Seconds of silence after which an agent is stale.
-            interval: Seconds between sweeps.
-            deadline: Seconds.
-        """
-        # Agents beat every third of `ttl` or sooner. So that is the time which the next beat of each may need, and what
-        # each can lose without harm: a look that is wrong by less takes nobody who beats. The interval bounds neither,
-        # for a short one would take each jitter of a busy loop for a fault, and a long one overlook what kills agents.
+    def __init__(self, ttl: float, interval: float) -> None:
+        """Give agents that are stale after `ttl` seconds a third of it, or one interval where that is longer."""
+        # Agents send a heartbeat every third of `ttl` or sooner: that is how long the next one may take, and a smaller
+        # error marks nobody who is alive. Not derived from the interval: a short one would take the jitter of a busy
+        # loop for a stall, and a long one would miss stalls that matter.
         self._tolerance = ttl / 3
         self.length = max(interval, ttl / 3)
-        self._deadline = deadline
         self._last: tuple[float, Sequence[datetime]] | None = None
         self._store_failed = False
-        self._began = 0.0
-        self._until: float | None = None
+        self._until = -math.inf
 
     def store_failed(self) -> None:
         """Take note that the store failed."""
         self._store_failed = True
 
-    def reason(self, now: float, held: float, store_times: Sequence[datetime]) -> str | None:
-        """Return why agents may have been kept from beating since the last call, if they may.
+    def reason(self, now: float, stalled: float, store_times: Sequence[datetime]) -> str | None:
+        """Return why agents may have been unable to send heartbeats since the last call; None where they were not.
 
         Args:
             now: The instant.
-            held: Seconds for which the reaper was held up since the last call.
+            stalled: Seconds for which the reaper was stalled since the last call.
             store_times: The time of each of the store's servers, in an order that stays while the servers do.
         """
         failed, self._store_failed = self._store_failed, False
@@ -90,24 +134,21 @@ class Grace:
             return "the store had failed"
         if abs(stepped) > self._tolerance:
             return f"the store's clock was stepped by {stepped:+.1f} s"
-        if held > self._tolerance:
-            return f"the reaper was held up for {held:.1f} s"
+        if stalled > self._tolerance:
+            return f"the reaper was held up for {stalled:.1f} s"
         return None
 
     def begin(self, now: float) -> None:
         """Give `length` seconds from now on."""
-        if self._until is None:
-            self._began = now
         self._until = now + self.length
 
     def left(self, now: float) -> float:
-        """Return the seconds of grace that are left; 0 where there is none."""
-        if self._until is None:
-            return 0.0
-        left = min(self._until, self._began + self._deadline) - now
-        if left <= 0:
-            self._until = None
-        return max(left, 0.0)
+        """Return the seconds that are left; 0 where there are none."""
+        return max(self._until - now, 0.0)
+
+    def end(self) -> None:
+        """Give no more."""
+        self._until = -math.inf
 
 
 def _longest_step(before: Sequence[datetime], after: Sequence[datetime], elapsed: float) -> float:
@@ -118,29 +159,19 @@ def _longest_step(before: Sequence[datetime], after: Sequence[datetime], elapsed
     return max(steps, key=abs)
 
 
-class Hold:
-    """Holds back a sweep that would take too large a part of the live fleet at once, for a limited time."""
+class Deadline:
+    """Bounds how long sweeps are put off, whatever the reasons, from the first time until one goes ahead."""
 
-    def __init__(self, max_fraction: float, deadline: float) -> None:
-        """Hold back where more than `max_fraction` of the live agents are stale, for at most `deadline` seconds."""
-        self._max_fraction = max_fraction
-        self._deadline = deadline
-        self._since: float | None = None
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._began: float | None = None
 
-    @property
-    def holding(self) -> bool:
-        """Whether sweeps are being held back."""
-        return self._since is not None
+    def left(self, now: float) -> float:
+        """Return for how many seconds the sweep may still be put off; the first call begins to count."""
+        if self._began is None:
+            self._began = now
+        return max(self._began + self._seconds - now, 0.0)
 
-    def holds(self, now: float, stale: int, live: int) -> bool:
-        """Tell whether the sweep is to be held back."""
-        if stale <= self._max_fraction * live:
-            self._since = None
-            return False
-        if self._since is None:
-            self._since = now
-        return now - self._since < self._deadline
-
-    def swept(self) -> None:
-        """Take note that a sweep went ahead."""
-        self._since = None
+    def reset(self) -> None:
+        """Begin anew with the next call of `left`."""
+        self._began = None

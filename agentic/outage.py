@@ -1,10 +1,13 @@
-"""A store outage as a loop sees it: told when it begins and when it is over, with growing pauses between tries."""
+"""A store outage as a loop sees it: logged when it begins and when it is over, with growing pauses between tries."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-from typing import Final
+from collections.abc import Coroutine
+from time import monotonic
+from typing import Any, Final
 
 from agentic.errors import BackendError, BackendRejectedError
 
@@ -12,9 +15,9 @@ FIRST_PAUSE: Final = 0.5
 
 
 class Outage:
-    """Tells the log of an outage, once at each end, and says how long to wait before the next try.
+    """Logs an outage once at each end, and says how long to wait before the next try.
 
-    A store that refuses (`BackendRejectedError`) is told as an error, since it waits for an operator.
+    A store that refuses (`BackendRejectedError`) is logged as an error, since it waits for an operator.
     """
 
     def __init__(self, logger: logging.Logger, subject: str, longest_pause: float) -> None:
@@ -34,9 +37,9 @@ class Outage:
         """Take note of a failed try; return the seconds to wait before the next."""
         rejected = isinstance(error, BackendRejectedError)
         if rejected and not self._rejected:
-            self._logger.error("%s: the store refuses until somebody acts, trying on: %s", self._subject, error)
+            self._logger.error("%s: the store refuses until an operator acts; retrying: %s", self._subject, error)
         elif not self._failures:
-            self._logger.warning("%s: the store fails, trying on: %s", self._subject, error)
+            self._logger.warning("%s: the store failed; retrying: %s", self._subject, error)
         self._rejected = rejected
         self._failures += 1
         return min(math.ldexp(FIRST_PAUSE, min(self._failures - 1, 16)), self._longest_pause)
@@ -47,3 +50,34 @@ class Outage:
             self._logger.warning("%s: the store is back after %d failed tries", self._subject, self._failures)
         self._failures = 0
         self._rejected = False
+
+
+class Patience:
+    """Bounds how long the sessions of one registry wait, all together, to leave a store that does not answer.
+
+    Each deregistration has the registry's `timeout`. When the time is spent, further ones are sent and end in the
+    background, and leaving does not wait for them.
+    """
+
+    _LEAST: Final = 0.01
+    """Seconds that a call gets in any case, so that it can be sent."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = self._left = seconds
+        self._calls: set[asyncio.Task[bool]] = set()
+
+    def restore(self) -> None:
+        """Take note that the store has answered."""
+        self._left = self._seconds
+
+    async def wait(self, call: Coroutine[Any, Any, bool]) -> None:
+        """Wait for a call, which returns whether the store answered, as long as the time lasts."""
+        task = asyncio.ensure_future(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        began = monotonic()
+        await asyncio.wait([task], timeout=max(self._left, self._LEAST))
+        if task.done() and task.result():
+            self.restore()
+        else:
+            self._left -= monotonic() - began

@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from datetime import timedelta
-from typing import Self
-
-import anyio
 
 from agentic.agent import AgentStatus
+from agentic.callbacks import Callbacks, OnHeld, OnReaped
 from agentic.clock import NEVER, is_stale, positive_seconds
 from agentic.errors import BackendError, ConfigurationError
-from agentic.guard import Grace, Hold, Watch
+from agentic.guard import JITTER, Deadline, GracePeriod, StallDetector, deadline_that_fits
 from agentic.outage import Outage
 from agentic.registry import AgentRegistry
-from agentic.tasks import background, finish
+from agentic.service import Service
+from agentic.tasks import finish
 
 logger = logging.getLogger("agentic.reaper")
 
-OnReaped = Callable[[list[str]], Awaitable[object] | object]
-OnHeld = Callable[[int, int], Awaitable[object] | object]
 
-
-class Reaper(anyio.AsyncContextManagerMixin):
+class Reaper(Service):
     """Marks agents offline once they have been silent for longer than `ttl`.
 
-    Either `await reaper.run()` in a task group of your own, or `async with Reaper(...)` to run it beside a body. Any
-    number of reapers may share a store: each agent's going offline is reported by one of them, once; by none where the
-    store's answer to the marks was lost on its way.
+    Use `async with Reaper(...)` to run it beside a body, `open` and `aclose` where that is not possible, or
+    `await reaper.run()` in a task group of your own. Any number of reapers may share a store: each agent that goes
+    offline is reported by one of them, once; by none where the store's answer to the marks was lost on its way.
 
     - A store outage is logged once, retried after half a second and then at doubling pauses up to `interval`, and
       logged once more when it is over.
-    - A bug is logged and raised out of `run`; in the `async with` form it cancels the body and comes out as it is.
-    - A sweep under way when the reaper is cancelled, with its `on_reaped`, has the registry's `timeout` to end.
-    - Agents that had no chance to beat are not marked for it: after a store outage, or after the store's clock was
-      stepped or the reaper itself was held up by more than a third of `ttl`, the next sweep waits for a third of `ttl`
+    - Any other error, a registry that is not open, and a cancellation of the background task by other code end the
+      reaper: logged, and raised out of `run`. `async with` cancels its body, if it runs in the task that entered, and
+      raises the error as it is; `aclose` raises it.
+    - Callbacks run beside the sweeps, one at a time and in order, in a copy of the context in which the reaper was
+      opened. While one runs, further ids are gathered for the next call. One that runs for longer than `interval` is
+      logged. Whatever a callback raises is logged and does not end the reaper, but for `KeyboardInterrupt` and
+      `SystemExit`.
+    - Agents are reported as soon as they are marked, page by page, whatever ends the sweep. When the reaper ends, the
+      page under way has the registry's `timeout` to end, and then callbacks have it; one that has not returned by then
+      is cancelled, and what was not delivered is logged with its ids.
+    - Agents that could not send a heartbeat are not marked for it: after a store outage, or after the store's clock was
+      stepped or the reaper itself was stalled by more than a third of `ttl`, the next sweep waits for a third of `ttl`
       or one `interval`, whichever is longer. That is enough for agents that beat every third of `ttl` or sooner.
-    - With `max_fraction`, a sweep that would take more than that part of the live agents at once is held back and told
-      by the log and `on_held`; when it still would after `guard_deadline` seconds, it goes ahead.
+    - With `max_fraction`, a sweep that would mark more than that part of the live agents at once is held back, logged,
+      and reported to `on_held`.
+    - For neither reason are sweeps put off for more than `guard_deadline` seconds on end. So, while the store answers,
+      an agent is marked at most `ttl` + 1.1 `interval` + `guard_deadline` seconds, and the time of a sweep, after its
+      last heartbeat: before the registry's `ttl` removes it.
 
     Attributes:
         ttl: Seconds of silence after which an agent is offline; one silent for exactly `ttl` is alive.
@@ -50,103 +56,161 @@ class Reaper(anyio.AsyncContextManagerMixin):
         guard_deadline: Seconds for which sweeps may be put off on end.
     """
 
+    _logger = logger
+
     def __init__(
         self,
         registry: AgentRegistry,
-        ttl: float | timedelta = 30.0,
+        ttl: float | timedelta | None = None,
         interval: float | timedelta | None = None,
         on_reaped: OnReaped | None = None,
         *,
         max_fraction: float | None = None,
-        guard_deadline: float | timedelta = 300.0,
+        guard_deadline: float | timedelta | None = None,
         on_held: OnHeld | None = None,
     ) -> None:
         """Check the options; no I/O.
 
         Args:
             registry: Open while the reaper runs.
-            ttl: Seconds or a `timedelta`, shorter than the registry's own `ttl` where it has one.
+            ttl: Seconds or a `timedelta`; the registry's `stale_after` by default. Another value is warned of in the
+                log, since sessions choose their interval by `stale_after`.
             interval: Seconds or a `timedelta`.
-            on_reaped: Called, and awaited where it returns an awaitable, with the ids of each sweep that marked any.
-                Its exceptions are logged and do not end the reaper.
+            on_reaped: Called, and awaited where it returns an awaitable, with the ids of agents that were marked.
             max_fraction: Greater than 0 and at most 1; None never holds a sweep back. Costs one more walk of the fleet
                 for each sweep.
-            guard_deadline: Seconds or a `timedelta`.
+            guard_deadline: Seconds or a `timedelta`; by default 300 s, or nine tenths of what `ttl` and 1.1 `interval`
+                leave of the registry's `ttl` where that is less.
             on_held: Called like `on_reaped`, once each time sweeps begin to be held back, with the numbers of stale and
                 of live agents.
 
         Raises:
             ConfigurationError: A duration is not finite or not greater than 0, `max_fraction` is out of its range, or
-                `ttl` is not shorter than the registry's: an agent would be gone before it could be marked offline.
+                `ttl`, 1.1 `interval` and `guard_deadline` together are not shorter than the registry's `ttl`: an agent
+                could be gone before it is marked offline.
         """
+        super().__init__("the reaper", registry.timeout)
         self._registry = registry
-        self.ttl = positive_seconds(ttl, "ttl")
+        self.ttl = registry.stale_after if ttl is None else positive_seconds(ttl, "ttl")
         self.interval = self.ttl / 3 if interval is None else positive_seconds(interval, "interval")
         self._on_reaped = on_reaped
         self.max_fraction = _fraction(max_fraction)
-        self.guard_deadline = positive_seconds(guard_deadline, "guard_deadline")
+        self.guard_deadline = deadline_that_fits(
+            guard_deadline, ttl=self.ttl, interval=self.interval, expires_after=registry.ttl
+        )
         self._on_held = on_held
-        if registry.ttl is not None and self.ttl >= registry.ttl:
-            raise ConfigurationError(
-                f"the reaper's ttl must be shorter than the registry's, or agents are gone before they can be marked "
-                f"offline: got {self.ttl:g} s and {registry.ttl:g} s"
-            )
 
     async def run(self) -> None:
-        """Sweep for ever, the first time at once: of what befell agents before it ran, a reaper knows nothing.
+        """Sweep until cancelled, starting at once; without `open`.
+
+        Earlier faults are unknown to a reaper, so its first sweep gives nobody a grace period.
 
         Raises:
             Exception: A bug, or a registry that is not open; a store outage is not raised.
         """
-        outage = Outage(logger, "reaper", self.interval)
-        watch = Watch(self.ttl)
-        grace = Grace(self.ttl, self.interval, self.guard_deadline)
-        hold = None if self.max_fraction is None else Hold(self.max_fraction, self.guard_deadline)
-        async with background(watch.run):
+        try:
+            await self._serve()
+        except Exception as error:
+            self._log_failure(error)
+            raise
+
+    async def _begin(self) -> None:
+        pass
+
+    async def _serve(self) -> None:
+        if self.ttl != self._registry.stale_after:
+            logger.warning(
+                "the reaper's ttl=%g s differs from the registry's stale_after=%g s, by which sessions choose their "
+                "interval: set stale_after=%g in every program of this fleet",
+                self.ttl,
+                self._registry.stale_after,
+                self.ttl,
+            )
+        callbacks = Callbacks(logger, self._on_reaped, self._on_held, slow_after=self.interval)
+        try:
+            await _Sweeps(self, self._registry, callbacks).run()
+        finally:
+            await finish(callbacks.aclose(self._timeout), 2 * self._timeout)
+
+    async def _end(self) -> None:
+        pass
+
+
+class _Sweeps:
+    """The sweeps of one run of a reaper, and what it has noticed since it began."""
+
+    def __init__(self, options: Reaper, registry: AgentRegistry, callbacks: Callbacks) -> None:
+        self._options = options
+        self._registry = registry
+        self._callbacks = callbacks
+        self._outage = Outage(logger, "the reaper", options.interval)
+        self._stalls = StallDetector(options.ttl)
+        self._grace = GracePeriod(options.ttl, options.interval)
+        self._deadline = Deadline(options.guard_deadline)
+        self._holding = False
+
+    async def run(self) -> None:
+        with self._stalls.running():
             while True:
                 try:
-                    pause = await finish(self._sweep_if_fair(outage, watch, grace, hold), self._registry.timeout)
+                    pause = await self._sweep_if_fair()
                 except BackendError as error:
-                    pause = outage.failed(error)
-                    grace.store_failed()
-                except Exception:
-                    logger.exception("the reaper ends: this is a bug, or its registry is not open")
-                    raise
-                await anyio.sleep(pause)
+                    pause = self._outage.failed(error)
+                    self._grace.store_failed()
+                    self._deadline.reset()  # Agents could not send heartbeats meanwhile, so they get the whole time.
+                await asyncio.sleep(pause)
 
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        async with background(self.run):
-            yield self
-
-    async def _sweep_if_fair(self, outage: Outage, watch: Watch, grace: Grace, hold: Hold | None) -> float:
-        """Sweep, unless that would be unfair; return the seconds to wait before the next."""
-        # The count of a large fleet takes long, and much may happen meanwhile: the clocks are looked at after it.
-        stale, live = (0, 0) if hold is None else await self._count()
-        asked_at = anyio.current_time()
+    async def _sweep_if_fair(self) -> float:
+        """Sweep, unless agents must be given time first; return the seconds to wait before the next try."""
+        # Counting a large fleet takes long, and much may happen meanwhile: so the clocks are looked at after it.
+        stale, live = (0, 0) if self._options.max_fraction is None else await self._count()
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
         store_times = await self._registry._store_times()
-        now = anyio.current_time()
+        now = loop.time()
         # A store that answers late may have kept the heartbeats waiting as well.
-        reason = grace.reason(now, max(watch.held(), now - asked_at), store_times)
+        reason = self._grace.reason(now, max(self._stalls.longest(), now - asked_at), store_times)
         if reason is not None:
-            grace.begin(now)
-            # An outage has been told already.
-            level = logging.INFO if outage.lasts else logging.WARNING
-            logger.log(level, "agents have %g s more to send a heartbeat: %s", grace.length, reason)
-        left = grace.left(now)
-        if left > 0:
-            return left
-        if hold is None or not await self._held_back(hold, stale, live):
-            await self._sweep()
-            if hold is not None:
-                hold.swept()
-        outage.succeeded()
-        return self.interval * random.uniform(0.9, 1.1)
+            self._begin_grace(now, reason)
+        wait = self._grace.left(now) or self._hold_back(now, stale, live)
+        if wait > 0 and (left := self._deadline.left(now)) > 0:
+            return min(wait, left)
+        await self._registry.reap(self._options.ttl, on_marked=self._report)
+        self._deadline.reset()
+        self._grace.end()
+        self._holding = False
+        self._outage.succeeded()
+        return self._pause()
+
+    def _begin_grace(self, now: float, reason: str) -> None:
+        self._grace.begin(now)
+        # An outage has been logged already.
+        level = logging.INFO if self._outage.lasts else logging.WARNING
+        logger.log(level, "agents have %g s more to send a heartbeat: %s", self._grace.length, reason)
+
+    def _hold_back(self, now: float, stale: int, live: int) -> float:
+        """Return for how many seconds a sweep of so many agents is to wait, and tell when that begins."""
+        max_fraction = self._options.max_fraction
+        if max_fraction is None or stale <= max_fraction * live:
+            self._holding = False
+            return 0.0
+        left = self._deadline.left(now)
+        if left > 0 and not self._holding:
+            self._holding = True
+            logger.error(
+                "sweeps are held back: %d of %d live agents are stale, over max_fraction=%g; they go ahead in %g s",
+                stale,
+                live,
+                max_fraction,
+                left,
+            )
+            self._callbacks.held(stale, live)
+        return self._pause()
 
     async def _count(self) -> tuple[int, int]:
         """Return how many agents are stale, and how many live."""
         store_time = await self._registry.store_time()
-        ttl, stale, live = timedelta(seconds=self.ttl), 0, 0
+        ttl, stale, live = timedelta(seconds=self._options.ttl), 0, 0
         async with aclosing(self._registry.scan()) as agents:
             async for agent in agents:
                 if agent.status is not AgentStatus.OFFLINE:
@@ -154,43 +218,12 @@ class Reaper(anyio.AsyncContextManagerMixin):
                     stale += is_stale(agent.last_heartbeat or NEVER, store_time, ttl)
         return stale, live
 
-    async def _held_back(self, hold: Hold, stale: int, live: int) -> bool:
-        was_held = hold.holding
-        if not hold.holds(anyio.current_time(), stale, live):
-            return False
-        if not was_held:
-            logger.error(
-                "sweeps are held back: %d of %d live agents are stale, over max_fraction=%g; they go ahead in %g s",
-                stale,
-                live,
-                self.max_fraction,
-                self.guard_deadline,
-            )
-            await self._tell("on_held", self._on_held, stale, live)
-        return True
+    def _report(self, marked: list[str]) -> None:
+        logger.info("marked %d silent agents offline", len(marked))
+        self._callbacks.reaped(marked)
 
-    async def _sweep(self) -> None:
-        try:
-            reaped = await self._registry.reap(self.ttl)
-        except BackendError as error:
-            await self._report(list(error.reaped))
-            raise
-        await self._report(reaped)
-
-    async def _report(self, reaped: list[str]) -> None:
-        if reaped:
-            logger.info("marked %d silent agents offline", len(reaped))
-            await self._tell("on_reaped", self._on_reaped, reaped)
-
-    async def _tell(self, name: str, callback: Callable[..., object] | None, *args: object) -> None:
-        if callback is None:
-            return
-        try:
-            result = callback(*args)
-            if inspect.isawaitable(result):
-                await result
-        except Exception:
-            logger.exception("%s failed", name)
+    def _pause(self) -> float:
+        return self._options.interval * random.uniform(1 - JITTER, 1 + JITTER)
 
 
 def _fraction(value: float | None) -> float | None:

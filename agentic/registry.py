@@ -31,6 +31,7 @@ from agentic.errors import (
 )
 from agentic.findings import Finding
 from agentic.lanes import Lanes
+from agentic.outage import Patience
 from agentic.session import AgentSession
 from agentic.tasks import finish
 from agentic.text import type_name
@@ -82,6 +83,7 @@ class AgentRegistry(ABC):
         self.corrupt_records = 0
         self._busy = False
         self._open_lanes: Lanes | None = None
+        self._patience = Patience(1.1 * self.timeout)  # An overdue call ends a little after `timeout`.
 
     # --- lifecycle ---
 
@@ -257,12 +259,12 @@ class AgentRegistry(ABC):
         _settled(removed, agent_id)
 
     def session(self, agent: AgentInfo, *, interval: float | timedelta | None = None) -> AgentSession:
-        """Return an `async with` that keeps an agent registered and heartbeating while its body runs.
+        """Return a session, which keeps an agent registered and alive: use it as `async with`, or open and close it.
 
         Args:
             agent: Registered on entry, deregistered on exit.
-            interval: Seconds between heartbeats; 10 by default, or a third of the registry's `ttl` where that is
-                shorter.
+            interval: Seconds between heartbeats; by default 10, or a third of `stale_after` or of `ttl` where one is
+                shorter. A longer one than a third of `stale_after` is warned of in the log.
 
         Raises:
             ConfigurationError: `interval` is not a finite number of seconds greater than 0, or not shorter than `ttl`.

@@ -1,13 +1,12 @@
-"""An agent's own presence: registered on entry, heartbeating in the background, deregistered on exit."""
+"""An agent's own presence: registered on entry, sending heartbeats in the background, deregistered on exit."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, Self, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
 import anyio
 import msgspec
@@ -16,30 +15,38 @@ from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
 from agentic.clock import positive_seconds, system_clock
 from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError, CorruptRecordError, RegistryClosedError
 from agentic.outage import Outage
-from agentic.tasks import background, finish
+from agentic.service import Service
+from agentic.tasks import finish
+from agentic.text import printable
 
 if TYPE_CHECKING:
     from agentic.registry import AgentRegistry
 
 logger = logging.getLogger("agentic.session")
 
-DEFAULT_INTERVAL: Final = 10.0
+LONGEST_DEFAULT_INTERVAL: Final = 10.0
+BEATS_PER_STALE_AFTER: Final = 3
+"""How many heartbeats fit into the silence after which an agent is marked: two may be lost without harm."""
 
 
-class AgentSession(anyio.AsyncContextManagerMixin):
-    """Keeps one agent registered and alive while the body of its `async with` runs.
+class AgentSession(Service):
+    """Keeps one agent registered and alive: while the body of its `async with` runs, or from `open` to `aclose`.
 
-    - Entering registers the agent; a store that fails then raises, and there is no session.
+    - Entering registers the agent; a store that fails then raises, and there is no session: enter again.
     - A heartbeat follows every `interval`, up to a fifth sooner at random, so that a fleet does not beat in step.
     - When the store says the agent is gone (expired, flushed, restarted empty), the session registers it again, with
       everything that its `update` has changed so far; likewise when the agent's record has become corrupt.
     - A store outage does not end the session: it is logged once, `healthy` is False until a heartbeat gets through, and
       the session tries again after half a second, then at doubling pauses up to `interval`.
     - Leaving deregisters the agent, also when cancelled, within the registry's `timeout`; a store that fails then is
-      logged, since the silent agent goes offline by itself.
-    - An exception in the body comes out as it is. A bug in the heartbeat cancels the body and comes out as it is.
+      logged, since the silent agent goes offline by itself. The sessions of one registry that leave a store which does
+      not answer wait for `timeout` together, not each: the other deregistrations end in the background.
+    - An exception of the body comes out as it is. A bug in the heartbeat, and a cancellation of its task by other code,
+      are logged, cancel the body, if it runs in the task that entered, and come out; after `open`, `aclose` raises
+      them. Only when both raise is there an `ExceptionGroup`.
 
-    Enter and leave it in one task, properly nested with other scopes; each `AgentSession` is good for one `async with`.
+    A session may be entered in one task and left in another, and be opened again once it is closed, but not twice at a
+    time. Heartbeats run in a copy of the context in which it was opened.
 
     Attributes:
         interval: Seconds between heartbeats.
@@ -47,16 +54,19 @@ class AgentSession(anyio.AsyncContextManagerMixin):
         last_beat_at: When the store last acknowledged one, by this host's clock; None before the first.
     """
 
+    _logger = logger
+
     def __init__(self, registry: AgentRegistry, agent: AgentInfo, *, interval: float | timedelta | None = None) -> None:
         self._registry = registry
-        # A heartbeat of earlier days would let the agent be reaped as soon as it is registered.
+        # An old heartbeat would let the agent be reaped as soon as it is registered.
         self._agent = valid_agent(msgspec.structs.replace(valid_agent(agent), last_heartbeat=None))
-        self.interval = _interval(interval, registry.ttl)
+        super().__init__(f"the session of agent '{printable(self._agent.id)}'", registry.timeout)
+        self.interval = _interval(interval, registry)
         self.healthy = False
         self.last_beat_at: datetime | None = None
         # Held while the record is written, so that no registration carries fields that an update has just replaced.
         self._writing = anyio.Lock()
-        self._open = False
+        self._registered = False
 
     @property
     def agent(self) -> AgentInfo:
@@ -77,39 +87,47 @@ class AgentSession(anyio.AsyncContextManagerMixin):
         """
         checked = valid_changes(changes)
         async with self._writing:
-            if not self._open:
-                raise RegistryClosedError(f"the session of agent {self._agent.id!r} is not open")
+            if not self._registered:
+                raise RegistryClosedError(f"{self._name} is not open")
             wanted = valid_agent(msgspec.structs.replace(self._agent, **checked))
             try:
                 changed = await self._registry.update(wanted.id, **checked)
                 self._agent = wanted
             except (AgentNotFoundError, CorruptRecordError) as error:
                 changed = await self._register(wanted)
-                self._tell_registered_again(error)
+                self._log_registered_again(error)
         return changed
 
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+    async def _begin(self) -> None:
+        longest = self._registry.stale_after / BEATS_PER_STALE_AFTER
+        if self.interval > longest:
+            logger.warning(
+                "%s: interval=%g s is longer than a third of the registry's stale_after=%g s, so lost heartbeats can "
+                "let a reaper mark the agent offline: choose an interval of at most %g s",
+                self._name,
+                self.interval,
+                self._registry.stale_after,
+                longest,
+            )
         try:
             await self._register(self._agent)
-            self._open = True
-            async with background(self._beat):
-                yield self
-        finally:
-            if self.last_beat_at is not None:
-                await finish(self._deregister(), self._registry.timeout)
+        except asyncio.CancelledError:
+            if self._registered:
+                await finish(self._end(), self._timeout)
+            raise
 
-    async def _beat(self) -> None:
-        outage = Outage(logger, f"session of agent {self._agent.id!r}", self.interval)
+    async def _serve(self) -> None:
+        outage = Outage(logger, self._name, self.interval)
         pause = self._jittered()
+        loop = asyncio.get_running_loop()
         while True:
-            planned = anyio.current_time() + pause
-            await anyio.sleep(pause)
-            started_at = anyio.current_time()
+            planned = loop.time() + pause
+            await asyncio.sleep(pause)
+            started_at = loop.time()
             if started_at - planned > self.interval:
                 logger.warning(
-                    "session of agent %r: the event loop or the process was held, so its heartbeat is %.1f s late",
-                    self._agent.id,
+                    "%s: the event loop or the process was blocked, so its heartbeat is %.1f s late",
+                    self._name,
                     started_at - planned,
                 )
             try:
@@ -119,59 +137,68 @@ class AgentSession(anyio.AsyncContextManagerMixin):
                 pause = outage.failed(error)
             else:
                 outage.succeeded()
-                pause = max(0.0, self._jittered() - (anyio.current_time() - started_at))
+                pause = max(0.0, self._jittered() - (loop.time() - started_at))
+
+    async def _end(self) -> None:
+        await self._registry._patience.wait(self._deregister())
 
     async def _heartbeat(self) -> None:
         try:
             await self._registry.heartbeat(self._agent.id)
             self._acknowledged()
         except (AgentNotFoundError, CorruptRecordError) as error:
-            # The session owns its agent, so it need not leave a corrupt record to anybody else to repair.
+            # The session owns its agent, so it may replace a corrupt record.
             async with self._writing:
                 await self._register(self._agent)
-            self._tell_registered_again(error)
+            self._log_registered_again(error)
 
-    def _tell_registered_again(self, error: AgentNotFoundError | CorruptRecordError) -> None:
+    def _log_registered_again(self, error: AgentNotFoundError | CorruptRecordError) -> None:
         if isinstance(error, CorruptRecordError):
             logger.warning("agent %r is registered again, which replaced its record: %s", self._agent.id, error)
         else:
             logger.warning("agent %r was gone from the store and is registered again", self._agent.id)
 
     async def _register(self, agent: AgentInfo) -> AgentInfo:
-        # Finished even when cancelled: one still on its way could reach the store after the session deregistered.
+        # Let it end when cancelled: otherwise it could reach the store after the deregistration.
         return await finish(self._register_now(agent), self._registry.timeout)
 
     async def _register_now(self, agent: AgentInfo) -> AgentInfo:
         stored = await self._registry.register(agent)
         self._agent = agent
+        self._registered = True
         self._acknowledged()
         return stored
 
-    async def _deregister(self) -> None:
-        async with self._writing:
-            self._open = False
-            await self._deregister_now()
-
-    async def _deregister_now(self) -> None:
-        try:
-            await self._registry.deregister(self._agent.id)
-        except AgentNotFoundError:
-            logger.info("agent %r was gone from the store before its session ended", self._agent.id)
-        except (BackendError, RegistryClosedError) as error:
-            logger.warning("agent %r could not be deregistered and will go offline: %s", self._agent.id, error)
+    async def _deregister(self) -> bool:
+        """Remove the agent; return whether the store answered."""
         self.healthy = False
+        async with self._writing:
+            self._registered = False
+            try:
+                await self._registry.deregister(self._agent.id)
+            except AgentNotFoundError:
+                logger.info("agent %r was gone from the store before its session ended", self._agent.id)
+            except (BackendError, RegistryClosedError, asyncio.CancelledError) as error:
+                reason = str(error) or "cancelled by other code"
+                logger.warning("agent %r could not be deregistered and will go offline: %s", self._agent.id, reason)
+                return False
+        return True
 
     def _acknowledged(self) -> None:
         self.healthy = True
         self.last_beat_at = system_clock()
+        self._registry._patience.restore()
 
     def _jittered(self) -> float:
         return self.interval * random.uniform(0.8, 1.0)
 
 
-def _interval(interval: float | timedelta | None, ttl: float | None) -> float:
+def _interval(interval: float | timedelta | None, registry: AgentRegistry) -> float:
+    ttl, stale_after = registry.ttl, registry.stale_after
     if interval is None:
-        return DEFAULT_INTERVAL if ttl is None else min(DEFAULT_INTERVAL, ttl / 3)
+        return min(
+            LONGEST_DEFAULT_INTERVAL, (stale_after if ttl is None else min(stale_after, ttl)) / BEATS_PER_STALE_AFTER
+        )
     seconds = positive_seconds(interval, "interval")
     if ttl is not None and seconds >= ttl:
         raise ConfigurationError(f"interval must be shorter than the registry's ttl of {ttl:g} s, got {seconds:g}")

@@ -1,44 +1,27 @@
-"""How tasks end: one that runs beside a body, and a call that may finish although its caller is cancelled."""
+"""How tasks end: a call that may finish although its caller is cancelled, and pages fetched one ahead."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
 
+from agentic.errors import RegistryError
+
 T = TypeVar("T")
 
 
-@asynccontextmanager
-async def background(task: Callable[[], Coroutine[Any, Any, None]]) -> AsyncGenerator[None, None]:
-    """Run a task beside the body, and cancel it when the body ends.
-
-    An exception of the body comes out as it is. One of the task cancels the body and comes out as it is. Only when both
-    raise is there an `ExceptionGroup`.
-    """
-    alone: BaseException | None = None
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(task)
-            yield
-            tasks.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        alone, *others = group.exceptions
-        if others:
-            raise
-    if alone is not None:
-        # Raised here, outside the handler, so that the group does not become its context.
-        raise alone
-
-
 async def finish(call: Coroutine[Any, Any, T], grace: float) -> T:
-    """Await a call; when cancelled, let it run on for up to `grace` seconds before the cancellation is raised.
+    """Await a call in a task of its own; when cancelled, let it run on for up to `grace` seconds, then raise that.
 
     Holds against anyio's cancel scopes and against `Task.cancel`, once or often. What the call returns or raises after
     a cancellation is dropped.
+
+    Raises:
+        RegistryError: Other code cancelled the call's task: that is no cancellation of the caller.
     """
     task = asyncio.ensure_future(call)
     try:
@@ -53,7 +36,10 @@ async def finish(call: Coroutine[Any, Any, T], grace: float) -> T:
         if not task.cancel() and not task.cancelled():
             task.exception()  # Retrieved, so that asyncio does not report it as forgotten.
         raise
-    return task.result()
+    try:
+        return task.result()
+    except asyncio.CancelledError as cancelled:
+        raise RegistryError(500, "a call of this library was cancelled by other code") from cancelled
 
 
 async def one_ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

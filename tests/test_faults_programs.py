@@ -65,7 +65,7 @@ async def test_an_agent_stopped_for_twice_its_ttl_registers_again(
                 await wait_until(lambda: "registered again" in log.read_text(), "it has said so")
         finally:
             process.kill()
-    assert "the event loop or the process was held" in log.read_text()
+    assert "the event loop or the process was blocked" in log.read_text()
 
 
 # --- a fork ---

@@ -11,8 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from agentic import AgentInfo, AgentStatus, ConfigurationError, MemoryRegistry, Reaper, RedisRegistry
-from agentic.guard import Grace, Hold, Watch
-from agentic.tasks import background
+from agentic.guard import Deadline, GracePeriod, StallDetector
 from tests.proxy import Proxy
 from tests.redis_server import RedisServer, free_port
 from tests.stores import LONG_AGO, Clock, RedisStore
@@ -26,7 +25,7 @@ def after(seconds: float) -> datetime:
 
 
 def test_a_step_of_any_servers_clock_is_a_reason() -> None:
-    grace = Grace(ttl=30, interval=10, deadline=300)
+    grace = GracePeriod(ttl=30, interval=10)
     assert grace.reason(0, 0, [NOW, NOW, NOW]) is None
     assert grace.reason(10, 0, [after(10), after(3610), after(10)]) == "the store's clock was stepped by +3600.0 s"
     assert grace.reason(20, 0, [after(20), after(3620), after(20)]) is None
@@ -34,7 +33,7 @@ def test_a_step_of_any_servers_clock_is_a_reason() -> None:
 
 
 def test_grace_finds_what_kept_agents_from_beating() -> None:
-    grace = Grace(ttl=30, interval=10, deadline=300)
+    grace = GracePeriod(ttl=30, interval=10)
     assert grace.reason(0, 0, [NOW]) is None
     assert grace.reason(10, 10, [after(10)]) is None
     assert grace.reason(20, 10.1, [after(20)]) == "the reaper was held up for 10.1 s"
@@ -47,14 +46,14 @@ def test_grace_finds_what_kept_agents_from_beating() -> None:
 
 
 def test_a_store_that_failed_before_the_first_look_is_a_reason() -> None:
-    grace = Grace(ttl=30, interval=10, deadline=300)
+    grace = GracePeriod(ttl=30, interval=10)
     grace.store_failed()
     assert grace.reason(0, 0, [NOW]) == "the store had failed"
 
 
 @pytest.mark.parametrize("interval", [0.001, 2.5, 60])
 def test_what_is_a_fault_depends_on_the_ttl_alone(interval: float) -> None:
-    grace = Grace(ttl=3, interval=interval, deadline=300)
+    grace = GracePeriod(ttl=3, interval=interval)
     assert grace.reason(0, 0.9, [NOW]) is None
     assert grace.reason(1, 1.1, [after(1.9)]) == "the reaper was held up for 1.1 s"
     assert grace.reason(2, 0, [after(4)]) == "the store's clock was stepped by +1.1 s"
@@ -62,52 +61,47 @@ def test_what_is_a_fault_depends_on_the_ttl_alone(interval: float) -> None:
 
 @pytest.mark.parametrize(("interval", "length"), [(0.1, 10), (10, 10), (60, 60)])
 def test_grace_lasts_as_long_as_the_longest_pause_between_two_beats(interval: float, length: float) -> None:
-    grace = Grace(ttl=30, interval=interval, deadline=300)
+    grace = GracePeriod(ttl=30, interval=interval)
     grace.begin(0)
     assert grace.left(0) == grace.length == length
 
 
-def test_grace_never_lasts_longer_than_its_deadline() -> None:
-    grace = Grace(ttl=30, interval=10, deadline=25)
+def test_grace_ends_by_itself_or_at_once() -> None:
+    grace = GracePeriod(ttl=30, interval=10)
     assert grace.left(0) == 0
     grace.begin(0)
     assert grace.left(4) == 6
-    for now in (9, 18):
-        grace.begin(now)
-    assert grace.left(18) == 7
-    assert grace.left(25) == 0
-    grace.begin(30)
-    assert grace.left(30) == 10
+    grace.begin(4)
+    assert grace.left(4) == 10
+    assert grace.left(14) == 0
+    grace.begin(20)
+    grace.end()
+    assert grace.left(20) == 0
+
+
+def test_a_deadline_counts_from_the_first_time_a_sweep_is_put_off() -> None:
+    deadline = Deadline(25)
+    assert deadline.left(100) == 25
+    assert deadline.left(110) == 15
+    assert deadline.left(130) == 0
+    deadline.reset()
+    assert deadline.left(200) == 25
 
 
 @pytest.mark.parametrize("turns", [0, 5])
-async def test_a_hold_of_the_loop_is_noticed_once_and_at_once(turns: int) -> None:
-    watch = Watch(ttl=1.2)
-    assert watch.held() == 0
-    async with background(watch.run):
+async def test_a_stall_of_the_loop_is_noticed_once_and_at_once(turns: int) -> None:
+    stalls = StallDetector(ttl=1.2)
+    assert stalls.longest() == 0
+    with stalls.running():
         await asyncio.sleep(0)
         time.sleep(0.7)  # noqa: ASYNC251  the fault itself
         for _ in range(turns):
             await asyncio.sleep(0)
-        noticed = watch.held()
+        noticed = stalls.longest()
         assert noticed > 0.4, "a third of the ttl"
         for _ in range(5):
             await asyncio.sleep(0)
-        assert watch.held() < noticed
-
-
-def test_a_hold_lasts_until_its_deadline_or_until_the_fleet_is_well() -> None:
-    hold = Hold(max_fraction=0.5, deadline=30)
-    assert not hold.holds(0, stale=5, live=10)
-    assert hold.holds(10, stale=6, live=10)
-    assert hold.holding
-    assert hold.holds(39, stale=10, live=10)
-    assert not hold.holds(40, stale=10, live=10)
-    assert not hold.holds(41, stale=10, live=10), "a sweep that failed is tried again at once"
-    hold.swept()
-    assert hold.holds(42, stale=6, live=10)
-    assert not hold.holds(43, stale=0, live=10)
-    assert not hold.holding
+        assert stalls.longest() < noticed
 
 
 async def test_a_held_loop_costs_no_living_agent_its_life() -> None:
@@ -209,7 +203,7 @@ async def test_an_outage_costs_no_living_agent_its_life(
         line.cut()
         if started == "meanwhile":
             await stack.enter_async_context(reaper)
-        await wait_until(lambda: "reaper: the store fails" in caplog.text, "the reaper sees the outage")
+        await wait_until(lambda: "the reaper: the store failed" in caplog.text, "the reaper sees the outage")
 
         async def all_look_silent() -> bool:
             stale = await direct.store_time() - timedelta(seconds=ttl)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
@@ -23,6 +23,7 @@ from agentic import (
     RedisRegistry,
     RegistryClosedError,
 )
+from agentic.callbacks import MAX_WAITING, Callbacks
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO, RedisStore
 from tests.waiting import wait_until
@@ -60,22 +61,6 @@ async def test_run_sweeps_in_the_callers_task_group() -> None:
             tasks.cancel_scope.cancel()
 
 
-async def test_what_on_reaped_raises_is_logged_and_the_reaper_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[str] = []
-
-    def on_reaped(ids: list[str]) -> None:
-        told.extend(ids)
-        raise ZeroDivisionError("in the callback")
-
-    async with MemoryRegistry() as registry:
-        await registry.register(SILENT)
-        async with Reaper(registry, ttl=60, interval=0.01, on_reaped=on_reaped):
-            await wait_until(lambda: len(told) == 1, "told of the first")
-            await registry.register(AgentInfo("next", last_heartbeat=LONG_AGO))
-            await wait_until(lambda: len(told) == 2, "told of the next")
-    assert "in the callback" in caplog.text
-
-
 async def test_many_reapers_tell_of_each_agent_once(redis_store: RedisStore) -> None:
     told: list[str] = []
     async with AsyncExitStack() as stack:
@@ -87,6 +72,168 @@ async def test_many_reapers_tell_of_each_agent_once(redis_store: RedisStore) -> 
             await asyncio.gather(*(registries[0].register(AgentInfo(i, last_heartbeat=LONG_AGO)) for i in ids))
             await wait_until(lambda count=400 * (round_ + 1): len(told) >= count, "all are told")  # type: ignore[misc]
     assert len(told) == len(set(told)) == 2000
+
+
+# --- callbacks ---
+
+
+async def cancelled_elsewhere() -> None:
+    task = asyncio.create_task(asyncio.sleep(60))
+    asyncio.get_running_loop().call_soon(task.cancel)
+    await task
+
+
+def raising(error: BaseException) -> Callable[[], Awaitable[None]]:
+    async def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        pytest.param(raising(ZeroDivisionError()), id="Exception"),
+        pytest.param(cancelled_elsewhere, id="a task that other code cancels"),
+        pytest.param(raising(asyncio.CancelledError()), id="CancelledError"),
+        pytest.param(raising(BaseExceptionGroup("g", [asyncio.CancelledError(), KeyError()])), id="BaseExceptionGroup"),
+        pytest.param(raising(GeneratorExit()), id="GeneratorExit"),
+    ],
+)
+async def test_what_a_callback_raises_is_logged_with_its_ids_and_the_reaper_goes_on(
+    fail: Callable[[], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[list[str]] = []
+
+    async def on_reaped(ids: list[str]) -> None:
+        told.append(ids)
+        if len(told) == 1:
+            await fail()
+
+    async with MemoryRegistry() as registry:
+        await registry.register(SILENT)
+        async with Reaper(registry, interval=0.01, on_reaped=on_reaped):
+            await wait_until(lambda: len(told) == 1, "told of the first")
+            await registry.register(AgentInfo("next", last_heartbeat=LONG_AGO))
+            await wait_until(lambda: len(told) == 2, "told of the next")
+    assert told == [["silent"], ["next"]]
+    assert caplog.text.count("on_reaped failed; its agents, now offline: silent\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_in_a_callback_ends_the_program(error: type[BaseException]) -> None:
+    def on_reaped(_: list[str]) -> None:
+        raise error
+
+    async def main() -> None:
+        async with MemoryRegistry() as registry:
+            await registry.register(SILENT)
+            async with Reaper(registry, interval=0.01, on_reaped=on_reaped):
+                await asyncio.Event().wait()
+
+    with pytest.raises(error):
+        asyncio.run(main())
+
+
+async def test_a_callback_that_does_not_return_does_not_stop_the_sweeps(
+    registry: AgentRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[list[str]] = []
+    goes_on = asyncio.Event()
+
+    async def on_reaped(ids: list[str]) -> None:
+        calls.append(ids)
+        await goes_on.wait()
+
+    async with Reaper(registry, interval=0.02, on_reaped=on_reaped):
+        for number in range(4):
+            await registry.register(AgentInfo(f"agent-{number}", last_heartbeat=LONG_AGO))
+
+            async def marked(agent_id: str = f"agent-{number}") -> bool:
+                return (await registry.get(agent_id)).status is AgentStatus.OFFLINE
+
+            await wait_until(marked, "it is marked")
+        await wait_until(lambda: "on_reaped has not returned for 0.02 s" in caplog.text, "it is logged")
+        assert calls == [["agent-0"]]
+        goes_on.set()
+        await wait_until(lambda: len(calls) > 1, "the others are reported")
+    assert calls == [["agent-0"], ["agent-1", "agent-2", "agent-3"]]
+    assert caplog.text.count("on_reaped has not returned") == 1
+
+
+async def test_when_the_reaper_ends_its_callbacks_have_the_timeout_and_what_they_missed_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls: list[list[str]] = []
+
+    async def on_reaped(ids: list[str]) -> None:
+        calls.append(ids)
+        await asyncio.Event().wait()
+
+    async with MemoryRegistry(timeout=0.1) as registry:
+        async with Reaper(registry, interval=0.01, on_reaped=on_reaped):
+            await registry.register(SILENT)
+            await wait_until(lambda: bool(calls), "the callback runs")
+            await registry.register(AgentInfo("late\n", last_heartbeat=LONG_AGO))
+            await wait_until(lambda: is_offline(registry, "late\n"), "the next is marked")
+    assert calls == [["silent"]]
+    assert "on_reaped was cancelled, because it had not returned when the reaper ended; " in caplog.text
+    assert "now offline: silent\n" in caplog.text
+    assert "on_reaped was not called; its agents, now offline: late\\n" in caplog.text
+
+
+async def is_offline(registry: AgentRegistry, agent_id: str) -> bool:
+    return (await registry.get(agent_id)).status is AgentStatus.OFFLINE
+
+
+async def test_callbacks_that_wait_are_called_when_the_reaper_ends() -> None:
+    calls: list[list[str]] = []
+    goes_on = asyncio.Event()
+
+    async def on_reaped(ids: list[str]) -> None:
+        calls.append(ids)
+        await goes_on.wait()
+
+    async with MemoryRegistry() as registry:
+        reaper = Reaper(registry, interval=0.01, on_reaped=on_reaped)
+        await reaper.open()
+        for agent_id in ("first", "second"):
+            await registry.register(AgentInfo(agent_id, last_heartbeat=LONG_AGO))
+            await wait_until(lambda agent_id=agent_id: is_offline(registry, agent_id), "marked")  # type: ignore[misc]
+        closing = asyncio.create_task(reaper.aclose())
+        await asyncio.sleep(0.01)
+        goes_on.set()
+        await closing
+    assert calls == [["first"], ["second"]]
+
+
+async def test_ids_that_wait_are_bounded_and_what_is_too_much_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[object] = []
+    goes_on = asyncio.Event()
+
+    async def on_reaped(ids: list[str]) -> None:
+        calls.append(ids)
+        await goes_on.wait()
+
+    def on_held(stale: int, live: int) -> None:
+        calls.append((stale, live))
+
+    callbacks = Callbacks(logging.getLogger("agentic.reaper"), on_reaped, on_held, slow_after=60)
+    callbacks.reaped(["first"])
+    callbacks.held(1, 2)
+    callbacks.reaped([f"agent-{number}" for number in range(MAX_WAITING)])
+    callbacks.held(3, 4)
+    assert not caplog.records
+    callbacks.reaped(["one too many"])
+    callbacks.reaped(["last"])
+    goes_on.set()
+    await callbacks.aclose(20)
+    callbacks.reaped(["too late"])
+    lines = [record.getMessage() for record in caplog.records]
+    assert {line.partition(": ")[0] for line in lines} == {"on_reaped was not called; its agents, now offline"}
+    missed = [agent_id for line in lines for agent_id in line.partition(": ")[2].split(", ")]
+    assert missed == [*(f"agent-{number}" for number in range(MAX_WAITING)), "one too many", "too late"]
+    assert calls == [["first"], (3, 4), ["last"]]
 
 
 # --- failure ---
@@ -129,13 +276,13 @@ async def test_an_outage_is_logged_once_and_once_when_over(
     async with RedisRegistry(own_redis_server.url, timeout=0.5) as registry:
         async with Reaper(registry, ttl=1, interval=0.01, on_reaped=told.extend):
             own_redis_server.stop()
-            await wait_until(lambda: "trying on" in caplog.text, "the outage is logged")
+            await wait_until(lambda: "retrying" in caplog.text, "the outage is logged")
             own_redis_server.start()
             await wait_until(lambda: "is back" in caplog.text, "its end is logged")
             await registry.register(SILENT)
             await wait_until(lambda: bool(told), "the reaper works again")
-    outages = [record.message for record in caplog.records if record.message.startswith("reaper: ")]
-    assert [("trying on" in text, "is back" in text) for text in outages] == [(True, False), (False, True)]
+    outages = [record.message for record in caplog.records if record.message.startswith("the reaper: ")]
+    assert [("retrying" in text, "is back" in text) for text in outages] == [(True, False), (False, True)]
 
 
 async def test_a_bug_is_logged_and_comes_out_of_run_and_of_the_block(caplog: pytest.LogCaptureFixture) -> None:
@@ -148,7 +295,7 @@ async def test_a_bug_is_logged_and_comes_out_of_run_and_of_the_block(caplog: pyt
             async with Reaper(registry, ttl=60):
                 await asyncio.Event().wait()
         assert caught.value is registry.error
-    assert caplog.text.count("the reaper ends") == 2
+    assert caplog.text.count("the reaper has failed") == 2
 
 
 async def test_a_registry_that_is_not_open_is_told_loudly() -> None:
@@ -191,6 +338,6 @@ def test_durations_that_cannot_work_are_refused(wrong: Any) -> None:
 
 @pytest.mark.parametrize("ttl", [60, 61])
 def test_a_reaper_slower_than_the_registrys_ttl_is_refused(ttl: float) -> None:
-    with pytest.raises(ConfigurationError, match="must be shorter than the registry's"):
+    with pytest.raises(ConfigurationError, match="together must be shorter than the registry's ttl=60 s"):
         Reaper(MemoryRegistry(ttl=60), ttl=ttl)
-    Reaper(MemoryRegistry(ttl=60), ttl=59.9)
+    Reaper(MemoryRegistry(ttl=60), ttl=40)

@@ -240,7 +240,7 @@ async def test_an_outage_does_not_end_the_session(
         for record in caplog.records
         if "the store" in record.message and "session of agent 'a'" in record.message
     ]
-    assert [("trying on" in text, "is back" in text) for text in outages] == [(True, False), (False, True)]
+    assert [("retrying" in text, "is back" in text) for text in outages] == [(True, False), (False, True)]
 
 
 # --- intervals ---
@@ -302,7 +302,7 @@ async def test_a_held_loop_is_told(caplog: pytest.LogCaptureFixture) -> None:
     async with MemoryRegistry() as registry, registry.session(AgentInfo("a"), interval=QUICK):
         await asyncio.sleep(0)
         time.sleep(3 * QUICK)  # noqa: ASYNC251  the held loop is what this is about
-        await wait_until(lambda: "the event loop or the process was held" in caplog.text, "the session says so")
+        await wait_until(lambda: "the event loop or the process was blocked" in caplog.text, "the session says so")
 
 
 async def test_a_session_held_for_longer_than_the_registrys_ttl_registers_again(
@@ -314,7 +314,7 @@ async def test_a_session_held_for_longer_than_the_registrys_ttl_registers_again(
         time.sleep(2)  # noqa: ASYNC251  the held loop is what this is about
         assert redis_store.client.keys(f"{redis_store.prefix}:*") == []
         await wait_until(lambda: "was gone from the store and is registered again" in caplog.text, "it says so")
-        assert "the event loop or the process was held" in caplog.text
+        assert "the event loop or the process was blocked" in caplog.text
         assert session.healthy
         found = await registry.get("a")
         assert (found.name, found.current_load) == ("n", 3)

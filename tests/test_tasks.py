@@ -4,77 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 
 import anyio
-import anyio.lowlevel
 import pytest
 
-from agentic.tasks import background, finish, one_ahead
-
-
-async def forever() -> None:
-    await anyio.sleep_forever()
-
-
-async def test_an_exception_of_the_body_comes_out_as_it_is() -> None:
-    original = KeyError("body")
-    original.__cause__ = ValueError("cause")
-    with pytest.raises(KeyError) as caught:
-        async with background(forever):
-            raise original
-    assert caught.value is original
-    assert isinstance(original.__cause__, ValueError)
-    assert original.__context__ is None
-
-
-async def test_a_group_raised_by_the_body_comes_out_as_it_is() -> None:
-    group = ExceptionGroup("mine", [KeyError()])
-    with pytest.raises(ExceptionGroup) as caught:
-        async with background(forever):
-            raise group
-    assert caught.value is group
-
-
-async def test_an_exception_of_the_task_cancels_the_body_and_comes_out_as_it_is() -> None:
-    original = ZeroDivisionError()
-
-    async def fail() -> None:
-        raise original
-
-    with pytest.raises(ZeroDivisionError) as caught:
-        async with background(fail):
-            await anyio.sleep_forever()
-    assert caught.value is original
-
-
-async def test_when_both_raise_both_come_out() -> None:
-    async def fail() -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            raise ZeroDivisionError
-
-    with pytest.raises(ExceptionGroup) as caught:
-        async with background(fail):
-            await anyio.lowlevel.checkpoint()
-            raise KeyError
-    assert {type(error) for error in caught.value.exceptions} == {KeyError, ZeroDivisionError}
-
-
-async def test_the_task_is_cancelled_when_the_body_ends() -> None:
-    ended = []
-
-    async def task() -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            ended.append(True)
-
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(background(task))
-        await anyio.lowlevel.checkpoint()
-    assert ended == [True]
+from agentic.tasks import finish, one_ahead
 
 
 async def test_finish_returns_and_raises_what_the_call_does() -> None:
