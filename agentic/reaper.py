@@ -13,10 +13,12 @@ from agentic.callbacks import Callbacks, OnHeld, OnReaped
 from agentic.clock import NEVER, is_stale, positive_seconds
 from agentic.errors import BackendError, ConfigurationError
 from agentic.guard import JITTER, Deadline, GracePeriod, StallDetector, deadline_that_fits
+from agentic.options import fraction, function
 from agentic.outage import Outage
 from agentic.registry import AgentRegistry
 from agentic.service import Service
 from agentic.tasks import finish
+from agentic.text import type_name
 
 logger = logging.getLogger("agentic.reaper")
 
@@ -77,7 +79,7 @@ class Reaper(Service):
                 log, since sessions choose their interval by `stale_after`.
             interval: Seconds or a `timedelta`.
             on_reaped: Called, and awaited where it returns an awaitable, with the ids of agents that were marked.
-            max_fraction: Greater than 0 and at most 1; None never holds a sweep back. Costs one more walk of the fleet
+            max_fraction: From a millionth to 1; None never holds a sweep back. Costs one more walk of the fleet
                 for each sweep.
             guard_deadline: Seconds or a `timedelta`; by default 300 s, or nine tenths of what `ttl` and 1.1 `interval`
                 leave of the registry's `ttl` where that is less.
@@ -89,16 +91,18 @@ class Reaper(Service):
                 `ttl`, 1.1 `interval` and `guard_deadline` together are not shorter than the registry's `ttl`: an agent
                 could be gone before it is marked offline.
         """
+        if not isinstance(registry, AgentRegistry):
+            raise ConfigurationError(f"registry: must be an AgentRegistry, got {type_name(registry)}")
         super().__init__("the reaper", registry.timeout)
         self._registry = registry
         self.ttl = registry.stale_after if ttl is None else positive_seconds(ttl, "ttl")
         self.interval = self.ttl / 3 if interval is None else positive_seconds(interval, "interval")
-        self._on_reaped = on_reaped
-        self.max_fraction = _fraction(max_fraction)
+        self._on_reaped = None if on_reaped is None else function(on_reaped, "on_reaped")
+        self.max_fraction = None if max_fraction is None else fraction(max_fraction, "max_fraction")
         self.guard_deadline = deadline_that_fits(
             guard_deadline, ttl=self.ttl, interval=self.interval, expires_after=registry.ttl
         )
-        self._on_held = on_held
+        self._on_held = None if on_held is None else function(on_held, "on_held")
 
     async def run(self) -> None:
         """Sweep until cancelled, starting at once; without `open`.
@@ -224,11 +228,3 @@ class _Sweeps:
 
     def _pause(self) -> float:
         return self._options.interval * random.uniform(1 - JITTER, 1 + JITTER)
-
-
-def _fraction(value: float | None) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise ConfigurationError(f"max_fraction: must be greater than 0 and at most 1, got {value!r}")
-    return float(value)
