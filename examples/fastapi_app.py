@@ -30,7 +30,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Keep the registry open, this service registered, and the fleet swept, for as long as the application runs."""
     async with (
         open_registry() as registry,
-        Reaper(registry, ttl=30),
+        Reaper(registry),
         registry.session(AgentInfo("gateway", name="the gateway", capabilities=("http",))),
     ):
         app.state.registry = registry
@@ -53,8 +53,8 @@ Registry = Annotated[AgentRegistry, Depends(the_registry)]
 @app.exception_handler(InvalidAgentError)
 @app.exception_handler(BackendError)
 async def answer_error(_request: Request, error: RegistryError) -> JSONResponse:
-    """Answer 404 or 400 as the error says, and 503 when the store failed: try again later."""
-    return JSONResponse({"detail": str(error)}, 503 if isinstance(error, BackendError) else error.code)
+    """Answer with the error's code: 400, 404, 500 where an operator must act, 503 where trying again later helps."""
+    return JSONResponse({"detail": str(error)}, error.code)
 
 
 @app.get("/agents")

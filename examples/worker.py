@@ -1,24 +1,50 @@
 """A worker that is an agent: it tells the fleet when it is busy, and goes offline by itself should it die.
 
-Run it as it stands: it works off five items and ends. The store comes from the AGENTIC_* variables, in memory when none
-is set.
+Run it as it stands: it works off five items and ends; SIGTERM or Ctrl-C ends it after the item in hand. The store comes
+from the AGENTIC_* variables, in memory when none is set; it may be late, and it may be away for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
+from contextlib import AsyncExitStack
 
-from agentic import AgentInfo, AgentSession, AgentStatus, Reaper, open_registry
+from agentic import AgentInfo, AgentRegistry, AgentSession, AgentStatus, BackendUnavailableError, Reaper, open_registry
+
+PATIENCE = 30.0
 
 
-async def work(session: AgentSession, items: asyncio.Queue[str]) -> None:
-    """Work off the queue, and say so while at it."""
-    while not items.empty():
+async def opened(stack: AsyncExitStack) -> AgentRegistry:
+    """Open the registry, waiting for a store that is still starting for up to `PATIENCE` seconds."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + PATIENCE
+    while True:
+        try:
+            return await stack.enter_async_context(open_registry())
+        except BackendUnavailableError as error:
+            if loop.time() > end:
+                raise
+            print(f"waiting for the store: {error}")
+            await asyncio.sleep(1)
+
+
+async def report(session: AgentSession, status: AgentStatus, load: int) -> None:
+    """Update the agent; a store that is away for now does not stop the work, and heartbeats go on by themselves."""
+    try:
+        await session.update(status=status, current_load=load)
+    except BackendUnavailableError as error:
+        print(f"not reported: {error}")
+
+
+async def work(session: AgentSession, items: asyncio.Queue[str], stop: asyncio.Event) -> None:
+    """Work off the queue, and report it, until there is no item left or the worker is to stop."""
+    while not items.empty() and not stop.is_set():
         item = items.get_nowait()
-        await session.update(status=AgentStatus.BUSY, current_load=1)
+        await report(session, AgentStatus.BUSY, 1)
         await asyncio.sleep(0.1)  # the work
         print(f"{session.agent.id}: {item} done")
-        await session.update(status=AgentStatus.AVAILABLE, current_load=0)
+        await report(session, AgentStatus.AVAILABLE, 0)
 
 
 async def report_lost(ids: list[str]) -> None:
@@ -27,17 +53,24 @@ async def report_lost(ids: list[str]) -> None:
 
 
 async def main() -> None:
-    """Run the worker, and a reaper beside it in the same task group."""
+    """Run the worker, with a reaper beside it."""
+    stop = asyncio.Event()
+    # Without a handler, SIGTERM ends the process at once: its agent stays until a reaper finds it silent.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+
     items: asyncio.Queue[str] = asyncio.Queue()
     for number in range(1, 6):
         items.put_nowait(f"item {number}")
 
-    async with open_registry() as registry, asyncio.TaskGroup() as tasks:
-        reaping = tasks.create_task(Reaper(registry, ttl=30, on_reaped=report_lost).run())
-        async with registry.session(AgentInfo("worker-1", capabilities=("items",), max_load=1)) as session:
-            await work(session, items)
-            print(f"fleet: {[f'{agent.id} {agent.status}' for agent in await registry.list()]}")
-        reaping.cancel()
+    async with AsyncExitStack() as stack:
+        registry = await opened(stack)
+        await stack.enter_async_context(Reaper(registry, on_reaped=report_lost))
+        # Left first: the agent is deregistered before the registry closes.
+        agent = AgentInfo("worker-1", capabilities=("items",), max_load=1)
+        session = await stack.enter_async_context(registry.session(agent))
+        await work(session, items, stop)
+        print(f"fleet: {[f'{each.id} {each.status}' for each in await registry.list()]}")
 
 
 if __name__ == "__main__":

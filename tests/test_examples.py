@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+
+from agentic import AgentInfo, open_registry
+from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
@@ -38,6 +43,68 @@ def test_the_worker_ends_by_itself(tmp_path: Path) -> None:
     printed = run(str(ROOT / "examples" / "worker.py"), cwd=tmp_path)
     assert [line.partition(": ")[2] for line in printed.splitlines()[:5]] == [f"item {n} done" for n in range(1, 6)]
     assert "fleet: ['worker-1 available']" in printed
+
+
+class Worker:
+    """The worker with many items to work off, in a process of its own."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        text = (ROOT / "examples" / "worker.py").read_text(encoding="utf-8")
+        (folder / "worker.py").write_text(text.replace("range(1, 6)", "range(1, 31)"), encoding="utf-8")
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-W", "error", str(folder / "worker.py")],
+            env={**os.environ, "AGENTIC_URL": url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.printed: list[str] = []
+
+    def read_until(self, part: str) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.printed.append(line)
+            if part in line:
+                return
+        raise AssertionError(f"{part!r} was not printed: {self.printed}")
+
+    def wait(self) -> tuple[int, str]:
+        out, err = self.process.communicate(timeout=60)
+        self.printed += out.splitlines()
+        return self.process.returncode, err
+
+
+def test_the_worker_waits_for_a_late_store_and_survives_one_that_is_away(tmp_path: Path) -> None:
+    with RedisServer() as server:
+        server.stop()
+        worker = Worker(tmp_path, server.url)
+        worker.read_until("waiting for the store")
+        server.start()
+        worker.read_until("item 3 done")
+        server.stop()
+        worker.read_until("not reported")
+        server.start()
+        code, err = worker.wait()
+    assert code == 0, err
+    assert sum("done" in line for line in worker.printed) == 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_the_worker_leaves_after_the_item_in_hand_when_it_is_told_to_stop(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/fleet.db"
+    worker = Worker(tmp_path, url)
+    worker.read_until("item 1 done")
+    worker.process.send_signal(number)
+    assert worker.wait() == (0, "")
+    assert sum("done" in line for line in worker.printed) < 30
+
+    async def left() -> list[AgentInfo]:
+        async with open_registry(url) as registry:
+            return await registry.list()
+
+    assert asyncio.run(left()) == []
 
 
 def test_the_fastapi_application_serves_the_fleet(
