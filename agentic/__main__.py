@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
@@ -20,6 +21,9 @@ def main() -> None:
         sys.exit('error: the command line needs an extra: pip install "agentic-registry[cli]"')
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        # Where the interpreter itself ends, an interrupt would show a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,17 @@ from agentic.errors import AgentNotFoundError, BackendError, RegistryError
 from agentic.findings import Finding, Level
 from agentic.registry import AgentRegistry
 from agentic.tables import finding_line, fleet_lines
-from agentic.terminal import err, escaped, exit_in_one_line, is_terminal, out, print_json, print_json_array, without_log
+from agentic.terminal import (
+    err,
+    escaped,
+    exit_in_one_line,
+    is_terminal,
+    out,
+    print_json,
+    print_json_array,
+    run_cancellable,
+    without_log,
+)
 from agentic.text import printable
 
 # Typer exports no other of its usage errors.
@@ -228,7 +238,7 @@ def demo(
     # An outage ends the demo with one line; each of its sessions would log it as well.
     with scratch_registry(as_config(url)) as (registry, place), without_log():
         out.print(f"store: {place}; the registry's own agents are not touched")
-        summary = asyncio.run(play(registry, place))
+        summary = run_cancellable(play(registry, place))
     out.print(
         f"{summary.registered} agents registered, {len(summary.silent)} fell silent, "
         f"{len(summary.taken_offline)} were taken offline, {len(summary.came_back)} came back."
@@ -264,7 +274,7 @@ def _on_registry(
         async with registry:
             await run(registry)
 
-    asyncio.run(opened())
+    run_cancellable(opened())
 
 
 async def _for_each(agent_ids: Sequence[str], call: Callable[[str], Awaitable[object]]) -> None:

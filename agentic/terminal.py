@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rich.console import Console
 from rich.text import Text
@@ -18,8 +19,11 @@ from rich.text import Text
 from agentic.errors import RegistryError
 from agentic.text import printable
 
-INTERRUPTED: Final = 130
-"""Exit code of a command that a signal stopped, as the shell has it for Ctrl-C."""
+_SIGNALS: Final = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+_DEFAULT_HANDLERS: Final = (signal.SIG_DFL, signal.default_int_handler)
+
+T = TypeVar("T")
 
 
 class OutputError(OSError):
@@ -103,17 +107,15 @@ def _write(text: str) -> None:
 def exit_in_one_line() -> Iterator[None]:
     """Exit with 1 and a line on standard error for each fault of the user, the store or the output.
 
-    Exits with 130 when interrupted. Whatever else is raised is a bug and keeps its traceback.
+    Whatever else is raised is a bug and keeps its traceback.
     """
     try:
         yield
         with _output_errors():
             sys.stdout.flush()
-    except (RegistryError, OSError, KeyboardInterrupt, BaseExceptionGroup) as error:
+    except (RegistryError, OSError, ExceptionGroup) as error:
         _drop_output()
         causes = list(_causes(error))
-        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
-            sys.exit(INTERRUPTED)
         if not all(isinstance(cause, (RegistryError, OSError)) for cause in causes):
             raise
         # A reader that has left, such as `head`, has all it wanted.
@@ -129,8 +131,8 @@ def complain(message: str) -> None:
         err.print(Text.assemble(("error: ", "bold red"), escaped(message)))
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
+def _causes(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
         for each in error.exceptions:
             yield from _causes(each)
     else:
@@ -145,11 +147,49 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def run_cancellable(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine; SIGINT, SIGTERM or SIGHUP cancels it, and a second one ends the process at once.
+
+    Raises:
+        SystemExit: A signal cancelled it; the code is 128 and the number of the signal.
+    """
+    # One that is ignored, as SIGINT is in a background job of a script, stays ignored.
+    defaults = {
+        number: signal.getsignal(number) for number in _SIGNALS if signal.getsignal(number) in _DEFAULT_HANDLERS
+    }
+    stopped_by = 0
+
+    async def cancellable() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+
+        def stop(number: int, _frame: object) -> None:
+            nonlocal stopped_by
+            stopped_by = number
+            for each in defaults:
+                signal.signal(each, signal.SIG_DFL)
+            loop.call_soon_threadsafe(task.cancel)
+
+        # Not asyncio's own handler: for a second SIGINT it raises wherever the event loop is, which may never end then.
+        for each in defaults:
+            signal.signal(each, stop)
+        return await task
+
+    try:
+        return asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        if not stopped_by:
+            raise
+        sys.exit(128 + stopped_by)
+    finally:
+        for number, handler in defaults.items():
+            signal.signal(number, handler)
+
+
 # --- the process ---
 
 
 def prepare_process() -> None:
-    """Prepare the streams, the signals and the log of a process that runs the command and nothing else."""
+    """Prepare the streams and the log of a process that runs the command and nothing else."""
     # Closed by the caller. Writing to a file that is open for reading fails as writing to a closed one should.
     if sys.stdout is None:
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", closefd=False)
@@ -159,12 +199,6 @@ def prepare_process() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character shows its code.
             stream.reconfigure(errors="backslashreplace")
-    # Where SIGINT is ignored, as in a background job of a script, SIGTERM has to end the process by itself.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     logging.basicConfig(handlers=[_OneLine(logging.WARNING)])
 
 

@@ -225,7 +225,6 @@ def test_a_reader_that_leaves_ends_the_demo_which_removes_its_agents(own_redis_s
             r"a\x1b",
         ),
         (ExceptionGroup("", [RegistryError(500, "a"), OSError(24, "too many")]), 1, "a\nerror: [Errno 24] too many"),
-        (BaseExceptionGroup("", [RegistryError(500, "a"), KeyboardInterrupt()]), 130, ""),
     ],
 )
 def test_a_group_of_errors_ends_with_a_line_for_each_kind(
@@ -259,22 +258,32 @@ def test_a_command_without_output_needs_none(url: str, redirection: str) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_demo_without_a_trace(number: int, own_redis_server: RedisServer) -> None:
-    with started("demo", "--plain", "--url", own_redis_server.url) as process:
+@pytest.mark.parametrize("ignoring_ctrl_c", [False, True])
+def test_a_signal_ends_the_demo_without_a_trace(
+    number: signal.Signals, ignoring_ctrl_c: bool, own_redis_server: RedisServer
+) -> None:
+    before = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignoring_ctrl_c else None
+    with started("demo", "--plain", "--url", own_redis_server.url, preexec_fn=before) as process:
         wait_for_line(process, "registered")
         process.send_signal(number)
-        assert process.wait(30) == 130
+        ignored = ignoring_ctrl_c and number == signal.SIGINT
+        assert process.wait(30) == (0 if ignored else 128 + number)
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert own_redis_server.admin().keys("*demo*") == []
 
 
-def test_a_job_that_ignores_ctrl_c_ends_by_sigterm() -> None:
-    ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    with started("demo", "--plain", "--url", "memory://", **ignoring) as process:
+def test_a_second_signal_ends_the_command_at_once(own_redis_server: RedisServer) -> None:
+    with started("demo", "--plain", "--url", own_redis_server.url) as process:
         wait_for_line(process, "registered")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == -signal.SIGTERM
+        own_redis_server.pause()
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(2) == -signal.SIGINT
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
 
 
 def test_a_dead_store_gives_one_line_and_no_traceback() -> None:
