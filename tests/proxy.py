@@ -18,6 +18,7 @@ class Proxy:
         answers_to_cut: Of so many, half.
         delay: Seconds by which each answer is late.
         lost: How many were lost or cut.
+        held: The gates of the connections whose requests are kept, see `hold_requests`.
     """
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
@@ -28,6 +29,8 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._gates: set[asyncio.Event] = set()
+        self._hold = b""
+        self.held: list[asyncio.Event] = []
         self.answers_to_lose = 0
         self.answers_to_cut = 0
         self.delay = 0.0
@@ -43,16 +46,19 @@ class Proxy:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
-    def hold_requests(self) -> Callable[[], None]:
-        """Keep what the connections that are open now send; return a function that delivers it.
+    def hold_requests(self, containing: bytes = b"") -> Callable[[], None]:
+        """Keep what connections send, all that are open now or those that send `containing` from now on.
 
-        It is delivered even where the client has closed its end meanwhile, as a network does.
+        Returns:
+            A function that delivers it, as a network does, even where the client has closed its end meanwhile.
         """
-        held = list(self._gates)
+        held = [] if containing else list(self._gates)
         for gate in held:
             gate.clear()
+        self._hold, self.held = containing, held
 
         def release() -> None:
+            self._hold = b""
             for gate in held:
                 gate.set()
 
@@ -104,6 +110,9 @@ class Proxy:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(65_536):
+                if self._hold and self._hold in data:
+                    gate.clear()
+                    self.held.append(gate)
                 await gate.wait()
                 writer.write(data)
 
