@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import Context
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,8 @@ from itertools import chain
 from time import monotonic
 from typing import Any, Final, TypeVar
 
-from agentic.errors import BackendError, BackendUnavailableError, RegistryClosedError
+from agentic.errors import BackendError, RegistryClosedError
+from agentic.exchange import SLACK, cancelled, interrupted, no_answer, retrieve, start_detached
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -25,11 +27,7 @@ BATCH_SIZE: Final = 256
 """How many calls one flush carries at most."""
 
 MAX_PENDING: Final = 16_384
-"""How many calls may be lined up or under way at once; further ones wait their turn outside, in order."""
-
-LOOKS: Final = 20
-"""How often within `timeout` calls are looked through at most for those whose time is over."""
-
+"""How many calls may be lined up or under way at once; further ones wait outside, in order."""
 
 Send = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]]
 """Sends items to the store in one go; returns one outcome for each, in order, or raises where all of it fails."""
@@ -44,12 +42,13 @@ _Call = tuple[str, Any, "asyncio.Future[Any]", float]
 class Coalescer:
     """Gathers single calls into flushes.
 
-    - Calls on one agent take effect in the order they were issued: a call is held back until the agent's earlier ones
-      have ended, but for those of its own lane that it commutes with.
+    - Calls on one agent take effect in the order they were issued: a call leaves when the agent's earlier ones have
+      ended, but for those of its own lane that it commutes with.
     - A flush that fails fails its own calls alone, each with an exception of its own.
     - A cancelled caller harms no other; its call is dropped if it has not left yet.
     - A call ends within `timeout` seconds of being issued, or a twentieth more, waiting for room and for its turn
-      included.
+      included. A flush is cancelled when all its calls are overdue; its agents' next calls leave when it has ended.
+    - Flushes run in no caller's context.
 
     Belongs to the event loop in which it is made.
     """
@@ -63,11 +62,13 @@ class Coalescer:
         self._pending = 0
         self._waiting: deque[tuple[_Queue, _Call]] = deque()
         self._workers: dict[asyncio.Task[None], list[_Call]] = {}
-        self._watch: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     def lane(self, send: Send[Item, Outcome], *, commutes: bool = False) -> Lane[Item, Outcome]:
         """Return a lane for one kind of call: a function that takes an agent's id and one item to send for it.
+
+        The function raises `RegistryClosedError` after `drain`.
 
         Args:
             send: Sends one flush.
@@ -77,8 +78,10 @@ class Coalescer:
         self._queues.append(queue)
         make_future, turns, calls = self._loop.create_future, self._turns, queue.calls
 
-        # Every call of a fleet comes by here, so what it needs is at hand and its usual way is straight.
+        # Every call of a fleet passes through here: local names, and a straight path for the usual call.
         def issue(agent_id: str, item: Item) -> asyncio.Future[Outcome]:
+            if self._closed:
+                raise RegistryClosedError
             future = make_future()
             call = (agent_id, item, future, monotonic())
             if self._pending >= MAX_PENDING:
@@ -99,36 +102,55 @@ class Coalescer:
     async def drain(self) -> None:
         """Wait until every call has ended, at most `timeout` seconds; then fail the rest with `RegistryClosedError`."""
         end = monotonic() + self.timeout
-        while self._workers and (left := end - monotonic()) > 0:
-            await asyncio.wait(self._workers, timeout=left)
-        self._closed = True
-        for worker in self._workers:
-            worker.cancel()
+        try:
+            while self._workers and (left := end - monotonic()) > 0:
+                await asyncio.wait(self._workers, timeout=left)
+        finally:
+            self._close()
         if self._workers:
-            await asyncio.wait(self._workers)
-        left_behind: list[_Call] = []
-        while any(queue.calls for queue in self._queues):
-            for queue in self._queues:
-                self._take(queue, left_behind)
-                self._fail(left_behind, _too_late())
-        if self._watch is not None:
-            self._watch.cancel()
+            await asyncio.wait(self._workers, timeout=self.timeout * SLACK)
+
+    def _close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for worker in self._workers:
+            _cancel_once(worker)
+        for _, _, future, _ in self._calls():
+            if not future.done():
+                future.set_exception(RegistryClosedError("the registry was closed before the store answered"))
+        for queue in self._queues:
+            queue.calls.clear()
+        self._turns.clear()
+        self._waiting.clear()
+        self._pending = 0
 
     # --- deadlines ---
 
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = self._loop.call_later(seconds, self._fail_overdue, context=Context())
+
     def _fail_overdue(self) -> None:
-        """Fail each call whose time is over, wherever it is; those behind it go on when its flush has ended."""
+        """Fail each overdue call, wherever it is, and cancel each flush of which all calls are overdue."""
         now = oldest = monotonic()
+        due = now - self.timeout
         for _, _, future, issued in self._calls():
             if future.done():
                 continue
-            if issued + self.timeout <= now:
-                future.set_exception(self._no_answer())
+            if issued <= due:
+                future.set_exception(no_answer(self.timeout))
             elif issued < oldest:
                 oldest = issued
-        # Until the oldest is due nothing is; a look at a full house takes milliseconds.
-        wait = max(oldest + self.timeout - now, self.timeout / LOOKS)
-        self._watch = self._loop.call_later(wait, self._fail_overdue) if self._pending else None
+        for worker, calls in self._workers.items():
+            latest = max((issued for _, _, _, issued in calls), default=now)
+            if latest <= due:
+                _cancel_once(worker)
+            elif latest < oldest:
+                oldest = latest
+        self._timer = None
+        if self._pending:
+            # Nothing is due before the oldest; to look through all calls takes milliseconds when there are many.
+            self._start_timer(max(oldest + self.timeout - now, self.timeout * SLACK))
 
     def _calls(self) -> Iterator[_Call]:
         for calls in self._workers.values():
@@ -139,9 +161,6 @@ class Coalescer:
             if not isinstance(turns, _Queue):
                 yield from chain.from_iterable(turn.held for turn in turns)
         yield from (call for _, call in self._waiting)
-
-    def _no_answer(self) -> BackendError:
-        return BackendUnavailableError(f"the store did not answer within {self.timeout:g} s")
 
     # --- turns: the order of calls on one agent ---
     # A turn is the calls of one lane on one agent that may be under way together: several where they commute, else one.
@@ -202,24 +221,24 @@ class Coalescer:
             self._start_worker(queue)
 
     def _start_worker(self, queue: _Queue) -> None:
-        if self._closed:
-            return
         queue.workers += 1
         calls: list[_Call] = []
-        worker = self._loop.create_task(self._flush_until_idle(queue, calls))
+        worker = start_detached(self._flush_until_idle(queue, calls))
         self._workers[worker] = calls
         worker.add_done_callback(partial(self._worker_ended, queue))
-        if self._watch is None:
-            self._watch = self._loop.call_later(self.timeout, self._fail_overdue)
+        if self._timer is None:
+            self._start_timer(self.timeout)
 
     def _worker_ended(self, queue: _Queue, worker: asyncio.Task[None]) -> None:
+        retrieve(worker)  # Its callers have the exception.
         del self._workers[worker]
         queue.workers -= 1
-        if queue.calls:  # It was cancelled, as a program does that cancels every task it finds.
+        if queue.calls:  # It was cancelled: by its deadline, or by a program that cancels every task it finds.
             self._start_worker(queue)
 
     async def _flush_until_idle(self, queue: _Queue, calls: list[_Call]) -> None:
-        while self._take(queue, calls):
+        worker = asyncio.current_task()
+        while worker and not worker.cancelling() and self._take(queue, calls):
             await self._flush(queue, calls)
 
     def _take(self, queue: _Queue, calls: list[_Call]) -> bool:
@@ -235,34 +254,38 @@ class Coalescer:
         return bool(calls)
 
     async def _flush(self, queue: _Queue, calls: list[_Call]) -> None:
-        # A flush that hangs holds up its lane until the last of its calls is over, and no longer.
-        last_issued = max(issued for _, _, _, issued in calls)
         try:
-            async with asyncio.timeout(last_issued + self.timeout - monotonic()):
-                outcomes = await queue.send([item for _, item, _, _ in calls])
+            outcomes = await queue.send([item for _, item, _, _ in calls])
             if len(outcomes) != len(calls):
                 raise BackendError(f"the store gave {len(outcomes)} answers to {len(calls)} calls")
+        except Exception as error:  # noqa: BLE001  the callers, who await it, get it
+            self._fail(calls, error)
         except asyncio.CancelledError:
-            self._fail(calls, _too_late() if self._closed else BackendError("the flush of this call was cancelled"))
+            self._fail(calls, cancelled())
             raise
-        except TimeoutError as cause:
-            error = self._no_answer()
-            error.__cause__ = cause
-            self._fail(calls, error)
-        except Exception as error:  # noqa: BLE001  it is the callers', who await it
-            self._fail(calls, error)
+        except BaseException as error:
+            if not self._loop.is_closed():  # Else nobody awaits the calls any more.
+                self._fail(calls, interrupted(error))
+            raise
         else:
-            turns = self._turns
-            for (agent_id, _, future, _), outcome in zip(calls, outcomes, strict=True):
-                if not future.done():
-                    future.set_result(outcome)
-                if turns[agent_id] is queue:
-                    del turns[agent_id]
-                else:
-                    self._ended(agent_id)
-            self._all_ended(calls)
+            self._succeed(queue, calls, outcomes)
+
+    def _succeed(self, queue: _Queue, calls: list[_Call], outcomes: Sequence[Any]) -> None:
+        if self._closed:
+            return
+        turns = self._turns
+        for (agent_id, _, future, _), outcome in zip(calls, outcomes, strict=True):
+            if not future.done():
+                future.set_result(outcome)
+            if turns[agent_id] is queue:
+                del turns[agent_id]
+            else:
+                self._ended(agent_id)
+        self._all_ended(calls)
 
     def _fail(self, calls: list[_Call], error: Exception) -> None:
+        if self._closed:
+            return
         for agent_id, _, future, _ in calls:
             if not future.done():
                 future.set_exception(own(error))
@@ -295,6 +318,12 @@ class _Turn:
     unended: int = 1
 
 
+def _cancel_once(worker: asyncio.Task[None]) -> None:
+    """Cancel a worker, unless it has been: a second time would interrupt what the first has set off."""
+    if not worker.cancelling():
+        worker.cancel()
+
+
 def own(error: Exception) -> Exception:
     """Return a caller's own instance of an error that several share; a traceback shared would grow with each raise.
 
@@ -306,7 +335,3 @@ def own(error: Exception) -> Exception:
         return error
     copied.__cause__ = error.__cause__
     return copied.with_traceback(error.__traceback__)
-
-
-def _too_late() -> RegistryClosedError:
-    return RegistryClosedError("the registry was closed before the store answered")

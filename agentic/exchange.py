@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
+from contextvars import Context
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -14,11 +16,18 @@ from agentic.errors import BackendError, BackendUnavailableError
 T = TypeVar("T")
 
 SLACK: Final = 1 / 20
-"""Part of a timeout that a cancelled exchange has to end. One that ignores its cancellation is then left to itself."""
+"""Part of a timeout by which a call may end late: to look for calls that are overdue, and for their cancellation."""
+
+
+def start_detached(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start a task in an empty context: what is sent for many callers must not run in the context of one of them."""
+    return Context().run(asyncio.get_running_loop().create_task, call)
 
 
 async def outcome(task: asyncio.Task[T], seconds: float, *, finish: bool = False) -> T:
     """Return what an exchange returns or raises; cancel it when it lasts too long.
+
+    An exchange that ignores its cancellation is left to itself after a twentieth of the time.
 
     Args:
         task: The exchange.
@@ -29,15 +38,16 @@ async def outcome(task: asyncio.Task[T], seconds: float, *, finish: bool = False
         BackendUnavailableError: The exchange took too long, or its task was cancelled by somebody else.
         BackendError: The exchange raised what is no `Exception`, such as `KeyboardInterrupt`, which is the cause.
     """
-    task.add_done_callback(_retrieve)
+    task.add_done_callback(retrieve)
     end = monotonic() + seconds
     try:
         await asyncio.wait([task], timeout=seconds)
     except asyncio.CancelledError:
-        if finish:
-            await _wait_though_cancelled(task, end - monotonic())
+        with suppress(asyncio.CancelledError):
+            await ended(task, end - monotonic() if finish else 0)
         task.cancel()
-        await _wait_though_cancelled(task, seconds * SLACK)
+        with suppress(asyncio.CancelledError):
+            await ended(task, seconds * SLACK)
         raise
     late = not task.done()
     if late:
@@ -46,11 +56,35 @@ async def outcome(task: asyncio.Task[T], seconds: float, *, finish: bool = False
     if not task.done() or (late and (task.cancelled() or task.exception() is not None)):
         raise no_answer(seconds)
     if task.cancelled():
-        raise BackendUnavailableError("the call to the store was cancelled")
+        raise cancelled()
     error = task.exception()
     if error is not None and not isinstance(error, Exception):
         raise interrupted(error)
     return task.result()
+
+
+async def ended(task: asyncio.Future[Any], seconds: float) -> None:
+    """Wait until a task has ended, at most so many seconds, also when the caller is cancelled meanwhile.
+
+    Raises:
+        CancelledError: The caller was cancelled; raised at the end.
+    """
+    end = monotonic() + seconds
+    was_cancelled = False
+    with anyio.CancelScope(shield=True):
+        while not task.done() and (left := end - monotonic()) > 0:
+            try:
+                await asyncio.wait([task], timeout=left)
+            except asyncio.CancelledError:
+                was_cancelled = True
+    if was_cancelled:
+        raise asyncio.CancelledError
+
+
+def retrieve(task: asyncio.Future[Any]) -> None:
+    """Keep asyncio from reporting an exception of a task as never retrieved."""
+    if not task.cancelled():
+        task.exception()
 
 
 def no_answer(seconds: float) -> BackendUnavailableError:
@@ -58,23 +92,13 @@ def no_answer(seconds: float) -> BackendUnavailableError:
     return BackendUnavailableError(f"the store did not answer within {seconds:g} s")
 
 
+def cancelled() -> BackendUnavailableError:
+    """Return the error of a call whose task somebody else cancelled, as a program does that cancels every task."""
+    return BackendUnavailableError("the call to the store was cancelled")
+
+
 def interrupted(cause: BaseException) -> BackendError:
     """Return the error of a call that ended with what is no `Exception`, such as `KeyboardInterrupt`."""
     error = BackendError(f"the call to the store was interrupted by {type(cause).__name__}")
     error.__cause__ = cause
     return error
-
-
-async def _wait_though_cancelled(task: asyncio.Task[Any], seconds: float) -> None:
-    """Wait until a task has ended, at most so many seconds, however often the caller is cancelled meanwhile."""
-    end = monotonic() + seconds
-    with anyio.CancelScope(shield=True):
-        while not task.done() and (left := end - monotonic()) > 0:
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([task], timeout=left)
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Keep asyncio from reporting an exception that nobody waits for any more."""
-    if not task.cancelled():
-        task.exception()

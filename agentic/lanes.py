@@ -7,12 +7,12 @@ import warnings
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import Context
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentic.coalescing import Coalescer, Lane
 from agentic.errors import RegistryClosedError
-from agentic.exchange import outcome
+from agentic.exchange import SLACK, outcome, start_detached
 from agentic.home import Home
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ R = TypeVar("R")
 class Lanes:
     """Made when a registry is opened, closed with it; belongs to the running event loop."""
 
-    def __init__(self, registry: AgentRegistry) -> None:
-        self.home = Home()
+    def __init__(self, registry: AgentRegistry, home: Home) -> None:
+        self.home = home
         # Not __del__: at the end of a process, Python collects no registry that its own lanes refer to.
         self.unclosed = weakref.finalize(registry, _warn_unclosed, repr(registry))
         self._timeout = registry.timeout
@@ -74,7 +74,7 @@ class Lanes:
         self.home.check()
         if self._closed:
             raise RegistryClosedError
-        task = asyncio.create_task(call(), context=Context())
+        task = start_detached(call())
         self._exchanges.add(task)
         task.add_done_callback(self._exchanges.discard)
         return await outcome(task, self._timeout, finish=finish)
@@ -83,18 +83,28 @@ class Lanes:
         """Close what a walk reads its pages from, within `timeout`, although the registry may be closed."""
         # A page that ignores its cancellation still runs, so nothing can be closed before it ends.
         with suppress(RuntimeError):
-            await outcome(asyncio.create_task(pages.aclose(), context=Context()), self._timeout, finish=True)
+            await outcome(start_detached(_closed(pages)), self._timeout, finish=True)
 
     async def drain(self) -> None:
-        """Let what was issued end, each kind of call within `timeout`; what comes later fails."""
-        await self._coalescer.drain()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout):
-                await self._no_walks.wait()
-        self._closed = True
-        # A walk that goes on has its page under way answered, for a sweep's page tells which agents were marked.
+        """Wait for what was issued, calls and walks, at most `timeout` seconds; fail the rest.
+
+        The rest raises `RegistryClosedError`, a walk after its page under way, for which this waits as well: a sweep's
+        page says which agents were marked.
+        """
+        end = monotonic() + self._timeout
+        try:
+            await self._coalescer.drain()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(end - monotonic()):
+                    await self._no_walks.wait()
+        finally:
+            self._closed = True
         if self._exchanges:
-            await asyncio.wait(self._exchanges, timeout=self._timeout)
+            await asyncio.wait(self._exchanges, timeout=self._timeout * (1 + SLACK))
+
+
+async def _closed(pages: AsyncGenerator[Any, None]) -> None:
+    await pages.aclose()
 
 
 def _lane_for_each_place(

@@ -6,12 +6,12 @@ import asyncio
 import builtins
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from contextlib import aclosing, suppress
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import ClassVar, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, ClassVar, Self, TypeVar, Unpack
 
 import anyio
 import anyio.lowlevel
@@ -29,17 +29,16 @@ from agentic.errors import (
     RegistryError,
     RegistryOpenError,
 )
+from agentic.exchange import SLACK, ended, outcome, start_detached
 from agentic.findings import Finding
+from agentic.home import Home
 from agentic.lanes import Lanes
 from agentic.outage import Patience
 from agentic.session import AgentSession
-from agentic.tasks import finish
 from agentic.text import type_name
 from agentic.validation import valid_id
 
-P = ParamSpec("P")
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 class AgentRegistry(ABC):
@@ -81,7 +80,8 @@ class AgentRegistry(ABC):
         self.timeout = positive_seconds(timeout, "timeout")
         self.stale_after = positive_seconds(stale_after, "stale_after")
         self.corrupt_records = 0
-        self._busy = False
+        self._home: Home | None = None
+        """Where this registry is open, being opened, or not yet closed."""
         self._open_lanes: Lanes | None = None
         self._patience = Patience(1.1 * self.timeout)  # An overdue call ends a little after `timeout`.
 
@@ -91,30 +91,26 @@ class AgentRegistry(ABC):
         """Connect, and prove that the store answers; for those who cannot use `async with`.
 
         Raises:
-            BackendError: The store cannot be reached or used; nothing stays open.
+            BackendError: The store cannot be reached or used, or did not answer within `timeout`; nothing stays open.
             RegistryOpenError: The registry is open already, or still closing.
         """
-        lanes = self._open_lanes
-        if self._busy or (lanes is not None and not lanes.home.is_gone()):
+        if self._home is not None and not self._home.is_gone():
             raise RegistryOpenError
-        if lanes is not None:
-            lanes.unclosed.detach()
-        self._busy = True
+        self._forget()
+        self._home = home = Home()
+        connecting = start_detached(self._connect())
         try:
-            await self._connect()
-            self._open_lanes = Lanes(self)
+            await outcome(connecting, self.timeout * (1 + SLACK))  # The store's own errors say more.
+            self._open_lanes = Lanes(self, home)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._disconnect()
+            await ended(self._end(self._abandon(connecting)), self.timeout)
             raise
-        finally:
-            self._busy = False
 
     async def aclose(self) -> None:
         """Close what `open` opened, even when cancelled; does nothing when the registry is not open.
 
-        Calls already issued are let finish, single ones and walks of the fleet within `timeout` each; the rest fail
-        with `RegistryClosedError`. Where the event loop of `open` has ended, connections are dropped as they are.
+        Calls already issued, walks of the fleet included, have `timeout` to finish; the rest fail with
+        `RegistryClosedError`. Where the event loop of `open` has ended, connections are dropped as they are.
 
         Raises:
             BackendError: The store did not close within `timeout`.
@@ -123,24 +119,53 @@ class AgentRegistry(ABC):
         lanes = self._open_lanes
         if lanes is None:
             return
-        gone = lanes.home.is_gone()
-        if not gone:
-            lanes.home.check()
-        lanes.unclosed.detach()
+        if lanes.home.is_gone():
+            self._forget()
+            return
+        lanes.home.check()
         self._open_lanes = None
-        if not gone:
-            self._busy = True
-            await finish(self._close(lanes), 3 * self.timeout)
+        lanes.unclosed.detach()
+        await outcome(self._end(self._close(lanes)), 4 * self.timeout, finish=True)
+
+    def _forget(self) -> None:
+        """Drop what was opened in an event loop or a process that is gone."""
+        if self._open_lanes is not None:
+            self._open_lanes.unclosed.detach()
+        self._open_lanes = self._home = None
+
+    def _end(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start to close; the registry can be opened again when that has ended, however long the store takes."""
+        task = start_detached(closing)
+
+        def closed(_: object) -> None:
+            self._home = None
+
+        task.add_done_callback(closed)
+        return task
+
+    async def _abandon(self, connecting: asyncio.Task[None]) -> None:
+        """Close what a failed or cancelled `_connect` has left, once it has ended."""
+        try:
+            try:
+                await asyncio.wait([connecting])
+            finally:
+                await self._disconnect()
+        except Exception as error:  # noqa: BLE001  the caller of open gets the first one
+            self._logger.warning("what a failed open had left could not be closed: %s", error)
 
     async def _close(self, lanes: Lanes) -> None:
-        try:
+        # A program may cancel every task. Then what that has interrupted is disconnected by the second call.
+        with suppress(asyncio.CancelledError):
             await lanes.drain()
-            with anyio.fail_after(self.timeout):
+            await self._disconnect_in_time()
+        await self._disconnect_in_time()
+
+    async def _disconnect_in_time(self) -> None:
+        try:
+            async with asyncio.timeout(self.timeout):
                 await self._disconnect()
         except TimeoutError as error:
             raise BackendUnavailableError(f"the store did not close within {self.timeout:g} s") from error
-        finally:
-            self._busy = False
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -153,7 +178,7 @@ class AgentRegistry(ABC):
 
     def __getstate__(self) -> object:
         """Refuse to copy or pickle an open registry: the copy would wait for answers that only the original gets."""
-        if self._busy or self._open_lanes is not None:
+        if self._home is not None:
             raise TypeError("an open registry cannot be copied or pickled")
         return vars(self)
 
@@ -207,9 +232,9 @@ class AgentRegistry(ABC):
         unique = list(dict.fromkeys(valid_id(agent_id) for agent_id in ids))
         touch = self._lanes.touch
         outcomes = await asyncio.gather(*(touch(agent_id, agent_id) for agent_id in unique))
-        for outcome in outcomes:
-            if isinstance(outcome, RegistryError):
-                raise own(outcome)
+        for each in outcomes:
+            if isinstance(each, RegistryError):
+                raise own(each)
         return {agent_id for agent_id, present in zip(unique, outcomes, strict=True) if not present}
 
     async def get(self, agent_id: str) -> AgentInfo:
@@ -386,11 +411,14 @@ class AgentRegistry(ABC):
 
     @abstractmethod
     async def _connect(self) -> None:
-        """Open the store and prove that it answers, within `timeout`; `_disconnect` follows where it fails."""
+        """Open the store and prove that it answers, within `timeout`.
+
+        Where it fails, takes longer or is cancelled, `_disconnect` follows as soon as it has ended.
+        """
 
     @abstractmethod
     async def _disconnect(self) -> None:
-        """Close what `_connect` opened, all of it or the part it came to."""
+        """Close what `_connect` opened: all of it, or what a failed `_connect` or an interrupted call has left."""
 
     @abstractmethod
     async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:

@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import anyio
-
 from agentic.errors import RegistryError
+from agentic.exchange import ended, retrieve
 
 T = TypeVar("T")
 
@@ -27,14 +26,10 @@ async def finish(call: Coroutine[Any, Any, T], grace: float) -> T:
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + grace
-        with anyio.CancelScope(shield=True):
-            while not task.done() and (left := end - loop.time()) > 0:
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([task], timeout=left)
-        if not task.cancel() and not task.cancelled():
-            task.exception()  # Retrieved, so that asyncio does not report it as forgotten.
+        task.add_done_callback(retrieve)
+        with suppress(asyncio.CancelledError):
+            await ended(task, grace)
+        task.cancel()
         raise
     try:
         return task.result()
@@ -43,21 +38,28 @@ async def finish(call: Coroutine[Any, Any, T], grace: float) -> T:
 
 
 async def one_ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Yield the same pages, each next one already under way while the consumer works on the one before it.
+    """Yield the same pages, each next one fetched while the consumer works on the one before it.
 
-    Close it (`contextlib.aclosing`) where it may be left early: that ends what is under way.
+    A page that fails after the consumer has left fails silently. Close it (`contextlib.aclosing`) where it may be left
+    early: that ends what is under way.
     """
-    following = asyncio.ensure_future(anext(pages))
+    following = _fetch(pages)
     try:
         while True:
             try:
                 page = await following
             except StopAsyncIteration:
                 return
-            following = asyncio.ensure_future(anext(pages))
+            following = _fetch(pages)
             await asyncio.sleep(0)  # Lets it send its request before the consumer goes on.
             yield page
     finally:
         following.cancel()
         await asyncio.wait([following])
         await pages.aclose()
+
+
+def _fetch(pages: AsyncGenerator[T, None]) -> asyncio.Future[T]:
+    following = asyncio.ensure_future(anext(pages))
+    following.add_done_callback(retrieve)
+    return following

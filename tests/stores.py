@@ -57,6 +57,10 @@ class Store(ABC):
     async def let_pass(self, seconds: float) -> None:
         """Let the store's time go on by at least so many seconds."""
 
+    def connections(self) -> list[int]:
+        """Return how many connections each of the store's servers has, the test's own and those among servers included."""
+        return []
+
     def close(self) -> None:  # noqa: B027  most stores leave nothing
         """Remove what the store left outside the process, and check that it is no more than it should be."""
 
@@ -139,6 +143,14 @@ class RedisStore(Store):
             left: Any = self.client.pttl(key)
             if left > 0:
                 self.client.pexpire(key, max(left - round(seconds * 1000), -1))
+
+    def connections(self) -> list[int]:
+        nodes = (
+            [node.redis_connection for node in self.client.get_nodes()]
+            if hasattr(self.client, "get_nodes")
+            else [self.client]
+        )
+        return [len(node.client_list(_type="normal")) for node in nodes]
 
     def close(self) -> None:
         for key in self.client.scan_iter(f"*{self.prefix}:*"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from agentic import AgentInfo, AgentNotFoundError, AgentRegistry, BackendError, RegistryClosedError
 from agentic import coalescing as module
 from agentic.coalescing import BATCH_SIZE, Coalescer, Lane
-from tests.stores import RedisStore, Store
+from tests.stores import Store
 from tests.waiting import wait_until
 
 
@@ -344,21 +345,12 @@ async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[t
     assert ledger.most_under_way <= 2 * flushes
 
 
-def connections(store: Store) -> list[int]:
-    """How many connections each of the store's servers has; those of the test and among servers are in it too."""
-    if not isinstance(store, RedisStore):
-        return []
-    client = store.client
-    nodes = [node.redis_connection for node in client.get_nodes()] if hasattr(client, "get_nodes") else [client]
-    return [len(node.client_list(_type="normal")) for node in nodes]
-
-
 async def test_ten_thousand_calls_with_random_cancellation(store: Store) -> None:
-    connections(store)  # so that the test's own are there
-    before = connections(store)
+    store.connections()  # so that the test's own are there
+    before = store.connections()
 
     def more_than_before(allowed: int) -> bool:
-        return any(now > then + allowed for now, then in zip(connections(store), before, strict=True))
+        return any(now > then + allowed for now, then in zip(store.connections(), before, strict=True))
 
     async with store.make() as registry:
         await storm(registry)
@@ -400,27 +392,81 @@ async def storm(registry: AgentRegistry) -> None:
     assert registry._open_lanes._coalescer._pending == 0
 
 
-async def test_a_flush_that_hangs_holds_up_its_lane_no_longer_than_its_last_call_may_take(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    given: list[float] = []
-
-    def timeout(seconds: float) -> asyncio.Timeout:
-        given.append(seconds)
-        return asyncio.Timeout(None)
-
-    monkeypatch.setattr(asyncio, "timeout", timeout)
+async def test_a_flush_that_hangs_is_cancelled_once_all_its_calls_are_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
     ledger = Ledger()
     ledger.gate = asyncio.Event()
-    _, touch, _ = lanes(ledger)
-    calls = started([touch("a", 1)])
+    coalescer, touch, _ = lanes(ledger, timeout=10)
+    first = started([touch("a", 1)])
     await settle()
-    calls += started([touch("b", 2)])  # waits behind the first
-    await asyncio.sleep(0.05)
+    now = 1004.0
+    behind = started([touch("b", 2)])  # waits behind the first
+    await settle()
+    now = 1009.9
+    coalescer._fail_overdue()
+    await settle()
+    assert [items for _, items in ledger.flushes] == [[1]]
+    now = 1010.0
+    coalescer._fail_overdue()
+    with pytest.raises(BackendError, match="did not answer"):
+        await first[0]
+    await settle()
+    assert [items for _, items in ledger.flushes] == [[1], [2]]
     ledger.gate.set()
-    await asyncio.gather(*calls)
-    assert len(given) == 2
-    assert given[1] < 19.96
+    assert await behind[0] == ("answer", "touch", 2)
+
+
+async def test_a_flush_whose_callers_have_left_is_cancelled_in_time_as_well() -> None:
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    _, touch, _ = lanes(ledger, timeout=0.2)
+    left = started([touch("a", 1)])
+    await settle()
+    left[0].cancel()
+    await settle()
+    assert ledger.under_way == 1
+    await wait_until(lambda: not ledger.under_way, "the flush is cancelled", within=10)
+
+
+async def test_calls_after_drain_are_refused() -> None:
+    ledger = Ledger()
+    coalescer, touch, write = lanes(ledger)
+    await touch("a", 1)
+    await coalescer.drain()
+    for lane in (touch, write):
+        with pytest.raises(RegistryClosedError):
+            await lane("a", 2)
+
+
+async def test_drain_fails_every_call_although_a_flush_ignores_its_cancellation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 4)
+    released = asyncio.Event()
+
+    async def ignore_cancellation(items: Sequence[int]) -> Sequence[int]:
+        while not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+        return items
+
+    coalescer = Coalescer(0.1, 1)
+    lane = coalescer.lane(ignore_cancellation)
+    calls = started([lane("a", 1)])
+    await settle()
+    calls += started([lane(agent_id, 2) for agent_id in "aabcd"])  # behind it, queued, and waiting for room
+    await settle()
+    coalescer.timeout = 20  # The deadlines are not what ends them.
+    draining = asyncio.create_task(coalescer.drain())
+    await settle()
+    draining.cancel()
+    await asyncio.wait([draining])
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(error) for error in errors} == {RegistryClosedError}
+    released.set()
+    await wait_until(lambda: not coalescer._workers, "the flush has ended")
+    assert coalescer._turns == {}
 
 
 async def test_a_worker_that_is_cancelled_fails_its_calls_and_leaves_the_others_their_lane() -> None:

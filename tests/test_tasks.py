@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -139,3 +140,20 @@ async def test_one_ahead_left_early_leaves_nothing_under_way() -> None:
         assert await anext(ahead) == 0
     assert pages.closed
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def test_a_page_that_fails_after_the_consumer_has_left_is_not_reported_as_forgotten() -> None:
+    reported: list[object] = []
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    ahead = one_ahead(Pages().each(error_at=1))
+
+    async def leave(ahead: AsyncGenerator[int, None]) -> None:
+        assert await anext(ahead) == 0
+        await asyncio.sleep(0.01)  # The page ahead fails.
+
+    loop.run_until_complete(leave(ahead))
+    loop.close()  # Nothing can be closed any more.
+    del ahead
+    gc.collect()
+    assert reported == []

@@ -197,8 +197,8 @@ class RedisRegistry(AgentRegistry):
             self._is_connected = False
             await self._settle_all()
         if self._servers_to_close is not None:
-            servers, self._servers_to_close = self._servers_to_close, None
-            await servers.aclose()
+            await self._servers_to_close.aclose()
+            self._servers_to_close = None
 
     async def _settle_all(self) -> None:
         """Let no lost write take effect after the end, and log which agents were marked and reported to nobody.

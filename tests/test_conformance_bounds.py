@@ -1,0 +1,407 @@
+"""Whatever a store's primitive does - hang, ignore its cancellation, raise what it likes - each call ends, on every store."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from agentic import (
+    AgentInfo,
+    AgentRegistry,
+    BackendError,
+    BackendUnavailableError,
+    RegistryClosedError,
+    RegistryError,
+)
+from agentic.errors import RegistryOpenError
+from tests.stores import LONG_AGO, Store
+from tests.waiting import wait_until
+
+Call = Callable[[AgentRegistry], Awaitable[object]]
+
+
+async def scan(registry: AgentRegistry) -> list[AgentInfo]:
+    return [agent async for agent in registry.scan()]
+
+
+async def diagnose(registry: AgentRegistry) -> list[object]:
+    return [finding async for finding in registry.diagnose()]
+
+
+CALLS: dict[str, tuple[str, Call]] = {
+    "register": ("_insert", lambda registry: registry.register(AgentInfo("a"))),
+    "heartbeat": ("_touch", lambda registry: registry.heartbeat("a")),
+    "heartbeat_many": ("_touch", lambda registry: registry.heartbeat_many(["a", "b"])),
+    "get": ("_fetch", lambda registry: registry.get("a")),
+    "update": ("_patch", lambda registry: registry.update("a", name="x")),
+    "deregister": ("_delete", lambda registry: registry.deregister("a")),
+    "list": ("_pages", lambda registry: registry.list()),
+    "scan": ("_pages", scan),
+    "reap": ("_sweep", lambda registry: registry.reap(60)),
+    "flush": ("_clear", lambda registry: registry.flush()),
+    "store_time": ("_times", lambda registry: registry.store_time()),
+    "diagnose": ("_examine", diagnose),
+}
+"""Each call, and the primitive behind it."""
+
+WALKS = ("_pages", "_sweep", "_clear", "_examine")
+
+every_call = pytest.mark.parametrize("call", CALLS)
+
+
+def replace_primitive(registry: AgentRegistry, name: str, act: Callable[[], Awaitable[object]]) -> Callable[[], None]:
+    """Let one primitive do this first, before it does its own work; return what undoes that."""
+    original = getattr(registry, name)
+
+    async def primitive(*args: Any) -> Any:
+        await act()
+        return await original(*args)
+
+    async def pages(*args: Any) -> AsyncGenerator[Any, None]:
+        await act()
+        async for page in original(*args):
+            yield page
+
+    setattr(registry, name, pages if name in WALKS else primitive)
+    return lambda: setattr(registry, name, original)
+
+
+async def hang() -> None:
+    await asyncio.Event().wait()
+
+
+class Stubborn:
+    """Goes on although it is cancelled, until it is released."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+        self.calls = 0
+        self.cancelled = 0
+        self.running = 0
+
+    async def __call__(self) -> None:
+        self.calls += 1
+        self.running += 1
+        while not self.released.is_set():
+            try:
+                await self.released.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+        self.running -= 1
+
+    @asynccontextmanager
+    async def released_at_the_end(self) -> AsyncGenerator[None, None]:
+        """Release it when the body ends, also where it fails, and wait until it has ended."""
+        try:
+            yield
+        finally:
+            self.released.set()
+            await wait_until(lambda: not self.running, "the primitive has ended")
+
+
+async def ends(call: Awaitable[object]) -> object:
+    """Return what a call answers or the error that it raises; fail where it hangs."""
+    async with asyncio.timeout(10):
+        try:
+            return await call
+        except RegistryError as error:
+            return error
+
+
+async def open_with_short_timeout(registry: AgentRegistry) -> None:
+    """Open a registry whose timeout may be too short for that on a busy machine."""
+
+    async def opens() -> bool:
+        return await ends(registry.open()) is None
+
+    await wait_until(opens, "the registry opens")
+
+
+# --- a store that hangs ---
+
+
+@every_call
+async def test_a_call_ends_although_the_store_hangs(store: Store, call: str) -> None:
+    primitive, make_call = CALLS[call]
+    registry = store.make(timeout=0.3)
+    restore = replace_primitive(registry, primitive, hang)
+    await open_with_short_timeout(registry)
+    assert isinstance(await ends(make_call(registry)), BackendUnavailableError)
+    restore()
+    await registry.aclose()
+
+
+@pytest.mark.parametrize("call", ["heartbeat", "heartbeat_many", "list", "reap", "store_time"])
+async def test_a_call_ends_although_the_store_ignores_its_cancellation(store: Store, call: str) -> None:
+    primitive, make_call = CALLS[call]
+    registry = store.make(timeout=0.3)
+    stubborn = Stubborn()
+    replace_primitive(registry, primitive, stubborn)
+    async with stubborn.released_at_the_end():
+        await open_with_short_timeout(registry)
+        assert isinstance(await ends(make_call(registry)), BackendUnavailableError)
+        await ends(registry.aclose())
+        assert stubborn.cancelled == stubborn.calls
+
+
+@pytest.mark.parametrize("call", ["list", "scan", "flush", "store_time", "diagnose"])
+async def test_a_cancelled_call_does_not_wait_for_the_store(store: Store, call: str) -> None:
+    primitive, make_call = CALLS[call]
+    registry = store.make(timeout=60)
+    replace_primitive(registry, primitive, hang)
+    async with registry:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await make_call(registry)
+
+
+@pytest.mark.parametrize("act", [hang, None], ids=["hangs", "ignores its cancellation"])
+async def test_open_ends_although_the_store_hangs_and_leaves_nothing_open(
+    store: Store, act: Callable[[], Awaitable[object]] | None
+) -> None:
+    before = store.connections()
+    registry = store.make(timeout=0.3)
+    stubborn = Stubborn()
+    restore = replace_primitive(registry, "_connect", act or stubborn)
+    async with stubborn.released_at_the_end():
+        assert isinstance(await ends(registry.open()), BackendUnavailableError)
+        restore()
+        if act is None:
+            with pytest.raises(RegistryOpenError):  # A second connection beside the first would be left behind.
+                await registry.open()
+    await wait_until(lambda: registry._home is None, "what was opened is closed")
+    await wait_until(lambda: store.connections() == before, "no connection is left")
+    await open_with_short_timeout(registry)
+    await registry.aclose()
+
+
+@pytest.mark.parametrize("act", [hang, None], ids=["hangs", "ignores its cancellation"])
+async def test_closing_ends_although_the_store_hangs(store: Store, act: Callable[[], Awaitable[object]] | None) -> None:
+    registry = store.make(timeout=0.3)
+    stubborn = Stubborn()
+    restore = replace_primitive(registry, "_disconnect", act or stubborn)
+    async with stubborn.released_at_the_end():
+        await open_with_short_timeout(registry)
+        assert isinstance(await ends(registry.aclose()), BackendUnavailableError)
+        restore()
+    await wait_until(lambda: registry._home is None, "closing has ended")
+    await registry._disconnect()
+
+
+async def test_an_open_that_fails_raises_its_own_error_although_disconnecting_fails_or_hangs(store: Store) -> None:
+    async def refuse() -> None:
+        raise BackendError("refused")
+
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    for act in (fail, hang):
+        registry = store.make(timeout=0.3)
+        replace_primitive(registry, "_connect", refuse)
+        replace_primitive(registry, "_disconnect", act)
+        error = await ends(registry.open())
+        assert str(error) == "refused"
+
+
+# --- cancelled, at whatever moment ---
+
+
+async def test_a_cancelled_open_leaves_nothing_open(store: Store) -> None:
+    connections, tasks, threads = store.connections(), asyncio.all_tasks(), threading.active_count()
+    chance = random.Random(1)
+    for round_ in range(60):
+        registry = store.make()
+        opening = asyncio.create_task(registry.open())
+        if round_ % 2:
+            await asyncio.sleep(chance.uniform(0, 0.01))
+        else:
+            for _ in range(round_):
+                await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.wait([opening])
+        await registry.aclose()
+    assert asyncio.all_tasks() == tasks
+    await wait_until(lambda: store.connections() == connections, "no connection is left")
+    await wait_until(lambda: threading.active_count() <= threads + 1, "no thread is left")  # anyio keeps one for a time
+
+
+@pytest.mark.parametrize("interrupted", ["_insert", "_disconnect"])
+async def test_closing_goes_on_although_every_task_is_cancelled(store: Store, interrupted: str) -> None:
+    connections = store.connections()
+    registry = store.make()
+    begun: list[bool] = []
+
+    async def hang_once() -> None:
+        if not begun:
+            begun.append(True)
+            await hang()
+
+    replace_primitive(registry, interrupted, hang_once)
+    await registry.open()
+    call = asyncio.create_task(ends(registry.register(AgentInfo("a"))))
+    closing = asyncio.create_task(registry.aclose())
+    await wait_until(lambda: bool(begun), f"{interrupted} is under way")
+    await wait_until(lambda: registry._open_lanes is None, "closing has begun")
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait([call, closing])
+    assert registry._home is None
+    await wait_until(lambda: store.connections() == connections, "no connection is left")
+
+
+async def test_calls_end_although_every_task_but_their_callers_is_cancelled(registry: AgentRegistry) -> None:
+    names = [f"agent-{n}" for n in range(20)]
+    for turns in range(30):
+        calls = [asyncio.create_task(registry.register(AgentInfo(name))) for name in names]
+        walks = [asyncio.create_task(make_call(registry)) for make_call in (scan, lambda r: r.reap(60))]
+        for _ in range(turns % 10):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task(), *calls, *walks}:
+            task.cancel()
+        async with asyncio.timeout(20):
+            results = await asyncio.gather(*calls, *walks, return_exceptions=True)
+        for result in results:
+            assert isinstance(result, (AgentInfo, list, BackendError)), result
+        await asyncio.gather(*(registry.register(AgentInfo(name)) for name in names))
+    assert len(await registry.list()) == len(names)
+
+
+# --- what is no Exception ---
+
+
+INTERRUPTIONS = [
+    KeyboardInterrupt(),
+    SystemExit(3),
+    GeneratorExit(),
+    asyncio.CancelledError(),
+    BaseExceptionGroup("two", [KeyboardInterrupt(), ValueError()]),
+]
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS, ids=lambda error: type(error).__name__)
+@every_call
+def test_whatever_a_primitive_raises_its_callers_get_an_error_and_later_calls_work(
+    store: Store, interruption: BaseException, call: str
+) -> None:
+    primitive, make_call = CALLS[call]
+    interruptions = [interruption]
+
+    async def interrupt() -> None:
+        if interruptions:
+            raise interruptions.pop()
+
+    loop = asyncio.new_event_loop()
+
+    def run(awaitable: Awaitable[object]) -> Any:
+        """Run the loop on although it is interrupted, as a notebook does."""
+        task = asyncio.ensure_future(awaitable, loop=loop)
+        for _ in range(3):
+            try:
+                return loop.run_until_complete(task)
+            except (KeyboardInterrupt, SystemExit):
+                assert not task.done()
+        raise AssertionError("interrupted again and again")
+
+    registry = store.make(timeout=20)
+    restore = replace_primitive(registry, primitive, interrupt)
+    try:
+        run(registry.open())
+        error = run(ends(make_call(registry)))
+        assert isinstance(error, BackendError)
+        if not isinstance(interruption, asyncio.CancelledError):
+            assert error.__cause__ is interruption
+        restore()
+        for other in ("register", "heartbeat", "update", "list", "reap", call):
+            assert not isinstance(run(ends(CALLS[other][1](registry))), BackendError)
+        run(registry.flush())
+        run(registry.aclose())
+    finally:
+        loop.close()
+
+
+# --- closed ---
+
+
+@every_call
+async def test_a_call_under_way_when_the_registry_closes_ends(store: Store, call: str) -> None:
+    primitive, make_call = CALLS[call]
+    registry = store.make(timeout=0.2)
+    replace_primitive(registry, primitive, hang)
+    await open_with_short_timeout(registry)
+    under_way = asyncio.create_task(ends(make_call(registry)))
+    await asyncio.sleep(0)
+    await ends(registry.aclose())
+    assert isinstance(await under_way, (RegistryClosedError, BackendUnavailableError))
+
+
+async def test_closing_lets_a_scan_go_on_for_as_long_as_the_timeout(store: Store) -> None:
+    registry = store.make()
+    await registry.open()
+    await asyncio.gather(*(registry.register(AgentInfo(f"agent-{n}")) for n in range(1200)))
+    agents = registry.scan()
+    seen = [await anext(agents)]
+    closing = asyncio.create_task(registry.aclose())
+    await asyncio.sleep(0.01)
+    seen += [agent async for agent in agents]
+    await closing
+    assert len({agent.id for agent in seen}) == 1200
+
+
+async def test_scans_left_half_way_leave_nothing(store: Store) -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    async with store.make() as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(f"agent-{n}")) for n in range(1200)))
+        lanes = registry._open_lanes
+        assert lanes is not None
+        tasks = asyncio.all_tasks()
+        for _ in range(10):
+            async for _ in registry.scan():
+                break
+            left = registry.scan()
+            await anext(left)
+            del left
+            unused = registry.scan()
+            del unused
+        gc.collect()
+        await wait_until(lambda: not lanes._walks and asyncio.all_tasks() == tasks, "no walk and no task is left")
+    assert reported == []
+
+
+# --- contexts ---
+
+
+async def test_what_is_sent_runs_in_no_callers_context(store: Store) -> None:
+    caller: ContextVar[str] = ContextVar("caller", default="nobody")
+    seen: dict[str, set[str]] = {}
+    registry = store.make()
+
+    def look_at(primitive: str) -> None:
+        async def look() -> None:
+            seen.setdefault(primitive, set()).add(caller.get())
+
+        replace_primitive(registry, primitive, look)
+
+    primitives = {primitive for primitive, _ in CALLS.values()} | {"_connect", "_disconnect"}
+    for primitive in primitives:
+        look_at(primitive)
+    caller.set("the opener")
+    told: list[str] = []
+    async with registry:
+        for name, (_, make_call) in CALLS.items():
+            caller.set(name)
+            await asyncio.gather(*(ends(make_call(registry)) for _ in range(3)))
+        await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
+        await registry.reap(timedelta(days=1), on_marked=lambda _: told.append(caller.get()))
+        assert told == [name]
+    assert seen == {primitive: {"nobody"} for primitive in primitives}
