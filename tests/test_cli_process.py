@@ -213,7 +213,7 @@ def test_a_reader_that_leaves_ends_the_demo_which_removes_its_agents(own_redis_s
         assert process.stderr is not None
         assert process.stderr.read() == ""
         assert process.wait() == 1
-    assert own_redis_server.admin().keys("*demo*") == []
+    assert own_redis_server.admin().keys("*demo*:agent:*") == []
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_signal_ends_the_demo_without_a_trace(
         assert process.wait(30) == (0 if ignored else 128 + number)
         assert process.stderr is not None
         assert process.stderr.read() == ""
-    assert own_redis_server.admin().keys("*demo*") == []
+    assert own_redis_server.admin().keys("*demo*:agent:*") == []
 
 
 def test_a_second_signal_ends_the_command_at_once(own_redis_server: RedisServer) -> None:
