@@ -178,7 +178,7 @@ def deregister(agent_ids: Ids, url: Url = None) -> None:
 def reap(
     ttl: Annotated[
         float | None,
-        typer.Option(help="Seconds of silence that make an agent stale; 30 by default.", show_default=False),
+        typer.Option(help="Seconds of silence; by default the store's stale_after, which is 30.", show_default=False),
     ] = None,
     url: Url = None,
 ) -> None:

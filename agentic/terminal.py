@@ -167,7 +167,8 @@ def run_cancellable(work: Coroutine[Any, Any, T]) -> T:
             stopped_by = number
             for each in defaults:
                 signal.signal(each, signal.SIG_DFL)
-            loop.call_soon_threadsafe(task.cancel)
+            with suppress(RuntimeError):  # The loop has ended already.
+                loop.call_soon_threadsafe(task.cancel)
 
         # Not asyncio's own handler: for a second SIGINT it raises wherever the event loop is, which may never end then.
         for each in defaults:

@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 
-from agentic import AgentInfo, RegistryError, open_registry
+from agentic import AgentInfo, AgentStatus, RegistryError, open_registry
 from agentic.terminal import exit_in_one_line
+from tests.proxy import Proxy
 from tests.redis_server import RedisServer
+from tests.stores import LONG_AGO
 
 COMMAND = [sys.executable, "-W", "error", "-m", "agentic"]
 LONG_ID = "research-worker-7f9c4d5b8-x2lqp-b1946ac9-2492-4d23"
@@ -213,7 +215,7 @@ def test_a_reader_that_leaves_ends_the_demo_which_removes_its_agents(own_redis_s
         assert process.stderr is not None
         assert process.stderr.read() == ""
         assert process.wait() == 1
-    assert own_redis_server.admin().keys("*demo*") == []
+    assert own_redis_server.admin().keys("*demo*:agent:*") == []
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,24 @@ def test_a_signal_ends_the_demo_without_a_trace(
         assert process.wait(30) == (0 if ignored else 128 + number)
         assert process.stderr is not None
         assert process.stderr.read() == ""
-    assert own_redis_server.admin().keys("*demo*") == []
+    assert own_redis_server.admin().keys("*demo*:agent:*") == []
+
+
+async def test_an_interrupted_reap_has_printed_every_agent_that_it_marked(own_redis_server: RedisServer) -> None:
+    async with open_registry(own_redis_server.url) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(2000)))
+        async with Proxy(own_redis_server.port) as proxy:
+            proxy.delay = 0.2
+            command = [*COMMAND, "reap", "--url", proxy.url]
+            process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+            assert process.stdout is not None
+            first = await process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            rest, _ = await process.communicate()
+        assert process.returncode == 130
+        offline = {agent.id for agent in await registry.list() if agent.status is AgentStatus.OFFLINE}
+    assert set((first + rest).decode().split()) == offline
+    assert 0 < len(offline) < 2000
 
 
 def test_a_second_signal_ends_the_command_at_once(own_redis_server: RedisServer) -> None:
