@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -14,6 +16,8 @@ class Proxy:
     """Passes bytes on to a port of this host, but for what it is told to do with the next answers.
 
     Attributes:
+        target: The port to which new connections lead.
+        answers_to_pass: After so many, nothing is passed on any more and connections stay open; None passes all.
         answers_to_lose: Of so many coming answers, nothing is passed on, and the connection is reset.
         answers_to_cut: Of so many, half.
         delay: Seconds by which each answer is late.
@@ -23,7 +27,7 @@ class Proxy:
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         """Pass on to the port `target`; with `tls`, to clients that speak TLS."""
-        self._target = target
+        self.target = target
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -31,6 +35,8 @@ class Proxy:
         self._gates: set[asyncio.Event] = set()
         self._hold = b""
         self.held: list[asyncio.Event] = []
+        self._swallowed: set[asyncio.StreamWriter] = set()
+        self.answers_to_pass: int | None = None
         self.answers_to_lose = 0
         self.answers_to_cut = 0
         self.delay = 0.0
@@ -80,13 +86,28 @@ class Proxy:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._tasks)
+
+    def reset(self) -> None:
+        """Reset all connections, as a load balancer does with idle ones."""
+        for writer in self._writers:
+            _linger(writer)
+            writer.transport.abort()
+
+    def swallow(self) -> None:
+        """Pass on nothing any more on the connections that there are, and leave them open, as where NAT lost them."""
+        self._swallowed |= self._writers
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             writer.transport.abort()
             return
@@ -114,13 +135,18 @@ class Proxy:
                     gate.clear()
                     self.held.append(gate)
                 await gate.wait()
-                writer.write(data)
+                if writer not in self._swallowed:
+                    writer.write(data)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(65_536):
                 if self.delay:
                     await asyncio.sleep(self.delay)
+                if self.answers_to_pass is not None:
+                    if self.answers_to_pass == 0:
+                        continue
+                    self.answers_to_pass -= 1
                 if self.answers_to_lose:
                     self.answers_to_lose -= 1
                     self.lost += 1
@@ -132,3 +158,8 @@ class Proxy:
                     await writer.drain()
                     return
                 writer.write(data)
+
+
+def _linger(writer: asyncio.StreamWriter) -> None:
+    """Let a connection be reset when it is closed."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

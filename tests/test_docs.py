@@ -27,9 +27,9 @@ def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
-def documented_acl() -> list[str]:
+def documented_acl(user: str = "agentic") -> list[str]:
     """The words of the command that the operations page gives for a user with the least rights."""
-    (command,) = re.findall(r"^(ACL SETUSER .*)$", page("operations.md"), re.MULTILINE)
+    (command,) = re.findall(rf"^(ACL SETUSER {user} .*)$", page("operations.md"), re.MULTILINE)
     return str(command).split()
 
 

@@ -172,14 +172,53 @@ async def test_a_damaged_sqlite_file_is_told(tmp_path: Path, how: str) -> None:
     assert "it is damaged: close every program" in advice
 
 
-async def test_a_replica_is_told(own_redis_server: RedisServer) -> None:
-    with RedisServer() as other:
-        client: Any = own_redis_server.admin()
+async def test_a_replica_is_told_and_whether_it_is_in_sync(own_redis_server: RedisServer) -> None:
+    client = own_redis_server.admin()
+
+    async def role(registry: RedisRegistry) -> Finding:
+        return {each.subject: each async for each in registry.diagnose()}["role"]
+
+    with RedisServer("--repl-diskless-sync-delay", "0") as other:
         client.execute_command("REPLICAOF", "127.0.0.1", other.port)
-        await wait_until(lambda: client.info()["master_link_status"] == "up", "the replica is in sync")
-        found = await findings(RedisRegistry(own_redis_server.url))
-        assert found["role"][:2] == (Level.BAD, "replica in sync")
-        assert found["rights"][0] is Level.BAD
+        await wait_until(lambda: client.info("replication")["master_link_status"] == "up", "the replica is in sync")
+        async with RedisRegistry(own_redis_server.url) as registry:
+            found = await role(registry)
+            assert (found.level, found.found) == (Level.BAD, "replica in sync")
+            assert found.advice.startswith("writes are refused")
+            client.execute_command("REPLICAOF", "127.0.0.1", 1)
+            found = await role(registry)
+            assert (found.level, found.found) == (Level.BAD, "replica whose link to its primary is down")
+            assert found.advice.startswith("reads and writes are refused")
+
+
+async def test_keys_of_others_are_told_where_they_are_many() -> None:
+    with RedisServer("--enable-debug-command", "yes") as server:
+        url, client = server.url, server.admin()
+        async with RedisRegistry(url) as registry:
+            await registry.register(AgentInfo("a"))
+        assert (await findings(RedisRegistry(url)))["keys"][:2] == (Level.OK, "1 in the database")
+        client.execute_command("DEBUG", "POPULATE", 20_000, "cache", 5)
+        level, found, advice = (await findings(RedisRegistry(url)))["keys"]
+        assert (level, found) == (Level.NOTE, "20,001 in the database, some 100% of them not this registry's")
+        assert "a database of its own" in advice
+        assert (await findings(RedisRegistry(url, db=1)))["keys"][:2] == (Level.OK, "0 in the database")
+        client.flushall()
+        client.execute_command("DEBUG", "POPULATE", 20_000, "agentic:agent", 5)
+        assert (await findings(RedisRegistry(url)))["keys"][:2] == (Level.OK, "20,000 in the database")
+
+
+async def test_a_user_who_may_only_read_is_told_apart_from_one_who_lacks_the_scripts(
+    own_redis_server: RedisServer,
+) -> None:
+    client = own_redis_server.admin()
+    client.execute_command(*documented_acl("viewer"))
+    client.execute_command("ACL", "SETUSER", "weak", "on", ">p", "~*", "+@all", "-evalsha", "-eval")
+    viewer = await findings(RedisRegistry(own_redis_server.url.replace("://", "://viewer:password@")))
+    assert viewer["user"][:2] == (Level.NOTE, "may read only")
+    assert "scripts" not in viewer
+    weak = await findings(RedisRegistry(own_redis_server.url.replace("://", "://weak:p@")))
+    assert weak["scripts"][:2] == (Level.BAD, "EVAL is refused")
+    assert "user" not in weak
 
 
 @pytest.mark.parametrize("subject", ["store", "scripts", "latency", "clock offset to this host"])

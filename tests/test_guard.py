@@ -176,12 +176,12 @@ class Line(Proxy):
     """A line to the store that can be down: nothing of what is sent meanwhile arrives, then or later."""
 
     def cut(self) -> None:
-        self._up, self._target = self._target, free_port()
+        self._up, self.target = self.target, free_port()
         for writer in list(self._writers):
             writer.transport.abort()
 
     def mend(self) -> None:
-        self._target = self._up
+        self.target = self._up
 
 
 @pytest.mark.parametrize("started", ["before", "meanwhile"])

@@ -48,6 +48,7 @@ class Cluster(Servers):
         super().__init__(min(max_connections, client.connection_kwargs["max_connections"]), timeout)
         self._client = client
         self._probes = probes
+        self._changes = 0
         self._looking: asyncio.Task[None] | None = None
 
     async def ping(self) -> None:
@@ -79,7 +80,8 @@ class Cluster(Servers):
         return sorted(nodes, key=lambda node: str(node.name))
 
     def layout(self) -> object:
-        return {slot: nodes[0].name for slot, nodes in self._client.nodes_manager.slots_cache.items()}
+        slots = {slot: nodes[0].name for slot, nodes in self._client.nodes_manager.slots_cache.items()}
+        return self._changes, slots
 
     async def ask(self, node: Any, *command: Any) -> Any:
         return await self.driven(lambda: node.execute_command(*command), repeatable=True)
@@ -107,6 +109,10 @@ class Cluster(Servers):
             return None
 
         async def call() -> Scanned:
+            if not self._probes_of(node):
+                # Whoever holds its slots now is scanned in the next round of the walk.
+                self._changes += 1
+                return Scanned(b"", 0, [])
             return scanned_by(*await self._exchange(node, WHO_ARE_YOU, scan))
 
         return await self.driven(call, repeatable=True)
@@ -115,16 +121,20 @@ class Cluster(Servers):
         """Send commands without keys to a node, and in the same round trip reads of keys that it should hold.
 
         Raises:
-            NotInSync: It does not hold one of them any more, or is no primary.
+            NotInSync: It does not hold one of them any more, as a primary that has become a replica.
         """
-        probes = [probe for probe in self._probes if self.node_of(key_slot(probe)) == node.name]
+        probes = self._probes_of(node)
         found = await _piped(node, [*(("MGET", probe) for probe in probes), *commands])
         for reply in found[: len(probes)]:
             if isinstance(reply, MovedError):
-                raise NotInSync(f"the node {node.name} holds other slots than before, or has become a replica")
+                self._changes += 1
+                raise NotInSync(f"the node {node.name} holds other slots than before")
             if not isinstance(reply, AskError):
                 answered(reply)
         return found[len(probes) :]
+
+    def _probes_of(self, node: ClusterNode) -> list[bytes]:
+        return [probe for probe in self._probes if self.node_of(key_slot(probe)) == node.name]
 
     async def broken(self, error: Exception) -> None:
         # Some other node may have taken the slots over.
