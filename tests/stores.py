@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import uuid
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ import redis
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
 from agentic.backends.redis_keys import Keys, ShardedKeys
 from agentic.backends.sqlite_rows import AGENT_COLUMNS
+from agentic.clock import format_instant, parse_instant
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 ALL_STORES = ("memory", "sqlite-memory", "sqlite-file", "redis", "redis-sentinel", "redis-cluster")
@@ -39,7 +41,14 @@ class Clock:
 
 
 class Store(ABC):
-    """One store, empty at first, on which any number of registries may be made."""
+    """One store, empty at first, on which any number of registries may be made.
+
+    Attributes:
+        drops_expired: Whether the store itself removes an agent when the registry's `ttl` is over, so that no `reap`
+            can report it.
+    """
+
+    drops_expired = False
 
     @abstractmethod
     def make(self, **options: Any) -> AgentRegistry:
@@ -56,6 +65,10 @@ class Store(ABC):
     @abstractmethod
     async def let_pass(self, seconds: float) -> None:
         """Let the store's time go on by at least so many seconds."""
+
+    @abstractmethod
+    async def step_back(self, seconds: float) -> None:
+        """Set the store's clock back by so many seconds."""
 
     def connections(self) -> list[int]:
         """Return how many connections each of the store's servers has, the test's own and those among servers included."""
@@ -83,6 +96,9 @@ class MemoryStore(Store):
     async def let_pass(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
+    async def step_back(self, seconds: float) -> None:
+        self.clock.advance(-seconds)
+
 
 class SQLiteStore(Store):
     def __init__(self, path: Path | None) -> None:
@@ -107,6 +123,9 @@ class SQLiteStore(Store):
     async def let_pass(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
+    async def step_back(self, seconds: float) -> None:
+        self.clock.advance(-seconds)
+
 
 class _StoppedRedis(RedisRegistry):
     """Reads the server's time of a sweep from the test; the data stays in the real server."""
@@ -117,8 +136,21 @@ class _StoppedRedis(RedisRegistry):
         return self.sweeps_at or await super()._time_of(node)
 
 
+_HEARTBEAT = re.compile(rb'(?<="last_heartbeat":")[^"]*')
+
+
+def _earlier(stamp: bytes, seconds: float) -> bytes:
+    try:
+        instant = parse_instant(stamp.decode()) - timedelta(seconds=seconds)
+    except OverflowError:
+        return stamp
+    return format_instant(instant).encode()
+
+
 class RedisStore(Store):
     """Keys under a prefix of its own; what is left under any other prefix fails the test."""
+
+    drops_expired = True
 
     def __init__(self, url: str, client: Any = None) -> None:
         self.url = url
@@ -138,11 +170,17 @@ class RedisStore(Store):
         registry.sweeps_at = now
 
     async def let_pass(self, seconds: float) -> None:
-        """Take so many seconds off every key's time to live, as if they had passed."""
-        for key in self.client.scan_iter(f"*{self.prefix}:*"):
+        """Make every record older by so many seconds: its heartbeat, and its key's time to live."""
+        for key in self.client.scan_iter(f"*{self.prefix}:*agent:*"):
             left: Any = self.client.pttl(key)
+            record: Any = self.client.get(key)
+            aged = _HEARTBEAT.sub(lambda found: _earlier(found[0], seconds), record)
+            self.client.set(key, aged, keepttl=True)
             if left > 0:
                 self.client.pexpire(key, max(left - round(seconds * 1000), -1))
+
+    async def step_back(self, seconds: float) -> None:
+        await self.let_pass(-seconds)
 
     def connections(self) -> list[int]:
         nodes = (

@@ -1,4 +1,4 @@
-"""Whatever ends a sweep, each agent that it marked offline is reported, on every store."""
+"""Each agent that a sweep takes offline is reported, whatever ends the sweep, and whatever the store's clock does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from datetime import timedelta
 
 import pytest
 
-from agentic import AgentInfo, AgentRegistry, AgentStatus, BackendUnavailableError, RegistryClosedError
-from tests.stores import LONG_AGO, Store
+from agentic import (
+    AgentInfo,
+    AgentNotFoundError,
+    AgentRegistry,
+    AgentStatus,
+    BackendUnavailableError,
+    RegistryClosedError,
+)
+from tests.stores import LONG_AGO, RedisStore, Store
 from tests.waiting import wait_until
 
 IDS = [f"agent-{number}" for number in range(6)]
@@ -153,3 +160,67 @@ async def test_an_agent_goes_offline_again_when_an_update_of_its_status_has_brou
     assert await registry.reap(60) == []
     await registry.update("a", status=AgentStatus.BUSY)
     assert await registry.reap(60) == ["a"]
+
+
+# --- the registry's own ttl, and the store's clock ---
+
+
+async def test_an_agent_that_outlived_the_ttl_without_being_marked_is_reported_once(store: Store) -> None:
+    async with store.make(ttl=100) as registry:
+        await registry.register(AgentInfo("a"))
+        await registry.register(AgentInfo("marked", last_heartbeat=LONG_AGO))
+        assert await registry.reap(50) == ["marked"]
+        await store.let_pass(101)
+        for call in (registry.heartbeat, registry.deregister):
+            with pytest.raises(AgentNotFoundError):
+                await call("a")
+        told: list[str] = []
+        expected = [] if store.drops_expired else ["a"]
+        # Even by a sweep whose own `ttl` is longer: nobody else can report it any more.
+        assert await registry.reap(1000, on_marked=told.extend) == expected
+        assert told == expected
+        assert await registry.reap(50) == []
+        assert await registry.flush() == 0
+
+
+async def test_heartbeats_in_the_stores_future_count_as_of_now(store: Store) -> None:
+    async with store.make() as registry:
+        await registry.register(AgentInfo("a"))
+        await store.step_back(3600)
+        read = [
+            await registry.get("a"),
+            *await registry.list(),
+            await registry.update("a", name="x"),
+            *[agent async for agent in registry.scan()],
+        ]
+        now = await registry.store_time()
+        for agent in read:
+            assert agent.last_heartbeat is not None
+            assert now - timedelta(minutes=1) < agent.last_heartbeat <= now
+
+
+async def test_after_a_step_back_of_the_stores_clock_a_sweep_lets_dead_agents_age(store: Store) -> None:
+    async with store.make(ttl=100) as registry:
+        await registry.register(AgentInfo("dead"))
+        await registry.register(AgentInfo("alive"))
+        await store.step_back(3600)
+        assert await registry.reap(50) == []
+        await store.let_pass(51)
+        await registry.heartbeat("alive")
+        assert await registry.reap(50) == ["dead"]
+        await store.let_pass(50)
+        assert [agent.id for agent in await registry.list()] == ["alive"]
+
+
+async def test_time_that_passes_between_two_pages_takes_nobody_offline(store: Store) -> None:
+    if isinstance(store, RedisStore):
+        return  # Its clock cannot be moved in the middle of a walk; each server's time is read once.
+    async with store.make(ttl=100) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(f"agent-{number}")) for number in range(1500)))
+        async with aclosing(registry._sweep(timedelta(seconds=50))) as pages:
+            reported = list(await anext(pages, None) or [])
+            await store.let_pass(200)
+            reported += [agent_id async for page in pages for agent_id in page]
+        assert reported == []
+        await store.step_back(200)
+        assert len(await registry.list()) == 1500

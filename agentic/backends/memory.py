@@ -27,7 +27,8 @@ class _Lease:
 class MemoryRegistry(AgentRegistry):
     """A registry in this process's memory; it keeps its agents as long as the object lives, open or closed.
 
-    Its store's clock is `clock`; an agent past its `ttl` is gone for every call, and dropped from memory by `reap`.
+    Its store's clock is `clock`; an agent past its `ttl` is gone for every call, and dropped from memory by `reap`,
+    which reports it if it was never marked offline.
     """
 
     def __init__(
@@ -87,13 +88,14 @@ class MemoryRegistry(AgentRegistry):
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | None]:
         now = self._now()
         leases = [self._lease(agent_id, now) for agent_id in ids]
-        return [None if lease is None else lease.agent for lease in leases]
+        return [None if lease is None else lease.agent.stamped(now) for lease in leases]
 
     async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         now = self._now()
-        return [self._patch_one(self._lease(agent_id, now), fields) for agent_id, fields in changes]
+        return [self._patch_one(agent_id, fields, now) for agent_id, fields in changes]
 
-    def _patch_one(self, lease: _Lease | None, fields: AgentChanges) -> AgentInfo | RegistryError | None:
+    def _patch_one(self, agent_id: str, fields: AgentChanges, now: datetime) -> AgentInfo | RegistryError | None:
+        lease = self._lease(agent_id, now)
         if lease is None:
             return None
         changed = replace(lease.agent, **fields)
@@ -102,14 +104,17 @@ class MemoryRegistry(AgentRegistry):
         except InvalidAgentError as error:
             return error
         lease.agent = changed
-        return changed
+        return changed.stamped(now)
 
     async def _delete(self, ids: Sequence[str]) -> Sequence[bool]:
         now = self._now()
-        present = [self._lease(agent_id, now) is not None for agent_id in ids]
-        for agent_id in ids:
-            self._leases.pop(agent_id, None)
-        return present
+        return [self._delete_one(agent_id, now) for agent_id in ids]
+
+    def _delete_one(self, agent_id: str, now: datetime) -> bool:
+        if self._lease(agent_id, now) is None:
+            return False  # One past its `ttl` stays for `reap` to report.
+        del self._leases[agent_id]
+        return True
 
     async def _times(self) -> Sequence[datetime]:
         return [self._now()]
@@ -119,35 +124,48 @@ class MemoryRegistry(AgentRegistry):
             yield [agent for agent in await self._fetch(ids) if agent is not None]
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        now = self._now()  # Once: what holds the loop between two pages makes nobody silent.
+        as_of = self._now()
         for ids in self._id_pages():
-            marked = []
-            for agent_id in ids:
-                lease = self._lease(agent_id, now)
-                if lease is None:
-                    self._leases.pop(agent_id, None)
-                elif lease.agent.status is not AgentStatus.OFFLINE and is_stale(
-                    lease.agent.last_heartbeat or NEVER, now, ttl
-                ):
-                    lease.agent = replace(lease.agent, status=AgentStatus.OFFLINE)
-                    marked.append(agent_id)
-            yield marked
+            now = self._now()
+            # Silence is measured up to the beginning of the sweep: what holds up the event loop between two pages
+            # takes nobody offline, nor does a step back of the clock.
+            as_of = min(as_of, now)
+            yield [agent_id for agent_id in ids if self._sweep_one(agent_id, as_of, now, ttl)]
+
+    def _sweep_one(self, agent_id: str, as_of: datetime, now: datetime, ttl: timedelta) -> bool:
+        """Mark an agent offline if it is silent, drop it if its `ttl` is over; tell whether it was alive until then."""
+        lease = self._leases.get(agent_id)
+        if lease is None:
+            return False
+        # A time in the future, since the clock was set back, becomes now, so that the agent ages from now on.
+        lease.agent = agent = lease.agent.stamped(now)
+        lease.renewed_at = min(lease.renewed_at, now)
+        is_over = self._is_over(lease, as_of)
+        if is_over:
+            del self._leases[agent_id]
+        if agent.status is AgentStatus.OFFLINE:
+            return False
+        is_silent = is_over or is_stale(agent.last_heartbeat or NEVER, as_of, ttl)
+        if is_silent:
+            lease.agent = replace(agent, status=AgentStatus.OFFLINE)
+        return is_silent
 
     async def _clear(self) -> AsyncGenerator[int, None]:
-        now = self._now()
-        count = sum(self._lease(agent_id, now) is not None for agent_id in self._leases)
-        self._leases.clear()
-        yield count
+        for ids in self._id_pages():
+            now = self._now()
+            leases = [self._leases.pop(agent_id, None) for agent_id in ids]
+            yield sum(lease is not None and not self._is_over(lease, now) for lease in leases)
 
     def _now(self) -> datetime:
         return read(self.clock)
 
     def _lease(self, agent_id: str, now: datetime) -> _Lease | None:
-        """Return the agent's lease unless it has run out."""
+        """Return the agent's lease unless it is over."""
         lease = self._leases.get(agent_id)
-        if lease is None or (self._lifetime is not None and is_stale(lease.renewed_at, now, self._lifetime)):
-            return None
-        return lease
+        return None if lease is None or self._is_over(lease, now) else lease
+
+    def _is_over(self, lease: _Lease, now: datetime) -> bool:
+        return self._lifetime is not None and is_stale(lease.renewed_at, now, self._lifetime)
 
     def _id_pages(self) -> Iterator[list[str]]:
         ids = list(self._leases)
