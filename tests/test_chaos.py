@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.chaos.checker import LOSES_DATA, Checker
+from tests.chaos.checker import CUT_OFF, LOSES_DATA, Checker
 from tests.chaos.history import Call, History, Note, Seen
 from tests.chaos.run import run
 from tests.chaos.setting import CROWD_KEPT_FOR, INTERVAL, KEPT_FOR, STALE_AFTER, TICK, TIMEOUT
@@ -29,8 +30,12 @@ async def test_a_short_run_of_chaos(store: str, seconds: float, tmp_path: Path) 
     assert set(verdict.tried) >= CLAIMS
 
 
+numbers = itertools.count()
+
+
 def call(kind: str, start: float, end: float, **facts: Any) -> Call:
-    return Call(who="c", number=0, kind=kind, start=start, end=end, **({"id": "a", "outcome": "ok"} | facts))
+    facts = {"id": "a", "outcome": "ok"} | facts
+    return Call(who="c", number=next(numbers), kind=kind, start=start, end=end, **facts)
 
 
 def listed(start: float, end: float, *seen: Seen) -> Call:
@@ -78,6 +83,30 @@ def test_a_lost_update_is_found() -> None:
     assert broken(BORN, update, call("register", 3.2, 3.5, load=0), listed(4, 5, SEEN)) == set()
 
 
+LOST_DATA = Note(who="conductor", kind="fault", start=6, end=6.1, text=f"FLUSHALL; {LOSES_DATA}")
+
+
+def test_a_failed_update_that_takes_effect_after_an_answered_one_is_found() -> None:
+    late, second = call("update", 2, 3, load=1, outcome="failed"), call("update", 4, 5, load=2)
+    sight = listed(7, 8, Seen("a", "available", 1))
+    assert broken(BORN, late, second, sight) == {"no acknowledged update is lost"}
+    assert broken(BORN, late, call("update", 2.5, 5, load=2), sight) == set()
+    assert broken(BORN, late, call("update", 4, 5, load=2, by="another registry"), sight) == set()
+    assert broken(BORN, late, second, sight, notes=[LOST_DATA]) == set()
+
+
+def test_a_failed_registration_that_takes_effect_after_an_answered_removal_is_found() -> None:
+    late, gone = call("register", 2, 3, load=0, outcome="failed"), call("deregister", 4, 5)
+    assert broken(BORN, late, gone, listed(6, 7, SEEN)) == {"a removed agent stays removed"}
+    assert broken(BORN, late, call("deregister", 4, 5, by="another registry"), listed(6, 7, SEEN)) == set()
+
+
+def test_an_answer_of_a_server_that_is_cut_off_is_found() -> None:
+    cut_off = Note(who="conductor", kind=CUT_OFF, start=2, end=5)
+    assert broken(BORN, listed(3, 4, SEEN), notes=[cut_off]) == {"a server that is cut off answers nothing"}
+    assert broken(BORN, listed(1.5, 4, SEEN), call("get", 3, 4, outcome="failed"), notes=[cut_off]) == set()
+
+
 def test_a_lost_agent_is_found() -> None:
     assert broken(BORN, listed(2, 3)) == {"an agent is not lost"}
     assert broken(BORN, call("get", 2, 3, outcome="absent")) == {"an agent is not lost"}
@@ -97,6 +126,12 @@ def test_a_false_and_an_untold_offline_are_found() -> None:
     late = 2 + STALE_AFTER
     assert broken(BORN, listed(late, late + 1, OFFLINE)) == {"offline means reported"}
     assert broken(BORN, swept(late, late + 1, "a"), listed(late + 1, late + 2, OFFLINE)) == set()
+    failed = call("reap", late, late + 1, id="", outcome="failed")
+    assert broken(BORN, failed, listed(late, late + 1, OFFLINE)) == set()
+    assert broken(BORN, failed, listed(late, late + 1, OFFLINE), swept(late + 2, late + 3, "a")) == set()
+    assert broken(BORN, failed, listed(late, late + 1, OFFLINE), swept(late + 2, late + 3)) == {
+        "offline means reported"
+    }
     beat = call("heartbeat", late, late + 0.1)
     assert broken(BORN, beat, swept(late + 0.2, late + 0.3, "a")) == {"only the silent are reported"}
     assert "offline means silent" in broken(

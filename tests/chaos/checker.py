@@ -1,7 +1,8 @@
 """Replays a history against what the registry promises.
 
-A call takes effect at some instant between its start and its end. One that failed may have taken effect at any instant
-after its start, even long after its caller gave up; one that found no agent has changed nothing.
+A call takes effect at some instant between its start and its end; one that found no agent has changed nothing. A write that
+failed may take effect after its end, until a later call on that agent by the same registry object has been answered; after
+a loss of data at any time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from tests.chaos.history import Call, History, Note, Seen
 from tests.chaos.setting import CROWD_KEPT_FOR, INTERVAL, KEPT_FOR, STALE_AFTER, TICK, TIMEOUT
 
 LOSES_DATA = "loses data"
+CUT_OFF = "cut off"
+"""The kind of a note: for its whole time, the server was a replica that did not reach its primary."""
 
 
 class Sight(NamedTuple):
@@ -50,6 +53,7 @@ class Checker:
         sights = self._sights()
         for agent_id, calls in self._by_agent().items():
             _Agent(self, agent_id, calls, sights[agent_id], self._losses, self._reaps).check()
+        self._no_server_answers_while_cut_off()
         self._every_live_session_is_back()
         return Verdict(self._wrong, self._tried)
 
@@ -81,6 +85,15 @@ class Checker:
             elif call.id and call.outcome == "absent":
                 found[call.id].append(Sight(call, None))
         return found
+
+    def _no_server_answers_while_cut_off(self) -> None:
+        for note in self._notes:
+            if note.kind != CUT_OFF:
+                continue
+            for call in self._calls:
+                if note.start <= call.start and call.end <= note.end:
+                    answered = call.outcome in {"ok", "absent"}
+                    self.claim("a server that is cut off answers nothing", not answered, _short(call))
 
     def _every_live_session_is_back(self) -> None:
         calm = next((note.start for note in self._notes if note.kind == "calm"), None)
@@ -127,6 +140,7 @@ class _Agent:
         self._sights = sights
         self._losses = losses
         self._reaps = reaps
+        self._until = _effects_end(calls, losses)
         self._writes = [c for c in calls if c.kind in {"register", "update"} and c.outcome != "absent"]
         self._births = [c for c in calls if c.kind == "register"]
         self._removals = [c for c in calls if c.kind == "deregister" and c.outcome != "absent"]
@@ -153,9 +167,9 @@ class _Agent:
 
     def _stays_removed(self, sight: Call, *, is_there: bool) -> None:
         removal = self._last_removal(sight.start)
-        if removal is None or any(b.start < removal.end and b.outcome != "ok" for b in self._births):
+        if removal is None:
             return
-        born_since = any(b.start < sight.end and (b.end > removal.start or b.outcome != "ok") for b in self._births)
+        born_since = any(b.start < sight.end and self._may_follow(b, removal) for b in self._births)
         self._claim("a removed agent stays removed", not is_there or born_since, self._tell(sight, removal))
 
     def _is_rightly_absent(self, sight: Call) -> None:
@@ -164,7 +178,7 @@ class _Agent:
             return
         beat = self._last_beat(sight.start)
         excused = (
-            any(r.start < sight.end and (r.end > sign.start or r.outcome != "ok") for r in self._removals)
+            any(r.start < sight.end and self._may_follow(r, sign) for r in self._removals)
             or any(loss.start < sight.end and loss.end > sign.start for loss in self._losses)
             or beat is None
             or sight.end - beat.start > (CROWD_KEPT_FOR if "-crowd-" in self._id else KEPT_FOR)
@@ -175,9 +189,7 @@ class _Agent:
         last = self._last_write(sight.start)
         if last is None:
             return
-        possible = {last.load} | {
-            w.load for w in self._writes if w.start < sight.end and (w.outcome != "ok" or w.end > last.start)
-        }
+        possible = {last.load} | {w.load for w in self._writes if w.start < sight.end and self._may_follow(w, last)}
         self._claim(
             "no acknowledged update is lost", seen.load in possible, f"{self._tell(sight, last)}, read {seen.load}"
         )
@@ -187,11 +199,18 @@ class _Agent:
         if beat is None:
             return
         self._claim("offline means silent", sight.end - beat.start > STALE_AFTER, self._tell(sight, beat))
-        reported = any(
-            reap.start < sight.end and reap.end > beat.start and (self._id in reap.reported or reap.outcome != "ok")
-            for reap in self._reaps
+        reported = any(reap.end > beat.start and self._id in reap.reported for reap in self._reaps)
+        self._claim("offline means reported", reported or self._may_be_unreported(sight, beat), self._tell(sight, beat))
+
+    def _may_be_unreported(self, sight: Call, beat: Call) -> bool:
+        """Tell whether a sweep failed whose registry object did not sweep again: the next one reports what it marked."""
+        failed = (r for r in self._reaps if r.start < sight.end and r.end > beat.start and r.outcome != "ok")
+        return any(
+            not any(
+                _same_registry(r, later) and later.outcome == "ok" and later.start >= r.end for later in self._reaps
+            )
+            for r in failed
         )
-        self._claim("offline means reported", reported, self._tell(sight, beat))
 
     def _each_transition_was_reported_once(self) -> None:
         before: Call | None = None
@@ -206,9 +225,15 @@ class _Agent:
 
     def _came_back(self, before: Call | None, after: Call) -> bool:
         """Tell whether the agent may have beaten between two reports."""
-        return before is None or any(
-            beat.start < after.end and (beat.end > before.start or beat.outcome != "ok") for beat in self._beats
-        )
+        return before is None or any(beat.start < after.end and self._may_follow(beat, before) for beat in self._beats)
+
+    def _may_follow(self, call: Call, answered: Call) -> bool:
+        """Tell whether a call may take effect after one that was answered."""
+        until = self._until[call.who, call.number]
+        # The calls of one registry object on one agent take effect in their order.
+        if until < math.inf and _same_registry(call, answered) and call.start < answered.start:
+            return False
+        return until > answered.start
 
     def _tell(self, call: Call, other: Call | None) -> str:
         return f"{self._id}: {_short(call)} after {'nothing' if other is None else _short(other)}"
@@ -233,6 +258,29 @@ def _latest_starts(calls: list[Call]) -> Iterator[Call]:
         if latest is None or call.start > latest.start:
             latest = call
         yield latest
+
+
+def _effects_end(calls: list[Call], losses: list[Note]) -> dict[tuple[str, int], float]:
+    """Return, for each call on one agent, the instant after which it no longer takes effect."""
+    return {(call.who, call.number): _effect_ends(call, calls, losses) for call in calls}
+
+
+def _effect_ends(call: Call, calls: list[Call], losses: list[Note]) -> float:
+    if call.outcome in {"ok", "absent"}:
+        return call.end
+    # A heartbeat that only stamps may arrive late. What a store forgets includes what it knew of late writes.
+    if call.kind == "heartbeat" or any(loss.end > call.start for loss in losses):
+        return math.inf
+    answered = (
+        later.end
+        for later in calls
+        if _same_registry(call, later) and later.start >= call.end and later.outcome in {"ok", "absent"}
+    )
+    return min(answered, default=math.inf)
+
+
+def _same_registry(one: Call, other: Call) -> bool:
+    return (one.who, one.by) == (other.who, other.by)
 
 
 def _short(call: Call) -> str:

@@ -23,9 +23,9 @@ class Client:
     def __init__(self, setting: Setting, journal: Journal) -> None:
         self._setting = setting
         self._journal = journal
-        self._registry = _registry(setting, journal, KEPT_FOR)
-        self._control = _registry(setting, journal, KEPT_FOR)
-        self._crowds = _registry(setting, journal, CROWD_KEPT_FOR)
+        self._registry = _registry(setting, journal, "registry", KEPT_FOR)
+        self._control = _registry(setting, journal, "control", KEPT_FOR)
+        self._crowds = _registry(setting, journal, "crowds", CROWD_KEPT_FOR)
         self._chance = random.Random(f"{setting.seed} {setting.who}")
         self._stop = asyncio.Event()
         self._entered = 0
@@ -139,13 +139,13 @@ def _agent(agent_id: str) -> AgentInfo:
     return AgentInfo(agent_id, metadata={"id": agent_id})
 
 
-def _registry(setting: Setting, journal: Journal, ttl: float) -> Recorded:
+def _registry(setting: Setting, journal: Journal, name: str, ttl: float) -> Recorded:
     made: Recorded
     if setting.url.startswith("sqlite"):
         made = RecordedSQLite(setting.url.removeprefix("sqlite://"), ttl=ttl, timeout=TIMEOUT)
     else:
         made = BUGS.get(setting.bug, RecordedRedis)(setting.url, ttl=ttl, timeout=TIMEOUT)
-    made.journal = journal
+    made.journal, made.name = journal, name
     return made
 
 

@@ -34,6 +34,8 @@ class Call(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
     number: int
     kind: str
     start: float
+    by: str = ""
+    """Which registry object of the client made the call."""
     id: str = ""
     load: int | None = None
     end: float = math.inf
@@ -80,9 +82,10 @@ class Journal:
     ) -> None:
         os.close(self._file)
 
-    def begin(self, kind: str, agent_id: str, load: int | None) -> int:
+    def begin(self, by: str, kind: str, agent_id: str, load: int | None) -> int:
         self._next += 1
-        self._write(Call(who=self.who, number=self._next, kind=kind, start=time.monotonic(), id=agent_id, load=load))
+        start = time.monotonic()
+        self._write(Call(who=self.who, number=self._next, by=by, kind=kind, start=start, id=agent_id, load=load))
         return self._next
 
     def end(self, number: int, outcome: Outcome, seen: Iterable[Seen] = (), reported: Iterable[str] = ()) -> None:
@@ -90,9 +93,10 @@ class Journal:
         line.seen, line.reported = list(seen), list(reported)
         self._write(line)
 
-    def note(self, kind: str, text: str = "", start: float | None = None) -> None:
+    def note(self, kind: str, text: str = "", start: float | None = None, end: float | None = None) -> None:
         now = time.monotonic()
-        self._write(Note(who=self.who, kind=kind, start=now if start is None else start, end=now, text=text))
+        start, end = now if start is None else start, now if end is None else end
+        self._write(Note(who=self.who, kind=kind, start=start, end=end, text=text))
 
     def _write(self, line: Call | End | Note) -> None:
         os.write(self._file, msgspec.json.encode(line) + b"\n")

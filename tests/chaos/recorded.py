@@ -28,6 +28,7 @@ class Recorded(AgentRegistry):
     """Writes every call down."""
 
     journal: Journal
+    name: str
 
     async def register(self, agent: AgentInfo) -> AgentInfo:
         return await self._one("register", agent.id, agent.current_load, super().register(agent))
@@ -47,8 +48,15 @@ class Recorded(AgentRegistry):
     async def list(self) -> list[AgentInfo]:
         return await self._recorded("list", "", None, super().list(), seen=lambda agents: map(_seen, agents))
 
-    async def reap(self, ttl: Any, **options: Any) -> list[str]:  # type: ignore[valid-type]
-        return await self._recorded("reap", "", None, super().reap(ttl, **options), reported=lambda ids: ids)
+    async def reap(self, ttl: Any, *, on_marked: Callable[[Any], object] | None = None) -> list[str]:  # type: ignore[valid-type]
+        reported: list[str] = []
+
+        def marked(ids: Any) -> None:
+            reported.extend(ids)
+            if on_marked is not None:
+                on_marked(ids)
+
+        return await self._recorded("reap", "", None, super().reap(ttl, on_marked=marked), reported=reported)
 
     async def _one(self, kind: str, agent_id: str, load: int | None, call: Awaitable[T]) -> T:
         result = await self._recorded(
@@ -65,21 +73,18 @@ class Recorded(AgentRegistry):
         load: int | None,
         call: Awaitable[T],
         seen: Callable[[Any], Any] = lambda _: (),
-        reported: Callable[[Any], Any] = lambda _: (),
+        reported: Sequence[str] = (),
     ) -> T:
-        number = self.journal.begin(kind, agent_id, load)
+        number = self.journal.begin(self.name, kind, agent_id, load)
         try:
             result = await call
         except AgentNotFoundError:
             self.journal.end(number, "absent")
             raise
-        except RegistryError as error:
-            self.journal.end(number, "failed", reported=getattr(error, "reaped", ()))
-            raise
         except BaseException:
-            self.journal.end(number, "failed")
+            self.journal.end(number, "failed", reported=reported)
             raise
-        self.journal.end(number, "ok", seen(result), reported(result))
+        self.journal.end(number, "ok", seen(result), reported)
         return result
 
 

@@ -109,7 +109,9 @@ async def _befall(
             lasts = length(chance)
             start = time.monotonic()
             tell(f"{end - start:6.1f} s to go: {name}, {lasts:.1f} s")
-            await faults[name](lasts)
+            certain = await faults[name](lasts)
+            if certain is not None:
+                journal.note(certain.kind, certain.text, certain.start, certain.end)
             if "is killed for good" in name:
                 del faults[name]
             journal.note("fault", name, start)

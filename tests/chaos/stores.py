@@ -6,6 +6,7 @@ import asyncio
 import random
 import shutil
 import sqlite3
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, closing, suppress
@@ -15,12 +16,14 @@ from typing import Any, Final, Self
 import redis
 import redis.asyncio as aioredis
 
-from tests.chaos.checker import LOSES_DATA
+from tests.chaos.checker import CUT_OFF, LOSES_DATA
+from tests.chaos.history import Note
+from tests.chaos.setting import TIMEOUT
 from tests.proxy import Proxy
 from tests.redis_server import RedisServer, free_port
 
-Fault = Callable[[float], Awaitable[None]]
-"""Befalls the store for about so many seconds."""
+Fault = Callable[[float], Awaitable[Note | None]]
+"""Strikes the store for about so many seconds; returns a note of what was certain meanwhile, if anything was."""
 
 
 class ChaosStore(ABC):
@@ -117,7 +120,8 @@ class RedisStore(ChaosStore):
             "the server sleeps": self._sleep,
             "a script blocks the server": self._block,
             "the memory is full": self._fill,
-            "the server is a replica": self._demote,
+            "the server is demoted, and does not reach its primary": self._demote,
+            "requests are delayed": self._delay_requests,
             "the server wants replicas": self._want_replicas,
         }
 
@@ -187,10 +191,20 @@ class RedisStore(ChaosStore):
         await asyncio.sleep(seconds)
         await self._ask("CONFIG", "SET", "maxmemory", 0)
 
-    async def _demote(self, seconds: float) -> None:
+    async def _demote(self, seconds: float) -> Note:
         await self._ask("REPLICAOF", "127.0.0.1", free_port())
+        start = time.monotonic()
         await asyncio.sleep(seconds)
+        end = time.monotonic()
         await self._ask("REPLICAOF", "NO", "ONE")
+        return Note(who="conductor", kind=CUT_OFF, start=start, end=end)
+
+    async def _delay_requests(self, seconds: float) -> None:
+        """Keep what the connections of this moment send, longer than a call may take, and deliver it then."""
+        release = [proxy.hold_requests() for proxy in self._proxies]
+        await asyncio.sleep(TIMEOUT + seconds)
+        for each in release:
+            each()
 
     async def _want_replicas(self, seconds: float) -> None:
         await self._ask("CONFIG", "SET", "min-replicas-to-write", 1)
