@@ -1,8 +1,8 @@
 """Replays a history against what the registry promises.
 
 A call takes effect at some instant between its start and its end; one that found no agent has changed nothing. A write that
-failed may take effect after its end, until a later call on that agent by the same registry object has been answered; after
-a loss of data at any time.
+failed may take effect after its end, until a later call on that agent by the same registry object has been answered; where
+the store lost its data meanwhile, at any time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import NamedTuple
 from tests.chaos.history import Call, History, Note, Seen
 from tests.chaos.setting import CROWD_KEPT_FOR, INTERVAL, KEPT_FOR, STALE_AFTER, TICK, TIMEOUT
 
+LATEST = 10.0
+"""Seconds after which what was delayed has surely arrived."""
 LOSES_DATA = "loses data"
 CUT_OFF = "cut off"
 """The kind of a note: for its whole time, the server was a replica that did not reach its primary."""
@@ -269,7 +271,7 @@ def _effect_ends(call: Call, calls: list[Call], losses: list[Note]) -> float:
     if call.outcome in {"ok", "absent"}:
         return call.end
     # A heartbeat that only stamps may arrive late. What a store forgets includes what it knew of late writes.
-    if call.kind == "heartbeat" or any(loss.end > call.start for loss in losses):
+    if call.kind == "heartbeat" or any(call.start < loss.end and loss.start < call.end + LATEST for loss in losses):
         return math.inf
     answered = (
         later.end

@@ -19,6 +19,7 @@ from agentic import (
     SQLiteRegistry,
 )
 from agentic.agent import AgentChanges
+from agentic.backends.redis_server_info import Greeting
 from tests.chaos.history import Journal, Seen
 
 T = TypeVar("T")
@@ -145,8 +146,26 @@ class ListSwallows(RecordedRedis):
         return agents
 
 
+class ForgetsLosses(RecordedRedis):
+    """The bug: a write whose outcome is unknown may take effect after later ones."""
+
+    async def _connect(self) -> None:
+        await super()._connect()
+        self._writer.generations.lost = lambda family, sent: None  # type: ignore[method-assign]
+
+
+class AsksAnyServer(RecordedRedis):
+    """The bug: a server that was demoted, and does not reach its primary, is read as before."""
+
+    async def _connect(self) -> None:
+        Greeting.check_in_sync = lambda *_: None  # type: ignore[method-assign]
+        await super()._connect()
+
+
 BUGS: Final[dict[str, type[RecordedRedis]]] = {
     "heartbeat-get-then-set": GetThenSet,
     "reap-without-compare": ReapBlindly,
     "list-swallows-errors": ListSwallows,
+    "late-writes-accepted": ForgetsLosses,
+    "any-server-is-read": AsksAnyServer,
 }
