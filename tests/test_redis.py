@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
+import redis
 import redis.asyncio as aioredis
 
 from agentic import AgentInfo, AgentNotFoundError, BackendError, ConfigurationError, RedisRegistry
 from agentic.backends.redis_walk import PAGE_SIZE
+from tests.redis_fleet import RedisCluster
 from tests.redis_server import RedisServer
 from tests.stores import RedisStore
 from tests.waiting import wait_until
@@ -96,6 +99,36 @@ async def test_keys_of_another_type_are_left_alone(redis_store: RedisStore) -> N
         assert await registry.reap(0) == []
         assert await registry.flush() == 0
     assert {k: client.dump(k) for k in client.scan_iter(f"{redis_store.prefix}*")} == before
+
+
+@pytest.mark.parametrize("where", ["one server", "cluster"])
+async def test_a_heartbeat_in_the_servers_future_is_read_as_of_now_and_left_as_it_is(
+    redis_url: str, redis_cluster: RedisCluster, where: str
+) -> None:
+    store = RedisStore(redis_url)
+    if where == "cluster":
+        store = RedisStore(redis_cluster.url, redis.RedisCluster(host="127.0.0.1", port=redis_cluster.servers[0].port))
+    record = b'{"id":"a","name":"","status":"available","last_heartbeat":"2999-01-01T00:00:00Z","current_load":0,"max_load":0}'
+    place = store.keys.agent("a")
+    async with store.make() as registry:
+        reads: list[Callable[[], Awaitable[AgentInfo]]] = [
+            lambda: registry.get("a"),
+            lambda: first(registry.list()),
+            lambda: anext(registry.scan()),
+            lambda: registry.update("a", current_load=0),
+        ]
+        for read in reads:
+            store.client.set(place, record)
+            before = await registry.store_time()
+            agent = await read()
+            assert before <= cast("Any", agent.last_heartbeat) <= await registry.store_time()
+            assert store.client.get(place) == record
+            assert await registry.reap(0) == []
+    store.close()
+
+
+async def first(agents: Awaitable[list[AgentInfo]]) -> AgentInfo:
+    return (await agents)[0]
 
 
 # --- scripts and round trips ---

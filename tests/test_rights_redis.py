@@ -7,13 +7,17 @@ import traceback
 from typing import Any
 
 import pytest
+import redis
 
 from agentic import (
     AgentInfo,
+    AgentNotFoundError,
     BackendError,
     BackendRejectedError,
     RedisRegistry,
 )
+from agentic.backends.redis_keys import ShardedKeys
+from tests.redis_fleet import RedisCluster
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO
 
@@ -85,3 +89,67 @@ async def test_the_documented_rights_suffice(own_redis_server: RedisServer) -> N
             assert await registry.flush() == 1
             with pytest.raises(BackendError):
                 await registry._servers.ask(None, "CONFIG", "GET", "maxmemory")
+
+
+# --- a user who may only read ---
+
+
+async def expect_viewer(url: str, prefix: str, others: str) -> None:
+    """What a viewer sees of an agent, and of a key of another type."""
+    async with RedisRegistry(url, prefix=prefix) as registry:
+        assert [agent.id for agent in await registry.list()] == ["a"]
+        assert (await registry.get("a")).id == "a"
+        assert [agent.id async for agent in registry.scan()] == ["a"]
+        with pytest.raises(AgentNotFoundError):
+            await registry.get("absent")
+        with pytest.raises(BackendRejectedError, match="another type"):
+            await registry.get(others)
+        await registry.store_time()
+        for call in (registry.register(AgentInfo("b")), registry.heartbeat("a"), registry.deregister("a")):
+            with pytest.raises(BackendRejectedError, match="lacks a right"):
+                await call
+
+
+async def test_a_viewers_documented_rights_suffice_for_reading(own_redis_server: RedisServer) -> None:
+    from tests.test_docs import documented_acl  # noqa: PLC0415
+
+    client = own_redis_server.admin()
+    client.execute_command(*documented_acl("viewer"))
+    async with RedisRegistry(own_redis_server.url) as registry:
+        await registry.register(AgentInfo("a"))
+    client.rpush("agentic:agent:list", "x")
+    client.config_resetstat()
+    await expect_viewer(own_redis_server.url.replace("://", "://viewer:password@"), "agentic", "list")
+    rejected = {name: stats for name, stats in client.info("commandstats").items() if stats["rejected_calls"]}
+    assert set(rejected) == {"cmdstat_evalsha"}
+
+
+async def test_a_viewers_documented_rights_suffice_for_reading_in_a_cluster(own_redis_cluster: RedisCluster) -> None:
+    from tests.test_docs import documented_acl  # noqa: PLC0415
+
+    cluster = own_redis_cluster
+    for server in cluster.servers:
+        words = [word for word in documented_acl("viewer") if not word.startswith("%R~")]
+        cluster.ask(server, *words, "%R~{agentic:*}:agent:*", "+cluster|slots", "+command")
+    async with RedisRegistry(cluster.url) as registry:
+        await registry.register(AgentInfo("a"))
+    with redis.RedisCluster(host="127.0.0.1", port=cluster.servers[0].port) as client:
+        client.rpush(ShardedKeys("agentic").agent("list").decode(), "x")
+    await expect_viewer(cluster.url.replace("://", "://viewer:password@"), "agentic", "list")
+
+
+async def test_a_user_without_time_and_info_reads_and_is_refused_once(own_redis_server: RedisServer) -> None:
+    client = own_redis_server.admin()
+    client.execute_command("ACL", "SETUSER", "reader", "on", ">p", "~*", "+@read", "+@connection")
+    async with RedisRegistry(own_redis_server.url) as registry:
+        await registry.register(AgentInfo("a"))
+    async with RedisRegistry(own_redis_server.url.replace("://", "://reader:p@")) as registry:
+        client.config_resetstat()
+        for _ in range(5):
+            assert (await registry.get("a")).id == "a"
+            with pytest.raises(AgentNotFoundError):
+                await registry.get("absent")
+        assert client.info("commandstats").get("cmdstat_time", {}).get("rejected_calls", 0) == 0  # but at open
+        assert len(await registry.list()) == 1
+        with pytest.raises(BackendRejectedError, match="lacks a right"):
+            await registry.store_time()

@@ -5,12 +5,24 @@ from __future__ import annotations
 import asyncio
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
+from redis.exceptions import RedisError
 
-from agentic import AgentInfo, BackendRejectedError, BackendUnavailableError, RedisRegistry, open_registry
+from agentic import (
+    AgentInfo,
+    BackendError,
+    BackendRejectedError,
+    BackendUnavailableError,
+    RedisRegistry,
+    open_registry,
+)
+from agentic.backends.redis_client import make_client
 from tests.proxy import Proxy
+from tests.redis_fleet import SERVICE, SentinelTrio
 
 CONNECT = 1.5  # three times that is less than the 5 s that any connecting may take
 
@@ -57,6 +69,84 @@ async def test_plain_to_a_tls_port_is_refused_with_a_hint(redis_url: str, author
     async with Proxy(port_of(redis_url), served_by(authority, "127.0.0.1")) as proxy:
         with pytest.raises(BackendUnavailableError, match="rediss://"):
             await open_in_time(proxy.url.replace("rediss://", "redis://"))
+
+
+@pytest.fixture
+def mutual(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
+    """What a server has that wants a certificate of its clients; theirs lies beside the authority's."""
+    context = served_by(authority, "127.0.0.1")
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(context)
+    issued = authority.issue_cert("agent@fleet")
+    issued.private_key_pem.write_to_path(tmp_path / "client.key")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "client.pem")
+    return context
+
+
+async def test_a_server_that_wants_a_certificate_gets_it(
+    redis_url: str, mutual: ssl.SSLContext, tmp_path: Path
+) -> None:
+    async with Proxy(port_of(redis_url), mutual) as proxy:
+        base = f"{proxy.url}?ca={tmp_path / 'ca.pem'}&prefix=mutual"
+        async with open_registry(f"{base}&cert={tmp_path / 'client.pem'}&key={tmp_path / 'client.key'}") as registry:
+            assert await registry.list() == []
+        with pytest.raises(BackendError, match="certificate of its clients: see cert and key"):
+            await open_registry(base).open()
+
+
+def encrypted(key: bytes) -> bytes:
+    """A key that wants a password, for which OpenSSL would ask on the terminal."""
+    loaded = serialization.load_pem_private_key(key, None)
+    secret = serialization.BestAvailableEncryption(b"secret")
+    return loaded.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret)
+
+
+async def test_a_wrong_file_is_named_with_its_option(mutual: ssl.SSLContext, tmp_path: Path) -> None:
+    (tmp_path / "garbage.pem").write_text("no certificate\n")
+    (tmp_path / "encrypted.key").write_bytes(encrypted((tmp_path / "client.key").read_bytes()))
+    trustme.CA().issue_cert("another").private_key_pem.write_to_path(tmp_path / "another.key")
+    good = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
+    for option, name, why in (
+        ("ca", "missing.pem", "cannot be read: No such file"),
+        ("cert", "missing.pem", "cannot be read: No such file"),
+        ("key", "missing.key", "cannot be read: No such file"),
+        ("ca", "", "cannot be read: Is a directory"),
+        ("ca", "garbage.pem", "holds no certificate"),
+        ("ca", "client.key", "holds no certificate"),
+        ("cert", "client.key", "holds no certificate"),
+        ("key", "client.pem", "holds no unencrypted key of that certificate"),
+        ("key", "another.key", "holds no unencrypted key of that certificate"),
+        ("key", "encrypted.key", "holds no unencrypted key of that certificate"),
+    ):
+        files = {each: str(tmp_path / file) for each, file in (good | {option: name}).items()}
+        with pytest.raises(BackendRejectedError, match=why) as caught:
+            await RedisRegistry("rediss://127.0.0.1:1", **files).open()  # type: ignore[arg-type]
+        assert str(caught.value).startswith(f"{option}: the file {str(tmp_path / name)!r}")
+
+
+async def test_sentinels_are_asked_by_tls_as_the_servers_are_unless_told_otherwise(
+    sentinel_trio: SentinelTrio, authority: trustme.CA, tmp_path: Path
+) -> None:
+    sentinel = sentinel_trio.sentinels[0][1]
+    trusted = {"ssl_ca_certs": str(tmp_path / "ca.pem")}
+
+    async def primary_named(port: int, **options: Any) -> int:
+        place = {"sentinels": [("127.0.0.1", port)], "service": SERVICE, "db": 0, "max_connections": 1}
+        client: Any = make_client(place | trusted | options, CONNECT)
+        try:
+            _, found = await client.connection_pool.get_master_address()
+            return int(found)
+        finally:
+            await client.aclose()
+
+    async with Proxy(sentinel, served_by(authority, "127.0.0.1")) as proxy:
+        primary = sentinel_trio.primary_port()
+        assert await primary_named(proxy.port, ssl=True) == primary
+        assert await primary_named(proxy.port, ssl=False, sentinel_tls=True) == primary
+        assert await primary_named(sentinel, ssl=True, sentinel_tls=False) == primary
+        assert await primary_named(sentinel, ssl=False) == primary
+        with pytest.raises(RedisError):
+            await primary_named(sentinel, ssl=True)
 
 
 async def open_in_time(url: str) -> None:
