@@ -176,11 +176,11 @@ class AgentRegistry(ABC):
     ) -> None:
         await self.aclose()
 
-    def __getstate__(self) -> object:
+    def __getstate__(self) -> dict[str, Any]:
         """Refuse to copy or pickle an open registry: the copy would wait for answers that only the original gets."""
         if self._home is not None:
             raise TypeError("an open registry cannot be copied or pickled")
-        return vars(self)
+        return vars(self) | {"_patience": Patience(1.1 * self.timeout)}
 
     # --- one agent ---
 

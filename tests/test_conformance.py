@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -301,16 +302,23 @@ async def test_a_registry_can_be_opened_again_after_it_was_closed(store: Store) 
             assert (await registry.get("a")).id == "a"
 
 
-async def test_a_registry_is_copied_and_pickled_only_while_it_is_closed(store: Store) -> None:
+DUPLICATES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda each: pickle.loads(pickle.dumps(each))}
+
+
+@pytest.mark.parametrize("duplicate", DUPLICATES.values(), ids=DUPLICATES)
+async def test_a_registry_is_copied_and_pickled_only_while_it_is_closed(
+    store: Store, duplicate: Callable[[AgentRegistry], AgentRegistry]
+) -> None:
     registry = store.make()
-    copied = copy.copy(registry)
-    async with registry:
-        await registry.register(AgentInfo("a"))
-        for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+    for _ in range(2):
+        copied = duplicate(registry)
+        async with registry:
+            await registry.register(AgentInfo("a"))
             with pytest.raises(TypeError, match="an open registry cannot be copied or pickled"):
-                attempt(registry)
-        async with copied:
-            assert (await copied.register(AgentInfo("b"))).id == "b"
+                duplicate(registry)
+            async with copied:
+                assert (await copied.register(AgentInfo("b"))).id == "b"
+            await registry.heartbeat("a")
 
 
 async def test_calls_on_one_agent_take_effect_in_the_order_they_were_issued(registry: AgentRegistry) -> None:

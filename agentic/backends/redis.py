@@ -156,6 +156,12 @@ class RedisRegistry(AgentRegistry):
     def __repr__(self) -> str:
         return f"RedisRegistry(url={self.url!r}, prefix={self.prefix!r}, ttl={self.ttl})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__() | {"_writer": Writer()}  # A copy sends writes of its own.
+        for opened in ("_servers", "_place_of", "_marking"):
+            state.pop(opened, None)
+        return state
+
     async def _connect(self) -> None:
         client = self._client or make_client(self._options, self.timeout)
         if isinstance(client, aioredis.RedisCluster):
