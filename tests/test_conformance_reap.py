@@ -86,7 +86,7 @@ async def test_a_cancelled_reap_tells_the_page_under_way_before_it_ends(registry
 
 
 async def test_a_cancelled_reap_does_not_wait_for_longer_than_the_timeout(store: Store) -> None:
-    async with store.make(timeout=0.1) as registry:
+    async with store.make(timeout=0.5) as registry:
         await fill(registry)
         answers = SlowAnswers(registry)
         reaping = asyncio.create_task(registry.reap(60))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,11 +14,13 @@ import msgspec
 import redis.asyncio as aioredis
 from redis.asyncio.client import Pipeline
 
-from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_to_stamp
+from agentic.agent import AgentChanges, AgentInfo, encode_to_stamp
 from agentic.backends.redis_client import CONNECT_TIMEOUT, DRIVER_ERRORS, backend_error, hint_of_closing, make_client
 from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict, redis_findings
-from agentic.backends.redis_keys import Keys, ShardedKeys, family_of, id_in, marks_key, valid_prefix
+from agentic.backends.redis_keys import Keys, ShardedKeys, family_of, marks_key, valid_prefix
+from agentic.backends.redis_outcomes import facts, failure, raise_any
+from agentic.backends.redis_records import Records
 from agentic.backends.redis_requests import (
     Batch,
     Beat,
@@ -35,17 +37,16 @@ from agentic.backends.redis_requests import (
     bounded,
     requests,
 )
-from agentic.backends.redis_scripts import ABSENT, CORRUPT, DONE, WRONG_TYPE
+from agentic.backends.redis_scripts import ABSENT, DONE, WRONG_TYPE
 from agentic.backends.redis_servers import OneServer, Servers
 from agentic.backends.redis_url import connection_options
 from agentic.backends.redis_walk import Record, Walk
-from agentic.clock import NEVER, parse_instant, stale_before
+from agentic.clock import parse_instant, stale_before
 from agentic.errors import (
     BackendError,
     BackendRejectedError,
     BackendUnavailableError,
     ConfigurationError,
-    CorruptRecordError,
     RegistryError,
 )
 from agentic.findings import Finding
@@ -53,8 +54,7 @@ from agentic.options import count, text
 from agentic.registry import AgentRegistry
 from agentic.text import printable, type_name
 from agentic.urls import StoreURL, refuse_url
-from agentic.validation import MAX_RECORD_BYTES, too_large
-from agentic.wire import CorruptRecord, decode_agent, decode_pulse, heartbeat_as_written
+from agentic.validation import MAX_RECORD_BYTES
 
 NO_OTHER_TYPE: Final = (b"none", b"string")
 """Types of what a key without a record holds: a string has been made since it was read."""
@@ -150,6 +150,7 @@ class RedisRegistry(AgentRegistry):
         self._milliseconds = 0 if self.ttl is None else max(1, round(self.ttl * 1000))
         in_cluster = isinstance(client, aioredis.RedisCluster) if client is not None else "cluster" in self._options
         self._keys = ShardedKeys(self.prefix) if in_cluster else Keys(self.prefix)
+        self._records = Records(self._keys, self._skip)
         self._writer = Writer()
         self._is_connected = False
 
@@ -229,14 +230,14 @@ class RedisRegistry(AgentRegistry):
         results = await self._run(Register, keys, (self._milliseconds,), records)
         instants = {stamp: parse_instant(stamp.decode()) for stamp in set(results) if isinstance(stamp, bytes)}
         return [
-            agent.stamped(instants[result]) if isinstance(result, bytes) else _failure(result, agent.id)
+            agent.stamped(instants[result]) if isinstance(result, bytes) else failure(result, agent.id)
             for agent, result in zip(agents, results, strict=True)
         ]
 
     async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
         keys = self._keys.agents(ids)
         await self._settle_lost(keys)
-        return _facts(await self._run(Beat, keys, (self._milliseconds,)), ids)
+        return facts(await self._run(Beat, keys, (self._milliseconds,)), ids)
 
     async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)
@@ -250,12 +251,12 @@ class RedisRegistry(AgentRegistry):
             record, now = reading
             if record is None:
                 absent.append(len(found))
-            found.append(None if record is None else self._decoded(key, record, now))
+            found.append(None if record is None else self._records.decoded(key, record, now))
         for at, kind in zip(absent, await self._types([keys[at] for at in absent]), strict=True):
             if isinstance(kind, BackendError):
                 found[at] = kind
             elif kind not in NO_OTHER_TYPE:
-                found[at] = _failure(WRONG_TYPE, ids[at])
+                found[at] = failure(WRONG_TYPE, ids[at])
         return found
 
     async def _types(self, keys: Sequence[bytes]) -> list[bytes | BackendError]:
@@ -281,18 +282,18 @@ class RedisRegistry(AgentRegistry):
     def _decoded_or_why(self, key: bytes, result: Any, agent_id: str) -> AgentInfo | RegistryError | None:
         if isinstance(result, list) and isinstance(result[0], bytes):
             record, stamp = result
-            return self._decoded(key, record, parse_instant(stamp.decode()))
-        return None if result == ABSENT else _failure(result, agent_id)
+            return self._records.decoded(key, record, parse_instant(stamp.decode()))
+        return None if result == ABSENT else failure(result, agent_id)
 
     async def _delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        return _facts(await self._run(Deregister, self._keys.agents(ids)), ids)
+        return facts(await self._run(Deregister, self._keys.agents(ids)), ids)
 
     # --- the whole fleet ---
 
     async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         async with aclosing(self._walk_records().pages()) as pages:
             async for page in pages:
-                yield self._agents(await self._strings(page))
+                yield self._records.agents(await self._strings(page))
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
         if missed := [agent_id for agent_id, _ in await self._mark([], [])]:
@@ -304,10 +305,10 @@ class RedisRegistry(AgentRegistry):
                 boundary = stale_before(await self._time_of(node), ttl)
                 async with walk.pages_of(node) as pages:
                     async for page in pages:
-                        found = list(self._not_live(await self._strings(page), boundary))
+                        found = list(self._records.not_live(await self._strings(page), boundary))
                         marks = await self._mark([agent_id for agent_id, _ in found], [each for _, each in found])
                         yield [agent_id for agent_id, mark in marks if mark == DONE]
-                        _raise_any([mark for _, mark in marks])  # After what was marked has been reported.
+                        raise_any([mark for _, mark in marks])  # After what was marked has been reported.
 
     async def _mark(self, ids: list[str], found: Sequence[Command]) -> list[tuple[str, Any]]:
         """Mark agents offline; return their outcomes, and those of agents marked earlier and not reported yet."""
@@ -325,7 +326,7 @@ class RedisRegistry(AgentRegistry):
 
     async def _find_marks(self) -> None:
         """Find out what was marked by calls whose answers were lost, and make sure that they mark nothing more."""
-        _raise_any(await self._settle(self._writer.marks.unsettled()))
+        raise_any(await self._settle(self._writer.marks.unsettled()))
 
     async def _settle_lost(self, keys: Sequence[bytes]) -> None:
         """Let no lost write on the agents of these keys take effect after the call that follows, which is no write.
@@ -345,8 +346,8 @@ class RedisRegistry(AgentRegistry):
         async with aclosing(self._walk_records().pages()) as pages:
             async for page in pages:
                 # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
-                agents = self._agents(await self._strings(page))
-                yield sum(_raise_any(await self._run(Deregister, self._keys.agents([agent.id for agent in agents]))))
+                agents = self._records.agents(await self._strings(page))
+                yield sum(raise_any(await self._run(Deregister, self._keys.agents([agent.id for agent in agents]))))
 
     def _walk_records(self) -> Walk:
         return Walk(self._servers, self._keys)
@@ -362,9 +363,9 @@ class RedisRegistry(AgentRegistry):
     async def _strings(self, page: list[Record]) -> list[tuple[bytes, bytes, datetime]]:
         """Return the records of a page; a key of another type is skipped with a logged warning."""
         empty = [key for key, record, _ in page if record is None]
-        for key, kind in zip(empty, _raise_any(await self._types(empty)), strict=True):
+        for key, kind in zip(empty, raise_any(await self._types(empty)), strict=True):
             if kind not in NO_OTHER_TYPE:
-                self._skip(self._corrupt(key, "its key holds another type of value than a string"))
+                self._skip(self._records.corrupt(key, "its key holds another type of value than a string"))
         return [(key, record, now) for key, record, now in page if record is not None]
 
     async def _times(self) -> Sequence[datetime]:
@@ -382,82 +383,6 @@ class RedisRegistry(AgentRegistry):
 
     def _key(self, agent_id: str) -> bytes:
         return self._keys.agent(agent_id)
-
-    def _decoded(self, key: bytes, record: bytes, now: datetime) -> AgentInfo | CorruptRecordError:
-        """Return a record's agent as of `now`, or the error that says why there is none in it."""
-        try:
-            agent = decode_agent(record)
-        except CorruptRecord as error:
-            return self._corrupt(key, str(error))
-        if self._keys.agent(agent.id) == key:
-            heartbeat = agent.last_heartbeat
-            return agent if heartbeat is not None and heartbeat <= now else agent.stamped(now)
-        return self._corrupt(key, "it names the id of another key")
-
-    def _corrupt(self, key: bytes, why: str) -> CorruptRecordError:
-        return CorruptRecordError(f"the record at key {key.decode(errors='replace')!r} is corrupt: {why}", id_in(key))
-
-    def _agents(self, page: list[tuple[bytes, bytes, datetime]]) -> list[AgentInfo]:
-        """Return the agent of each record; a corrupt one is skipped, with a logged warning."""
-        agents = []
-        for key, record, now in page:
-            agent = self._decoded(key, record, now)
-            if isinstance(agent, AgentInfo):
-                agents.append(agent)
-            else:
-                self._skip(agent)
-        return agents
-
-    def _not_live(
-        self, page: list[tuple[bytes, bytes, datetime]], boundary: datetime
-    ) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
-        """Yield the id of each agent that a sweep has to write, with its heartbeat as stored, and why.
-
-        The reason is `stale`, or `future` for a heartbeat that its server's clock has not reached. A corrupt record is
-        skipped with a logged warning.
-        """
-        for key, record, now in page:
-            try:
-                pulse = decode_pulse(record)
-            except CorruptRecord as error:
-                self._skip(self._corrupt(key, str(error)))
-                continue
-            heartbeat = pulse.last_heartbeat or NEVER
-            why = b"stale" if heartbeat < boundary else b"future" if heartbeat > now else b""
-            if self._keys.agent(pulse.id) == key and (not why or pulse.status == AgentStatus.OFFLINE):
-                continue
-            # Read as a whole now: what `list` would call corrupt must not be written.
-            for agent in self._agents([(key, record, now)]):
-                yield agent.id, (heartbeat_as_written(record), why)
-
-
-def _facts(results: Sequence[Any], ids: Sequence[str]) -> list[bool | RegistryError]:
-    if results.count(DONE) == len(results):
-        return [True] * len(results)
-    return [
-        result == DONE if result in (DONE, ABSENT) else _failure(result, agent_id)
-        for result, agent_id in zip(results, ids, strict=True)
-    ]
-
-
-def _failure(result: Any, agent_id: str) -> RegistryError:
-    """Return the error that a script's outcome for one agent is, or stands for."""
-    if isinstance(result, BackendError):
-        return result
-    if isinstance(result, list):
-        return too_large(result[1])
-    if result == CORRUPT:
-        shown = printable(agent_id)
-        return CorruptRecordError(f"the record of agent '{shown}' is corrupt: it is not an agent's JSON", agent_id)
-    return BackendRejectedError(f"the key of agent {agent_id!r} holds another type of value than a string")
-
-
-def _raise_any(outcomes: list[Any]) -> list[Any]:
-    """Return the outcomes, unless one of them is an error."""
-    for outcome in outcomes:
-        if isinstance(outcome, BackendError):
-            raise outcome
-    return outcomes
 
 
 def _check_client(client: object, connection: Mapping[str, object]) -> None:
