@@ -116,16 +116,20 @@ async def _refused(registry: AgentRegistry) -> list[Finding]:
     offline = replace(agent, status=AgentStatus.OFFLINE)
     refused = []
 
-    async def attempt(what: str, call: Awaitable[object]) -> None:
+    async def attempt(what: str, call: Awaitable[object]) -> bool:
         try:
             await call
         except BackendRejectedError as error:
             refused.append(Finding(Level.BAD, "rights", f"{what} is refused", str(error)))
+            return False
         except AgentNotFoundError:
             pass  # Its registration was refused, which is a finding already.
+        return True
 
+    removal = f"deregister of {agent.id!r}, which may stay,"
     try:
-        await attempt("register", registry.register(agent))
+        if not await attempt("register", registry.register(agent)):
+            removal = "deregister"
         # Redis writes the heartbeats of an agent and of an offline one with different commands.
         await attempt("heartbeat", registry.heartbeat(agent.id))
         with suppress(BackendRejectedError):
@@ -136,7 +140,7 @@ async def _refused(registry: AgentRegistry) -> list[Finding]:
         # Also where the registration failed: the store may have made it.
         with anyio.CancelScope(shield=True):
             try:
-                await attempt(f"deregister of {agent.id!r}, which may stay,", registry.deregister(agent.id))
+                await attempt(removal, registry.deregister(agent.id))
             except BackendUnavailableError as error:
                 raise BackendUnavailableError(f"agent {agent.id!r} may stay, its removal failed: {error}") from error
     return refused

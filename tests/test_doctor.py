@@ -81,7 +81,7 @@ async def bad_findings(registry: Any) -> list[tuple[str, str]]:
         ("+pexpire", 300, {"heartbeat is refused"}),
         ("+psetex", 300, {"heartbeat of an offline agent is refused"}),
         ("+persist", None, {"heartbeat is refused"}),
-        ("+evalsha", 300, {"register is refused", "update is refused", "deregister of"}),
+        ("+evalsha", 300, {"register is refused", "update is refused", "deregister is refused"}),
         ("+del", 300, {"which may stay, is refused"}),
         ("+scan", 300, {"agents could not be examined"}),
     ],
