@@ -102,7 +102,7 @@ async def test_keys_of_another_type_are_left_alone(redis_store: RedisStore) -> N
 
 
 @pytest.mark.parametrize("where", ["one server", "cluster"])
-async def test_a_heartbeat_in_the_servers_future_is_read_as_of_now_and_left_as_it_is(
+async def test_a_heartbeat_in_the_servers_future_is_read_as_of_now(
     redis_url: str, redis_cluster: RedisCluster, where: str
 ) -> None:
     store = RedisStore(redis_url)

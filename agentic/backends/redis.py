@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 import redis.asyncio as aioredis
-from redis.asyncio.client import Pipeline
 
 from agentic.agent import AgentChanges, AgentInfo, encode_to_stamp
-from agentic.backends.redis_client import CONNECT_TIMEOUT, DRIVER_ERRORS, backend_error, hint_of_closing, make_client
+from agentic.backends.redis_client import (
+    CONNECT_TIMEOUT,
+    DRIVER_ERRORS,
+    backend_error,
+    check_client,
+    hint_of_closing,
+    make_client,
+)
 from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict, redis_findings
 from agentic.backends.redis_keys import Keys, ShardedKeys, family_of, marks_key, valid_prefix
@@ -46,13 +52,12 @@ from agentic.errors import (
     BackendError,
     BackendRejectedError,
     BackendUnavailableError,
-    ConfigurationError,
     RegistryError,
 )
 from agentic.findings import Finding
 from agentic.options import count, text
 from agentic.registry import AgentRegistry
-from agentic.text import printable, type_name
+from agentic.text import printable
 from agentic.urls import StoreURL, refuse_url
 from agentic.validation import MAX_RECORD_BYTES
 
@@ -146,7 +151,7 @@ class RedisRegistry(AgentRegistry):
             self.url = str(parts)
             self._options = connection_options(parts, **connection) | {"max_connections": self.max_connections}
         else:
-            _check_client(client, connection)
+            check_client(client, connection)
         self._milliseconds = 0 if self.ttl is None else max(1, round(self.ttl * 1000))
         in_cluster = isinstance(client, aioredis.RedisCluster) if client is not None else "cluster" in self._options
         self._keys = ShardedKeys(self.prefix) if in_cluster else Keys(self.prefix)
@@ -383,25 +388,3 @@ class RedisRegistry(AgentRegistry):
 
     def _key(self, agent_id: str) -> bytes:
         return self._keys.agent(agent_id)
-
-
-def _check_client(client: object, connection: Mapping[str, object]) -> None:
-    """Refuse what is no client, or one that is wrongly set up, or has options beside it."""
-    if not isinstance(client, (aioredis.Redis, aioredis.RedisCluster)) or isinstance(client, Pipeline):
-        raise ConfigurationError(f"client: must be a client of redis.asyncio, got {type_name(client)}")
-    if isinstance(client, aioredis.RedisCluster) and (client.read_from_replicas or client.load_balancing_strategy):
-        raise ConfigurationError("client: must not read from replicas, which may lack what was just written")
-    if _decodes(client):
-        raise ConfigurationError("client: must be made with decode_responses=False; records are bytes")
-    for name, value in connection.items():
-        if value is not None:
-            raise ConfigurationError(
-                f"{name}: is the client's own; give either an option of the connection or a client"
-            )
-
-
-def _decodes(client: aioredis.Redis | aioredis.RedisCluster) -> bool:
-    if isinstance(client, aioredis.RedisCluster):
-        return bool(client.connection_kwargs.get("decode_responses"))
-    options = client.connection_pool.connection_kwargs
-    return bool(options.get("decode_responses"))

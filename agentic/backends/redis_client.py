@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import redis.asyncio as aioredis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -43,7 +44,8 @@ from agentic.backends.redis_connection import (
 )
 from agentic.backends.redis_sentinel import SentinelCredentials, Sentinels
 from agentic.backends.redis_server_info import Refused
-from agentic.errors import BackendError, BackendRejectedError, BackendUnavailableError
+from agentic.errors import BackendError, BackendRejectedError, BackendUnavailableError, ConfigurationError
+from agentic.text import type_name
 
 CONNECT_TIMEOUT: Final = 5.0
 
@@ -138,6 +140,36 @@ def _credentials(username: str | None, password: str | None) -> tuple[str, ...]:
     if password is None:
         return ()
     return (username, password) if username else (password,)
+
+
+def check_client(client: object, connection: Mapping[str, object]) -> None:
+    """Check a client that a user has made.
+
+    Args:
+        client: The user's.
+        connection: Options of a connection, which would be the client's own.
+
+    Raises:
+        ConfigurationError: It is no client, is wrongly set up, or there are options beside it.
+    """
+    if not isinstance(client, (aioredis.Redis, aioredis.RedisCluster)) or isinstance(client, Pipeline):
+        raise ConfigurationError(f"client: must be a client of redis.asyncio, got {type_name(client)}")
+    if isinstance(client, aioredis.RedisCluster) and (client.read_from_replicas or client.load_balancing_strategy):
+        raise ConfigurationError("client: must not read from replicas, which may lack what was just written")
+    if _decodes(client):
+        raise ConfigurationError("client: must be made with decode_responses=False; records are bytes")
+    for name, value in connection.items():
+        if value is not None:
+            raise ConfigurationError(
+                f"{name}: is the client's own; give either an option of the connection or a client"
+            )
+
+
+def _decodes(client: aioredis.Redis | aioredis.RedisCluster) -> bool:
+    if isinstance(client, aioredis.RedisCluster):
+        return bool(client.connection_kwargs.get("decode_responses"))
+    options = client.connection_pool.connection_kwargs
+    return bool(options.get("decode_responses"))
 
 
 # What the server answers while it cannot serve, and will again without anybody's doing.

@@ -207,7 +207,7 @@ class OneServer(Servers):
         self._role_questions: tuple[Command, ...] = (HELLO,)
 
     async def ping(self) -> None:
-        (reply,), _ = await self._exchange(PING)
+        (reply,), _ = await _with_connection(lambda: self._exchange(PING))
         answered(reply)
 
     async def _close(self) -> None:
