@@ -11,22 +11,25 @@ local MAX_STORED_BYTES = 131072
 
 -- The server does nothing else while a script runs. So a script takes on no further agents once it has looked at MOST_READ
 -- bytes of records, or has to examine more than MOST_WORK bytes one by one. It leaves them for another call.
-local MOST_READ, MOST_WORK, CHUNK = 1048576, 65536, 16
+local MOST_READ, MOST_WORK, MOST_AT_ONCE = 524288, 65536, 16
 local work = 0 -- Bytes examined one by one so far.
 
 -- Calls `each` with every agent's key, record, false where there is none, and place, and collects what it returns. Agents
 -- beyond what one call may do get AGAIN.
 local function for_each_record(count, each)
-  local results, read = {}, 0
-  for first = 1, count, CHUNK do
-    local last = first + CHUNK - 1
-    if last > count then last = count end
-    local records = read < MOST_READ and call('MGET', unpack(KEYS, first, last))
+  local results, read, is_full, last, at_once = {}, 0, false, 0, 1
+  while last < count do
+    local first = last + 1
+    last = math.min(last + at_once, count)
+    -- Few at first: they may be megabytes long.
+    at_once = math.min(2 * at_once, MOST_AT_ONCE)
+    is_full = is_full or read >= MOST_READ
+    local records = not is_full and call('MGET', unpack(KEYS, first, last))
     for i = first, last do
       local record = records and records[i - first + 1]
       local size = record and #record or 0
-      if not records or work > 0 and work + size > MOST_WORK then
-        results[i] = AGAIN
+      if is_full or work > 0 and work + size > MOST_WORK then
+        is_full, results[i] = true, AGAIN
       else
         if size > MAX_STORED_BYTES then record = '' end
         read = read + size
