@@ -151,7 +151,7 @@ async def test_missing_fields_are_put_in_their_place(redis_store: RedisStore) ->
         assert redis_store.client.get(key) == b'{"id":"x","z":1,"status":"offline"}'
         put(redis_store, "x", b'{ "z" : [1] , "id" : "x" , "metadata" : {} }')
         await registry.update("x", name="n", capabilities=("c",), metadata={})
-        assert redis_store.client.get(key) == b'{ "z" : [1] , "id" : "x","name":"n","capabilities":["c"] }'
+        assert redis_store.client.get(key) == b'{ "z" : [1] , "id" : "x" , "name":"n","capabilities":["c"] }'
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,12 @@ class Script(NamedTuple):
 def _load(name: str, *shared: str) -> Script:
     """Read a script and what it shares with others."""
     folder = files("agentic.backends") / "lua"
-    text = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", "json", *shared, name))
+    text = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", *shared, name))
     return Script(sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
 
-_WRITING: Final = ("register", "heartbeat_slow", "update", "deregister", "reap", "settle")
-
-SCRIPTS: Final = {"heartbeat": _load("heartbeat")} | {name: _load(name, "writer") for name in _WRITING}
+SCRIPTS: Final = {
+    "heartbeat": _load("heartbeat", "usual"),
+    **{name: _load(name, "usual", "json", "writer") for name in ("heartbeat_slow", "update", "reap")},
+    **{name: _load(name, "writer") for name in ("register", "deregister", "settle")},
+}

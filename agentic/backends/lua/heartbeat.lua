@@ -6,12 +6,20 @@
 
 local ttl, also_offline, stamp = ARGV[1], ARGV[2] == '1', now()
 
-return for_each_record(#KEYS, function(i, record)
-  local heartbeat, status, status_end = usual(record or '', KEYS[i])
-  if not heartbeat then return SLOW end
-  if sub(record, status, status_end) == 'offline' and not also_offline then return SLOW end
+-- As text, for a number is converted in each command.
+local offsets = {}
+
+return for_each_record(#KEYS, function(key, record)
+  if not record then return SLOW end
+  local heartbeat, status = usual(record, key)
+  if not heartbeat or status == 'offline' and not also_offline then return SLOW end
+  local offset = offsets[heartbeat]
+  if not offset then
+    offset = tostring(heartbeat - 1)
+    offsets[heartbeat] = offset
+  end
   -- In this order: a script that has written may write on when the server's memory is full.
-  if ttl ~= '0' then call('PEXPIRE', KEYS[i], ttl) else call('PERSIST', KEYS[i]) end
-  call('SETRANGE', KEYS[i], heartbeat - 1, stamp)
+  if ttl ~= '0' then call('PEXPIRE', key, ttl) else call('PERSIST', key) end
+  call('SETRANGE', key, offset, stamp)
   return 1
 end)

@@ -7,24 +7,25 @@
 local ttl, stamp = ARGV[1], now()
 
 local function stamped(record, key)
-  local heartbeat, status, status_end = usual(record, key)
-  if heartbeat and sub(record, status, status_end) == 'offline' then
-    return sub(record, 1, status - 1) .. 'available","last_heartbeat":"' .. stamp .. sub(record, heartbeat + #stamp)
+  local heartbeat, status = usual(record, key)
+  if status == 'offline' then
+    return sub(record, 1, heartbeat - #BEFORE - #status - 1) .. 'available' .. BEFORE .. stamp
+      .. sub(record, heartbeat + #stamp)
   end
-  local members, named = agent_members(record, key)
-  if not members then return nil end
+  local found = agent_record(record, key)
+  if not found then return nil end
   local changes = {last_heartbeat = '"' .. stamp .. '"'}
-  if text_of(record, named.status) == 'offline' then changes.status = '"available"' end
-  return changed(record, members, named, changes)
+  if text_of(record, found.named.status) == 'offline' then changes.status = '"available"' end
+  return changed(record, found, changes)
 end
 
 local refusal = overtaken()
 if refusal then return refusal end
 
-return for_each_record(#KEYS, function(i, record)
-  if not record then return missing(KEYS[i]) end
-  local text = stamped(record, KEYS[i])
+return for_each_record(#KEYS, function(key, record)
+  if not record then return missing(key) end
+  local text = stamped(record, key)
   if not text then return CORRUPT end
-  store(KEYS[i], text, ttl)
+  store(key, text, ttl)
   return 1
 end)

@@ -1,31 +1,39 @@
--- What every script shares. Prepended to each, with json.lua.
+-- What every script shares. Prepended to each.
 
-local call, find, sub, byte, match = redis.call, string.find, string.sub, string.byte, string.match
+local call, find, sub, byte, match, gsub = redis.call, string.find, string.sub, string.byte, string.match, string.gsub
 
 -- Outcomes for one agent, beside 1 for done. SLOW: left for the script that does the rest. AGAIN: not done yet, since
 -- this call has done as much as one may; to be sent again.
 local ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN = 0, -1, -2, -3, -4, -5
 
--- The server does nothing else while a script runs. So a script takes on no further agents once it has read this many bytes,
--- or done this much work: a byte that is parsed counts 1, a value or an escape STEP more. It leaves them for another call.
-local MOST_READ, MOST_WORK, STEP = 1048576, 131072, 32
-local CHUNK = 32
-local work = 0
+-- Records that are longer are corrupt. No script looks at them: each gets '' in their place, which is corrupt as well.
+local MAX_STORED_BYTES = 131072
 
--- Calls `each` with every agent's place and record, false where there is none, and collects what it returns. Agents beyond
--- what one call may do get AGAIN.
+-- The server does nothing else while a script runs. So a script takes on no further agents once it has looked at MOST_READ
+-- bytes of records, or has to examine more than MOST_WORK bytes one by one. It leaves them for another call.
+local MOST_READ, MOST_WORK, MOST_AT_ONCE = 524288, 65536, 16
+local work = 0 -- Bytes examined one by one so far.
+
+-- Calls `each` with every agent's key, record, false where there is none, and place, and collects what it returns. Agents
+-- beyond what one call may do get AGAIN.
 local function for_each_record(count, each)
-  local results, read = {}, 0
-  for first = 1, count, CHUNK do
-    local last = math.min(first + CHUNK - 1, count)
-    local records = read < MOST_READ and work < MOST_WORK and call('MGET', unpack(KEYS, first, last))
+  local results, read, is_full, last, at_once = {}, 0, false, 0, 1
+  while last < count do
+    local first = last + 1
+    last = math.min(last + at_once, count)
+    -- Few at first: they may be megabytes long.
+    at_once = math.min(2 * at_once, MOST_AT_ONCE)
+    is_full = is_full or read >= MOST_READ
+    local records = not is_full and call('MGET', unpack(KEYS, first, last))
     for i = first, last do
       local record = records and records[i - first + 1]
-      if records and (work < MOST_WORK or not record) then
-        read = read + (record and #record or 0)
-        results[i] = each(i, record)
+      local size = record and #record or 0
+      if is_full or work > 0 and work + size > MOST_WORK then
+        is_full, results[i] = true, AGAIN
       else
-        results[i] = AGAIN
+        if size > MAX_STORED_BYTES then record = '' end
+        read = read + size
+        results[i] = each(KEYS[i], record, i)
       end
     end
   end

@@ -10,19 +10,17 @@ local ttl, stamp = tonumber(ARGV[1]), now()
 local MARK, RESTAMP = {status = '"offline"'}, {last_heartbeat = '"' .. stamp .. '"'}
 
 -- The record after the change, nil where it is no longer as it was found.
-local function written(record, key, found, changes)
-  local heartbeat, status, status_end = usual(record, key)
-  if heartbeat and changes == MARK then
-    if sub(record, heartbeat - 1, heartbeat + #stamp) ~= found or sub(record, status, status_end) == 'offline' then
-      return nil
-    end
-    return sub(record, 1, status - 1) .. 'offline' .. sub(record, status_end + 1)
+local function written(record, key, found, is_future)
+  local heartbeat, status = usual(record, key)
+  if heartbeat and not is_future then
+    if sub(record, heartbeat - 1, heartbeat + #stamp) ~= found or status == 'offline' then return nil end
+    return sub(record, 1, heartbeat - #BEFORE - #status - 1) .. 'offline' .. sub(record, heartbeat - #BEFORE)
   end
-  local members, named = agent_members(record, key)
-  if not members or text_of(record, named.status) == 'offline' then return nil end
-  local field = named.last_heartbeat
+  local agent = agent_record(record, key)
+  if not agent or not is_future and text_of(record, agent.named.status) == 'offline' then return nil end
+  local field = agent.named.last_heartbeat
   if (field and sub(record, field.from, field.to) or '') ~= found then return nil end
-  return changed(record, members, named, changes)
+  return changed(record, agent, is_future and RESTAMP or MARK)
 end
 
 local refusal = overtaken()
@@ -30,16 +28,17 @@ if refusal then return refusal end
 
 local marks, token, marked = table.remove(KEYS), table.remove(ARGV), {}
 
-local results = for_each_record(#KEYS, function(i, record)
+local results = for_each_record(#KEYS, function(key, record, i)
   local is_future = ARGV[2 * i + 1] == 'future'
-  local text = record and written(record, KEYS[i], ARGV[2 * i], is_future and RESTAMP or MARK)
+  local text = record and written(record, key, ARGV[2 * i], is_future)
   if not text then return 0 end
-  call('SET', KEYS[i], text, 'KEEPTTL')
+  call('SET', key, text, 'KEEPTTL')
   if not is_future then
-    marked[#marked + 1] = KEYS[i]
+    marked[#marked + 1] = key
     return 1
   end
-  if ttl > 0 and call('PTTL', KEYS[i]) > ttl then call('PEXPIRE', KEYS[i], ttl) end
+  local left = call('PTTL', key)
+  if ttl > 0 and (left > ttl or left < 0) then call('PEXPIRE', key, ttl) end
   return 0
 end)
 

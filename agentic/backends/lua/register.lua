@@ -18,19 +18,12 @@ local refusal = overtaken()
 if refusal then return refusal end
 local results = {}
 for i = 1, #KEYS do
-  local record = stamped(ARGV[i + 1])
-  -- GET makes the server refuse to overwrite a key of another type.
-  local reply
-  if ttl ~= '0' then
-    reply = redis.pcall('SET', KEYS[i], record, 'GET', 'PX', ttl)
-  else
-    reply = redis.pcall('SET', KEYS[i], record, 'GET')
-  end
-  if type(reply) == 'table' and reply.err then
-    if not find(reply.err, 'WRONGTYPE', 1, true) then return reply end
-    results[i] = WRONG_TYPE
-  else
+  local kind = call('TYPE', KEYS[i]).ok
+  if kind == 'none' or kind == 'string' then
+    store(KEYS[i], stamped(ARGV[i + 1]), ttl)
     results[i] = stamp
+  else
+    results[i] = WRONG_TYPE
   end
 end
 return results

@@ -22,13 +22,12 @@ local changes = changes_of_all()
 local refusal = overtaken()
 if refusal then return refusal end
 
-return for_each_record(#KEYS, function(i, record)
-  if not record then return missing(KEYS[i]) end
-  local members, named = agent_members(record, KEYS[i])
-  if not members then return CORRUPT end
-  local text = changed(record, members, named, changes[i])
+return for_each_record(#KEYS, function(key, record, i)
+  if not record then return missing(key) end
+  local found = agent_record(record, key)
+  local text = found and changed(record, found, changes[i])
   if not text then return CORRUPT end
   if #text > limit and #text > #record then return {TOO_LARGE, #text} end
-  call('SET', KEYS[i], text, 'KEEPTTL')
+  call('SET', key, text, 'KEEPTTL')
   return {text, stamp}
 end)

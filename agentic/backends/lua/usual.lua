@@ -1,0 +1,115 @@
+-- The usual form of a record, recognised without parsing it: as this library writes it, with nothing escaped.
+-- Every heartbeat pays for this, and every call for what is defined here.
+
+-- The forms of UTF-8 (RFC 3629) with more than one byte, the usual ones first. None can begin inside another one.
+local UTF8 = '[\194-\223][\128-\191] [\225-\236\238\239][\128-\191][\128-\191] \240[\144-\191][\128-\191][\128-\191] '
+  .. '\224[\160-\191][\128-\191] \237[\128-\159][\128-\191] [\241-\243][\128-\191][\128-\191][\128-\191] '
+  .. '\244[\128-\143][\128-\191][\128-\191]'
+
+local function is_utf8(text)
+  work = work + #text
+  for form in string.gmatch(UTF8, '[^ ]+') do
+    -- A space, so that no two parts that are left become one.
+    text = gsub(text, form, ' ')
+    if not find(text, '[\128-\255]') then return true end
+  end
+  return false
+end
+
+local function is_date(year, month, day)
+  year, month, day = tonumber(year), tonumber(month), tonumber(day)
+  local days = 31
+  if month == 2 then
+    days = year % 4 == 0 and (year % 100 ~= 0 or year % 400 == 0) and 29 or 28
+  elseif month == 4 or month == 6 or month == 9 or month == 11 then
+    days = 30
+  end
+  return year > 0 and month > 0 and month < 13 and day > 0 and day <= days
+end
+
+-- Whether a text is made of items that match a pattern, with a comma between each two.
+local function is_list(text, item)
+  local at, size = match(text, item), #text
+  while at and at <= size do
+    at = byte(text, at) == 44 and match(text, item, at + 1) or nil
+  end
+  return at
+end
+
+local function is_list_of_strings(text)
+  return is_list(text, '^"[]-\127#-[ !]*"()') or is_list(text, '^"[]-\255#-[ !]*"()') and is_utf8(text)
+end
+
+local function is_list_of_entries(text)
+  return is_list(text, '^"[]-\127#-[ !]*":"[]-\127#-[ !]*"()')
+    or is_list(text, '^"[]-\255#-[ !]*":"[]-\255#-[ !]*"()') and is_utf8(text)
+end
+
+-- Parts that many records have in common are looked at once in a call: what was found of each, false where it is wrong.
+local middles, status_parts, ends, load_parts = {}, {}, {}, {}
+
+local function status_of(text)
+  local status = status_parts[text]
+  if status == nil then
+    local word, year, month, day, hour =
+      match(text, '^,"status":"(%l+)","last_heartbeat":"(%d%d%d%d)%-(%d%d)%-(%d%d)T(%d%d):[0-5]%d$')
+    status = word and is_date(year, month, day) and tonumber(hour) < 24 and word or false
+    status_parts[text] = status
+  end
+  return status
+end
+
+-- The status, by what stands between the name and the seconds of last_heartbeat.
+local function status_in_middle(text)
+  local closed = find(text, '],"status":"', 1, true)
+  if not closed then return status_of(text) end
+  return sub(text, 1, 17) == ',"capabilities":[' and is_list_of_strings(sub(text, 18, closed - 1))
+    and status_of(sub(text, closed + 1)) or false
+end
+
+local function are_loads(text)
+  local right = load_parts[text]
+  if right == nil then
+    local load, most = match(text, '^","current_load":(%d+),"max_load":(%d+)$')
+    right = load and #load < 20 and #most < 20 and not find(load, '^0.') and not find(most, '^0.') or false
+    load_parts[text] = right
+  end
+  return right
+end
+
+-- Whether a record may end in a text that begins behind last_heartbeat.
+local function is_end(text)
+  local from, to = find(text, ',"metadata":{', 1, true)
+  if not from then return byte(text, -1) == 125 and are_loads(sub(text, 1, -2)) end
+  return are_loads(sub(text, 1, from - 1)) and sub(text, -2) == '}}' and is_list_of_entries(sub(text, to + 1, -3)) or false
+end
+
+-- Where the id begins in the keys of all agents of a script: no prefix holds ':agent:'.
+local ID_AT = #KEYS > 0 and select(2, find(KEYS[1], ':agent:', 1, true)) + 1
+
+-- What stands between the status and the text of last_heartbeat.
+local BEFORE = '","last_heartbeat":"'
+
+-- Where the text of last_heartbeat begins, and the status, in a record of the usual form; nil for every other record,
+-- whether it is valid or not.
+local function usual(text, key)
+  local id, from = match(text, '^{"id":"([]-\127#-[ !]*)","name":"[]-\127#-[ !]*"()')
+  if not id then
+    id, from = match(text, '^{"id":"([]-\255#-[ !]*)","name":"[]-\255#-[ !]*"()')
+    if not id or not is_utf8(sub(text, 1, from)) then return nil end
+  end
+  if id ~= sub(key, ID_AT) then return nil end
+  local _, before = find(text, BEFORE, from, true)
+  if not before then return nil end
+  local middle, tail = sub(text, from, before + 16), sub(text, before + 28)
+  local status, right = middles[middle], ends[tail]
+  if status == nil then
+    status = status_in_middle(middle)
+    middles[middle] = status
+  end
+  if right == nil then
+    right = is_end(tail)
+    ends[tail] = right
+  end
+  if status and right and find(text, '^:[0-5]%d%.%d%d%d%d%d%dZ', before + 17) then return before + 1, status end
+end
