@@ -13,6 +13,12 @@ from pathlib import Path
 
 from agentic import SQLiteRegistry
 
+COLUMNS = (
+    "name TEXT, capabilities TEXT, status TEXT, last_heartbeat TEXT, "
+    "current_load INTEGER, max_load INTEGER, registered_at TEXT"
+)
+TABLE_WITHOUT_CONSTRAINTS = f"CREATE TABLE agents (id TEXT PRIMARY KEY, {COLUMNS})"
+
 _IMPORTS = """
     import asyncio, os, sqlite3, sys, time
     from agentic import AgentInfo, BackendError, SQLiteRegistry

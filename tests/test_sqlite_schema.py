@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from agentic import AgentInfo, BackendRejectedError, SQLiteRegistry
+from tests.sqlite_file import COLUMNS, TABLE_WITHOUT_CONSTRAINTS
 
-COLUMNS = "name TEXT, capabilities TEXT, status TEXT, last_heartbeat TEXT, current_load INTEGER, max_load INTEGER, registered_at TEXT"
-SOUND = f"CREATE TABLE agents (id TEXT PRIMARY KEY, {COLUMNS})"
 REFUSED = {
     "a view": ("CREATE VIEW agents AS SELECT 1 AS id", "a view or a virtual table"),
     "a virtual table": ("CREATE VIRTUAL TABLE agents USING fts5 (id)", "a view or a virtual table"),
@@ -22,15 +21,15 @@ REFUSED = {
     "another key": (f"CREATE TABLE agents (id TEXT, {COLUMNS}, x PRIMARY KEY)", "its primary key is not 'id'"),
     "a key of numbers": (f"CREATE TABLE agents (id INTEGER PRIMARY KEY, {COLUMNS})", "column id does not keep what is written"),
     "a key without case": (f"CREATE TABLE agents (id TEXT PRIMARY KEY COLLATE NOCASE, {COLUMNS})", "it has a collation"),
-    "no rowids": (f"{SOUND} WITHOUT ROWID", "it has no rowids"),
+    "no rowids": (f"{TABLE_WITHOUT_CONSTRAINTS} WITHOUT ROWID", "it has no rowids"),
     "a column named rowid": (f"CREATE TABLE agents (id TEXT PRIMARY KEY, {COLUMNS}, rowid TEXT)", "a column named rowid"),
-    "a missing column": (SOUND.replace("max_load INTEGER, ", ""), "no column max_load"),
-    "text as numbers": (SOUND.replace("name TEXT", "name INTEGER"), "column name does not keep what is written"),
-    "loads as floats": (SOUND.replace("max_load INTEGER", "max_load REAL"), "column max_load does not keep what is written"),
-    "a computed column": (SOUND.replace("name TEXT", "name TEXT AS (id)"), "column name does not keep what is written"),
-    "a column that needs a value": (SOUND.replace("name TEXT", "name TEXT, theirs TEXT NOT NULL"), "column theirs needs a value"),
-    "expiries for all": (SOUND.replace("name TEXT", "name TEXT, expires_at TEXT NOT NULL"), "column expires_at must allow NULL"),
-    "unique names": (SOUND.replace("name TEXT", "name TEXT UNIQUE"), "its unique index"),
+    "a missing column": (TABLE_WITHOUT_CONSTRAINTS.replace("max_load INTEGER, ", ""), "no column max_load"),
+    "text as numbers": (TABLE_WITHOUT_CONSTRAINTS.replace("name TEXT", "name INTEGER"), "column name does not keep what is written"),
+    "loads as floats": (TABLE_WITHOUT_CONSTRAINTS.replace("max_load INTEGER", "max_load REAL"), "column max_load does not keep what is written"),
+    "a computed column": (TABLE_WITHOUT_CONSTRAINTS.replace("name TEXT", "name TEXT AS (id)"), "column name does not keep what is written"),
+    "a column that needs a value": (TABLE_WITHOUT_CONSTRAINTS.replace("name TEXT", "name TEXT, theirs TEXT NOT NULL"), "column theirs needs a value"),
+    "expiries for all": (TABLE_WITHOUT_CONSTRAINTS.replace("name TEXT", "name TEXT, expires_at TEXT NOT NULL"), "column expires_at must allow NULL"),
+    "unique names": (TABLE_WITHOUT_CONSTRAINTS.replace("name TEXT", "name TEXT UNIQUE"), "its unique index"),
 }  # fmt: skip
 ALTERATIONS = {
     "dropped": ("DROP TABLE agents", "there is no such table"),
