@@ -1,8 +1,40 @@
-"""What the tests of SQLite share."""
+"""What the tests of SQLite share: other processes, mounts, and a look at a registry's own connection."""
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
 from agentic import SQLiteRegistry
+
+COLUMNS = (
+    "name TEXT, capabilities TEXT, status TEXT, last_heartbeat TEXT, "
+    "current_load INTEGER, max_load INTEGER, registered_at TEXT"
+)
+TABLE_WITHOUT_CONSTRAINTS = f"CREATE TABLE agents (id TEXT PRIMARY KEY, {COLUMNS})"
+
+_IMPORTS = """
+    import asyncio, os, sqlite3, sys, time
+    from agentic import AgentInfo, BackendError, SQLiteRegistry
+"""
+_HOLD = """
+    db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20)
+    for statement in sys.argv[2:]:
+        db.execute(statement).fetchall()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+_LOOK = """
+    db = sqlite3.connect(sys.argv[1], timeout=20)
+    print(*[agent_id for (agent_id,) in db.execute("SELECT id FROM agents")])
+    db.close()
+"""
 
 
 async def in_transaction(registry: SQLiteRegistry) -> bool:
@@ -10,3 +42,59 @@ async def in_transaction(registry: SQLiteRegistry) -> bool:
     writer = registry._open_database._writer
     assert writer is not None
     return await writer.connection.run(lambda job: job.db.in_transaction, 1)
+
+
+def spawn(script: str, *arguments: object) -> subprocess.Popen[bytes]:
+    """Start a process that runs a script."""
+    code = textwrap.dedent(_IMPORTS) + textwrap.dedent(script)
+    return subprocess.Popen(
+        [sys.executable, "-W", "default", "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@contextmanager
+def killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Leave no process behind where a test fails."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@asynccontextmanager
+async def locked_by_another_process(path: Path, *statements: str) -> AsyncIterator[None]:
+    """Keep what the statements leave locked, in another process."""
+    with killed_at_last(spawn(_HOLD, path, *statements)) as process:
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
+        yield
+
+
+async def seen_by_another_process(path: Path) -> set[str]:
+    """Return the ids that another process finds; it opens the file and closes it, as its last connection would."""
+    process = spawn(_LOOK, path)
+    found, error = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 0, error
+    return set(found.decode().split())
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[bool]:
+    """Mount a tmpfs on a new folder; false where that is not allowed."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    yield done.returncode == 0
+    if done.returncode == 0:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def integrity(path: Path) -> str:
+    """Return what SQLite's own check says of a file."""
+    with closing(sqlite3.connect(path)) as db:
+        return str(db.execute("PRAGMA integrity_check").fetchone()[0])

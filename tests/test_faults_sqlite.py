@@ -8,11 +8,9 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -23,50 +21,8 @@ from agentic import (
     BackendUnavailableError,
     SQLiteRegistry,
 )
-from tests.sqlite_file import in_transaction
+from tests.sqlite_file import in_transaction, integrity, killed_at_last, mounted, spawn
 from tests.waiting import wait_until
-
-HEAD = """
-    import asyncio, os, sys, time
-    from agentic import AgentInfo, BackendError, SQLiteRegistry
-"""
-
-
-def spawn(script: str, *arguments: object) -> subprocess.Popen[bytes]:
-    code = textwrap.dedent(HEAD) + textwrap.dedent(script)
-    return subprocess.Popen(
-        [sys.executable, "-W", "default", "-c", code, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-@contextmanager
-def killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Leave no process behind where a test fails."""
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@contextmanager
-def mounted(folder: Path, options: str) -> Iterator[bool]:
-    """Mount a tmpfs on a new folder; false where that is not allowed."""
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=False, capture_output=True
-    )
-    yield done.returncode == 0
-    if done.returncode == 0:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def integrity(path: Path) -> str:
-    with closing(sqlite3.connect(path)) as db:
-        return str(db.execute("PRAGMA integrity_check").fetchone()[0])
 
 
 async def test_random_cancels_leave_no_transaction_open(tmp_path: Path) -> None:
