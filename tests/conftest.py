@@ -25,7 +25,7 @@ settings.load_profile("agentic")
 def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the tests off the user's own registry and variables."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    for name in [name for name in os.environ if name.startswith("AGENTIC_")]:
+    for name in [name for name in os.environ if name.startswith("AGENTIC_") and not name.startswith("AGENTIC_TEST_")]:
         monkeypatch.delenv(name)
 
 
