@@ -133,6 +133,32 @@ async def test_a_clients_clock_changes_nothing(redis_url: str, tmp_path: Any) ->
         assert await registry.flush() == 2
 
 
+async def test_who_died_before_a_step_back_of_the_servers_clock_is_marked_and_then_gone(tmp_path: Any) -> None:
+    file = tmp_path / "faketime"
+    file.write_text("+0\n")
+    preload = {"LD_PRELOAD": libfaketime(), "FAKETIME_TIMESTAMP_FILE": str(file), "FAKETIME_NO_CACHE": "1"}
+    with RedisServer(program=wheel_program(), environment=preload) as server:
+        async with RedisRegistry(server.url, ttl=3) as registry:
+            registered_at = (await registry.register(AgentInfo("dead"))).last_heartbeat
+            assert registered_at is not None
+            file.write_text("-3600\n")
+
+            async def is_stepped() -> bool:
+                return await registry.store_time() < registered_at
+
+            await wait_until(is_stepped, "the server's clock is back")
+            assert await registry.reap(1) == []
+
+            async def is_marked() -> bool:
+                return await registry.reap(1) == ["dead"]
+
+            async def is_gone() -> bool:
+                return await registry.list() == []
+
+            await wait_until(is_marked, "the agent is marked offline")
+            await wait_until(is_gone, "the agent is gone")
+
+
 @pytest.mark.parametrize("ttl", [None, 300.0])
 @pytest.mark.parametrize("step", ["+3600", "-3600"])
 async def test_a_step_of_the_servers_clock_takes_no_living_agent_offline(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agentic import AgentInfo, AgentStatus, BackendError, InvalidAgentError
+from agentic import AgentInfo, AgentStatus, BackendError, CorruptRecordError, InvalidAgentError
 from agentic.agent import encode_agent
 from agentic.wire import decode_agent
 from tests.stores import RedisStore
@@ -310,6 +310,36 @@ async def test_a_heartbeat_in_the_servers_future_ages_from_the_next_sweep_on(red
         stamped = decode_agent(cast("bytes", redis_store.client.get(key)))
         assert before <= cast("datetime", stamped.last_heartbeat) <= await registry.store_time()
         assert await registry.reap(0) == ["x"]
+
+
+async def test_an_offline_agent_from_the_servers_future_is_gone_after_its_ttl(redis_store: RedisStore) -> None:
+    key = put(redis_store, "x", b'{"id":"x","status":"offline","last_heartbeat":"2100-01-01T00:00:00Z"}')
+    redis_store.client.pexpire(key, 10**9)
+    async with redis_store.make(ttl=300) as registry:
+        assert await registry.reap(0) == []
+        assert 0 < redis_store.client.pttl(key) <= 300_000
+        assert (await registry.get("x")).status is AgentStatus.OFFLINE
+        assert await registry.reap(0) == []
+
+
+async def test_a_record_of_megabytes_is_corrupt_for_every_call(redis_store: RedisStore) -> None:
+    """The server reads few of them in one call, and parses none."""
+    ids = [f"x{number}" for number in range(20)]
+    records = {agent_id: b'{"id":"%s","a":"%s"}' % (agent_id.encode(), b"x" * 2_000_000) for agent_id in ids}
+    keys = {agent_id: put(redis_store, agent_id, record) for agent_id, record in records.items()}
+    async with redis_store.make() as registry:
+        statistics: Any = redis_store.client.info("commandstats")
+        for call in (registry.heartbeat, registry.get, lambda agent_id: registry.update(agent_id, name="n")):
+            for outcome in await asyncio.gather(*map(call, ids), return_exceptions=True):
+                assert isinstance(outcome, CorruptRecordError)
+        assert await registry.list() == []
+        assert await registry.reap(0) == []
+        after: Any = redis_store.client.info("commandstats")
+        assert after["cmdstat_evalsha"]["calls"] - statistics["cmdstat_evalsha"]["calls"] >= 3 * len(ids)
+        assert all(redis_store.client.get(keys[agent_id]) == records[agent_id] for agent_id in ids)
+        # Registering replaces such a record.
+        await registry.register(AgentInfo("x0"))
+        assert [agent.id for agent in await registry.list()] == ["x0"]
 
 
 COSTLY = AgentInfo("x", name="{", capabilities=tuple('"' * 120 + str(number) for number in range(256)))

@@ -64,8 +64,10 @@ class Records:
                 self._skip(self.corrupt(key, str(error)))
                 continue
             heartbeat = pulse.last_heartbeat or NEVER
-            why = b"stale" if heartbeat < boundary else b"future" if heartbeat > now else b""
-            if self._keys.agent(pulse.id) == key and (not why or pulse.status == AgentStatus.OFFLINE):
+            # Of an offline agent too, a heartbeat of the future keeps the record for longer than its time to live.
+            is_stale = heartbeat < boundary and pulse.status != AgentStatus.OFFLINE
+            why = b"future" if heartbeat > now else b"stale" if is_stale else b""
+            if self._keys.agent(pulse.id) == key and not why:
                 continue
             # Read as a whole now: what `list` would call corrupt must not be written.
             for agent in self.agents([(key, record, now)]):

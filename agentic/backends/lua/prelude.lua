@@ -11,7 +11,7 @@ local MAX_STORED_BYTES = 131072
 
 -- The server does nothing else while a script runs. So a script takes on no further agents once it has looked at MOST_READ
 -- bytes of records, or has to examine more than MOST_WORK bytes one by one. It leaves them for another call.
-local MOST_READ, MOST_WORK, MOST_AT_ONCE = 524288, 65536, 16
+local MOST_READ, MOST_WORK, MOST_AT_ONCE = 524288, 65536, 32
 local work = 0 -- Bytes examined one by one so far.
 
 -- Calls `each` with every agent's key, record, false where there is none, and place, and collects what it returns. Agents

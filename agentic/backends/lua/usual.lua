@@ -46,25 +46,31 @@ local function is_list_of_entries(text)
 end
 
 -- Parts that many records have in common are looked at once in a call: what was found of each, false where it is wrong.
-local middles, status_parts, ends, load_parts = {}, {}, {}, {}
+local middles, stamps, hours, ends, load_parts = {}, {}, {}, {}, {}
 
-local function status_of(text)
-  local status = status_parts[text]
-  if status == nil then
-    local word, year, month, day, hour =
-      match(text, '^,"status":"(%l+)","last_heartbeat":"(%d%d%d%d)%-(%d%d)%-(%d%d)T(%d%d):[0-5]%d$')
-    status = word and is_date(year, month, day) and tonumber(hour) < 24 and word or false
-    status_parts[text] = status
+-- The status, by what stands between the name and last_heartbeat.
+local function status_in(text)
+  local closed = find(text, '],"status":"', 1, true)
+  if closed then
+    if sub(text, 1, 17) ~= ',"capabilities":[' or not is_list_of_strings(sub(text, 18, closed - 1)) then return false end
+    text = sub(text, closed + 1)
   end
-  return status
+  return match(text, '^,"status":"(%l+)$') or false
 end
 
--- The status, by what stands between the name and the seconds of last_heartbeat.
-local function status_in_middle(text)
-  local closed = find(text, '],"status":"', 1, true)
-  if not closed then return status_of(text) end
-  return sub(text, 1, 17) == ',"capabilities":[' and is_list_of_strings(sub(text, 18, closed - 1))
-    and status_of(sub(text, closed + 1)) or false
+local function is_hour(text)
+  local year, month, day, hour = match(text, '^(%d%d%d%d)%-(%d%d)%-(%d%d)T(%d%d)$')
+  return year and is_date(year, month, day) and tonumber(hour) < 24 or false
+end
+
+local function is_stamp(text)
+  local hour = sub(text, 1, 13)
+  local is_right = hours[hour]
+  if is_right == nil then
+    is_right = is_hour(hour)
+    hours[hour] = is_right
+  end
+  return is_right and find(text, '^:[0-5]%d:[0-5]%d%.%d%d%d%d%d%dZ$', 14) ~= nil
 end
 
 local function are_loads(text)
@@ -99,17 +105,21 @@ local function usual(text, key)
     if not id or not is_utf8(sub(text, 1, from)) then return nil end
   end
   if id ~= sub(key, ID_AT) then return nil end
-  local _, before = find(text, BEFORE, from, true)
-  if not before then return nil end
-  local middle, tail = sub(text, from, before + 16), sub(text, before + 28)
-  local status, right = middles[middle], ends[tail]
+  local behind, before = find(text, BEFORE, from, true)
+  if not behind then return nil end
+  local middle, stamp, tail = sub(text, from, behind - 1), sub(text, before + 1, before + 27), sub(text, before + 28)
+  local status, is_right, ends_right = middles[middle], stamps[stamp], ends[tail]
   if status == nil then
-    status = status_in_middle(middle)
+    status = status_in(middle)
     middles[middle] = status
   end
-  if right == nil then
-    right = is_end(tail)
-    ends[tail] = right
+  if is_right == nil then
+    is_right = is_stamp(stamp)
+    stamps[stamp] = is_right
   end
-  if status and right and find(text, '^:[0-5]%d%.%d%d%d%d%d%dZ', before + 17) then return before + 1, status end
+  if ends_right == nil then
+    ends_right = is_end(tail)
+    ends[tail] = ends_right
+  end
+  if status and is_right and ends_right then return before + 1, status end
 end
