@@ -21,6 +21,7 @@ class Proxy:
         answers_to_lose: Of so many coming answers, nothing is passed on, and the connection is reset.
         answers_to_cut: Of so many, half.
         delay: Seconds by which each answer is late.
+        delayed: How many answers it was late with, so far.
         lost: How many were lost or cut.
         held: The gates of the connections whose requests are kept, see `hold_requests`.
     """
@@ -40,6 +41,7 @@ class Proxy:
         self.answers_to_lose = 0
         self.answers_to_cut = 0
         self.delay = 0.0
+        self.delayed = 0
         self.lost = 0
 
     @property
@@ -142,6 +144,7 @@ class Proxy:
         with suppress(ConnectionError):
             while data := await reader.read(65_536):
                 if self.delay:
+                    self.delayed += 1
                     await asyncio.sleep(self.delay)
                 if self.answers_to_pass is not None:
                     if self.answers_to_pass == 0:

@@ -91,21 +91,28 @@ class RedisCluster:
 
     def move_slots(self, count: int, source: RedisServer, target: RedisServer) -> None:
         """Move the first so many slots from one primary to another, key by key, as a resharding tool does."""
-        ids = self.node_id(source), self.node_id(target)
-        others = [server for server in self.servers[:PRIMARIES] if server not in (source, target)]
-        with redis.Redis(port=source.port) as from_, redis.Redis(port=target.port) as to:
-            for slot in range(count):
-                to.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
-                from_.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
-                keys: Any = from_.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000)
-                for key in keys:
-                    from_.execute_command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
-                to.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
-                from_.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
-        for server in others:
-            with redis.Redis(port=server.port) as other:
-                for slot in range(count):
-                    other.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+        for slot in range(count):
+            self.begin_move(slot, source, target)
+            self.finish_move(slot, source, target)
+
+    def begin_move(self, slot: int, source: RedisServer, target: RedisServer, keys: int = 0) -> list[bytes]:
+        """Begin to move a slot, and move so many of its keys; return those."""
+        self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.node_id(source))
+        self.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.node_id(target))
+        return self._migrate(slot, source, target, keys)
+
+    def finish_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
+        """Move the rest of a slot's keys, and let every primary know who holds it."""
+        self._migrate(slot, source, target, 10_000)
+        for server in (target, source, *self.servers[:PRIMARIES]):
+            self.ask(server, "CLUSTER", "SETSLOT", slot, "NODE", self.node_id(target))
+
+    def _migrate(self, slot: int, source: RedisServer, target: RedisServer, count: int) -> list[bytes]:
+        with redis.Redis(port=source.port) as from_:
+            keys: Any = from_.execute_command("CLUSTER", "GETKEYSINSLOT", slot, count) if count else []
+            for key in keys:
+                from_.execute_command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
+            return list(keys)
 
     def __enter__(self) -> Self:
         try:

@@ -187,8 +187,7 @@ async def test_a_cluster_resharded_during_list_and_reap(cluster: RedisCluster) -
                 walks += 1
             except BackendUnavailableError:
                 pass
-            beaten = await asyncio.gather(*(registry.heartbeat(i) for i in ids[:50]), return_exceptions=True)
-            assert all(answer is None or isinstance(answer, BackendUnavailableError) for answer in beaten), beaten
+            await asyncio.gather(*(registry.heartbeat(agent_id) for agent_id in ids[:50]))
         await moving
         assert walks
 

@@ -16,8 +16,8 @@ from agentic.backends.redis_generations import Generations
 from agentic.backends.redis_marks import Marks
 
 SCHEDULES = 400
-STEPS = 60
-AGENTS = {"a": b"one", "b": b"one", "c": b"two"}
+STEPS = 150
+AGENTS = {"a": b"one", "b": b"one", "c": b"one", "d": b"one", "e": b"two"}
 """Agents, and the families of their keys."""
 
 
@@ -123,11 +123,12 @@ class Schedule:
             self.generations[caller].refused(generation)
             self.highest[family] = generation
             self.generations[caller].applied(family, generation)
+        for family in AGENTS.values():
             self.ended[caller, family] = next(self.numbers)
         assert self.generations[caller].unsettled() == []
 
     def run(self) -> None:
-        steps = [self.issue] * 4 + [self.deliver] * 4 + [self.answer] * 3 + [self.give_up] * 2 + [self.lose, self.close]
+        steps = [self.issue] * 6 + [self.deliver] * 4 + [self.answer] * 3 + [self.give_up] * 3 + [self.lose, self.close]
         for _ in range(STEPS):
             self.rng.choice(steps)()
         # Once nothing fails, everything is answered, however often it was refused before.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,11 +14,14 @@ from agentic import (
     AgentNotFoundError,
     AgentRegistry,
     AgentStatus,
+    BackendRejectedError,
     BackendUnavailableError,
     RedisRegistry,
 )
+from agentic.backends.redis_keys import SLOTS, ShardedKeys
 from agentic.backends.redis_scripts import SCRIPTS
 from tests.proxy import Proxy
+from tests.redis_fleet import PRIMARIES, RedisCluster
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO
 from tests.waiting import wait_until
@@ -107,6 +111,45 @@ async def test_a_late_write_does_not_overtake_a_later_call(server: RedisServer, 
         assert await other.list() == before
 
 
+@asynccontextmanager
+async def through_a_proxy(cluster: RedisCluster) -> AsyncIterator[Proxy]:
+    """Let clients reach the first primary of a cluster through a proxy: its nodes name the proxy's port for it."""
+    first = cluster.servers[0]
+    async with Proxy(first.port) as proxy:
+        cluster.ask(first, "CONFIG", "SET", "cluster-announce-bus-port", first.port + 10_000)
+        cluster.ask(first, "CONFIG", "SET", "cluster-announce-port", proxy.port)
+
+        def is_known() -> bool:
+            return all(str(proxy.port) in str(cluster.ask(each, "CLUSTER", "SLOTS")) for each in cluster.servers)
+
+        await wait_until(is_known, "every node names the proxy's port")
+        yield proxy
+
+
+async def test_a_late_write_in_a_cluster_does_not_overtake_a_later_call(own_redis_cluster: RedisCluster) -> None:
+    cluster, slot = own_redis_cluster, ShardedKeys("agentic").slot
+    ids = [agent_id for agent_id in map(str, range(100)) if slot(agent_id) < SLOTS // PRIMARIES]
+    for script in SCRIPTS.values():
+        cluster.ask(cluster.servers[0], "SCRIPT", "LOAD", script.text)
+    async with (
+        through_a_proxy(cluster) as proxy,
+        RedisRegistry(cluster.url, timeout=1) as registry,
+        RedisRegistry(cluster.url) as other,
+    ):
+        await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ids))
+        release = proxy.hold_requests(SCRIPTS["update"].sha.encode())
+        updates = (registry.update(agent_id, current_load=1) for agent_id in ids)
+        answers = await asyncio.gather(*updates, return_exceptions=True)
+        assert all(isinstance(answer, BackendUnavailableError) for answer in answers), answers
+        proxy.hold_requests(b"nothing more")
+        await asyncio.gather(*(registry.register(AgentInfo(agent_id, current_load=2)) for agent_id in ids))
+        made = calls(cluster.servers[0])
+        release()
+        shards = len(set(map(slot, ids)))
+        await wait_until(lambda: calls(cluster.servers[0]) >= made + shards, "the late updates have arrived")
+        assert [agent.current_load for agent in await other.list()] == [2] * len(ids)
+
+
 async def test_an_ended_session_leaves_no_ghost(server: RedisServer) -> None:
     async with (
         Proxy(server.port) as proxy,
@@ -159,3 +202,64 @@ async def test_a_refused_write_is_sent_again(server: RedisServer) -> None:
         release()
         assert (await held).current_load == 1
         assert (await registry.get("b")).current_load == 1
+
+
+async def lose_a_write(proxy: Proxy, registry: RedisRegistry) -> None:
+    """Lose the answer to a write, so that the registry's generation rises."""
+    proxy.answers_to_lose = 1
+    with pytest.raises(BackendUnavailableError):
+        await registry.update("a", current_load=1)
+
+
+async def test_a_registry_leaves_no_key_beside_its_agents_before_it_has_lost_a_write(server: RedisServer) -> None:
+    async with Proxy(server.port) as proxy, RedisRegistry(proxy.url) as registry:
+        await registry.register(AgentInfo("a"))
+        await registry.heartbeat("a")
+        assert server.admin().keys() == [b"agentic:agent:a"]
+        await lose_a_write(proxy, registry)
+        await registry.update("a", current_load=2)
+        (key,) = server.admin().keys("agentic:writer:*")
+        assert 86_000 < server.admin().ttl(key) <= 86_400
+        assert await registry.flush() == 1
+        assert server.admin().keys() == [key]
+
+
+async def test_a_full_memory_does_not_keep_agents_from_leaving_after_a_lost_write(server: RedisServer) -> None:
+    async with Proxy(server.port) as proxy, RedisRegistry(proxy.url) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in "ab"))
+        await lose_a_write(proxy, registry)
+        server.admin().config_set("maxmemory", 1)
+        with pytest.raises(BackendRejectedError, match="raise maxmemory"):
+            await registry.register(AgentInfo("c"))
+        await registry.deregister("a")
+        with pytest.raises(BackendRejectedError, match="raise maxmemory"):
+            await registry.register(AgentInfo("c"))
+        await registry.heartbeat("b")
+        assert await registry.flush() == 1
+
+
+async def test_a_registry_opened_again_in_a_forked_process_goes_on(server: RedisServer) -> None:
+    """Both processes then write under one name, and each finds that the other has raised the generation."""
+    async with (
+        Proxy(server.port) as proxy,
+        RedisRegistry(proxy.url, timeout=2) as parent,
+        RedisRegistry(server.url, timeout=2) as child,
+    ):
+        child._writer.generations.writer = parent._writer.generations.writer
+        await child.register(AgentInfo("a"))
+        for _ in range(3):
+            await lose_a_write(proxy, parent)
+        await parent.register(AgentInfo("a"))
+        assert (await child.update("a", current_load=2)).current_load == 2
+        assert (await parent.update("a", current_load=3)).current_load == 3
+
+
+async def test_a_batch_of_large_records_goes_in_requests_of_a_megabyte(server: RedisServer) -> None:
+    server.admin().config_set("client-query-buffer-limit", 1_500_000)
+    async with RedisRegistry(server.url) as registry:
+        agents = [AgentInfo(f"agent-{number}", metadata={"text": "x" * 60_000}) for number in range(256)]
+        made = calls(server)
+        await asyncio.gather(*map(registry.register, agents))
+        assert 15 <= calls(server) - made <= 20
+        await asyncio.gather(*(registry.update(agent.id, metadata={"text": "y" * 60_000}) for agent in agents))
+        assert {agent.metadata["text"] for agent in await registry.list()} == {"y" * 60_000}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -32,12 +32,14 @@ from agentic.backends.redis_requests import (
     Beat,
     Command,
     Deregister,
+    FindMarks,
     Mark,
     Read,
     ReadType,
     Register,
     Request,
     Settle,
+    TrySettle,
     Update,
     Writer,
     bounded,
@@ -220,9 +222,10 @@ class RedisRegistry(AgentRegistry):
         generations, marks = self._writer.generations, self._writer.marks
         with suppress(TimeoutError):
             async with asyncio.timeout(self.timeout / 2):
-                await self._settle(sorted({*generations.unsettled(), *marks.unsettled()}))
+                await self._settle(FindMarks, marks.unsettled())
+                await self._settle(Settle, generations.unsettled())
         if untold := marks.take():
-            names = printable(", ".join(untold), LONGEST_REPORT)
+            names = printable(", ".join(sorted(untold)), LONGEST_REPORT)
             self._logger.warning("%d agents were marked offline and reported to nobody: %s", len(untold), names)
         if marks.unsettled():
             self._logger.warning("agents may have been marked offline and reported to nobody: no answer from the store")
@@ -331,7 +334,7 @@ class RedisRegistry(AgentRegistry):
 
     async def _find_marks(self) -> None:
         """Find out what was marked by calls whose answers were lost, and make sure that they mark nothing more."""
-        raise_any(await self._settle(self._writer.marks.unsettled()))
+        raise_any(await self._settle(FindMarks, self._writer.marks.unsettled()))
 
     async def _settle_lost(self, keys: Sequence[bytes]) -> None:
         """Let no lost write on the agents of these keys take effect after the call that follows, which is no write.
@@ -340,11 +343,11 @@ class RedisRegistry(AgentRegistry):
         """
         if lost := self._writer.generations.unsettled():
             families = set(map(family_of, keys))
-            await self._settle([family for family in lost if family in families])
+            await self._settle(TrySettle, [family for family in lost if family in families])
 
-    async def _settle(self, families: Sequence[bytes]) -> list[Any]:
+    async def _settle(self, kind: type[Settle], families: Iterable[bytes]) -> list[Any]:
         batch = Batch([marks_key(family, self._writer.generations.writer) for family in families], writer=self._writer)
-        await self._servers.run([Settle(batch, [at], family) for at, family in enumerate(families)])
+        await self._servers.run([kind(batch, [at]) for at in range(len(batch.keys))])
         return batch.outcomes
 
     async def _clear(self) -> AsyncGenerator[int, None]:

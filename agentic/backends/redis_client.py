@@ -14,6 +14,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
@@ -173,7 +174,10 @@ def _decodes(client: aioredis.Redis | aioredis.RedisCluster) -> bool:
 
 
 # What the server answers while it cannot serve, and will again without anybody's doing.
-_FOR_NOW: Final = ("LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "UNBLOCKED")
+_FOR_NOW: Final = (
+    "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "TRYAGAIN", "ASK", "CLUSTERDOWN", "UNBLOCKED"
+)  # fmt: skip
+_SLOT_MOVES: Final = "a slot of the cluster is being moved to another node: writes to its agents wait until it has"
 _HINTS: Final = {
     "OOM": "the server's memory is full: raise maxmemory, or remove what is not needed; deregister still works",
     "MISCONF": "the server cannot save to its disk: see its log",
@@ -184,6 +188,8 @@ _HINTS: Final = {
     "READONLY": "the server is a replica",
     "BUSY": "a script blocks the server: see SCRIPT KILL",
     "WRONGTYPE": "a key of the registry holds another type of value",
+    "TRYAGAIN": _SLOT_MOVES,
+    "ASK": _SLOT_MOVES,
 }
 _CODE: Final = re.compile(rf"\b({'|'.join((*_FOR_NOW, *_HINTS))})\b")
 
@@ -251,6 +257,7 @@ _CLASSES: Final[dict[type[Exception], str]] = {
     NoPermissionError: "NOPERM",
     MasterDownError: "MASTERDOWN",
     TryAgainError: "TRYAGAIN",
+    AskError: "ASK",
     ClusterDownError: "CLUSTERDOWN",
 }
 

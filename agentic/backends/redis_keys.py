@@ -132,6 +132,11 @@ def marks_key(family: bytes, writer: str) -> bytes:
     return family + b":marks:" + writer.encode()
 
 
+def family_of_marks(key: bytes) -> bytes:
+    """Return the family of a key that `marks_key` has made."""
+    return key.rpartition(b":marks:")[0]
+
+
 def id_in(key: bytes) -> str:
     """Return the id of the agent whose record a key holds."""
     return key.partition(_AGENT)[2].decode(errors="replace")

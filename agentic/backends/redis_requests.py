@@ -13,7 +13,7 @@ import msgspec
 from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
 
 from agentic.backends.redis_generations import Generations
-from agentic.backends.redis_keys import family_of, id_in, marks_key, writer_key
+from agentic.backends.redis_keys import family_of, family_of_marks, id_in, marks_key, writer_key
 from agentic.backends.redis_marks import Marks
 from agentic.backends.redis_scripts import AGAIN, DONE, SCRIPTS, SLOW, Script
 from agentic.backends.redis_server_info import OutOfStep, in_step
@@ -86,7 +86,7 @@ class Request(ABC):
         """Take note that what was sent last may still take effect: it was not answered."""
 
     def while_moving(self) -> Sequence[Request]:
-        """Return what to send after it was refused because some of its keys have moved to another server already."""
+        """Return what to send after a refusal: its slot is being moved, and not all of its keys are at one server."""
         return [self]
 
     def check(self, reply: Any) -> None:
@@ -321,19 +321,26 @@ class Mark(Write):
 
 
 class Settle(Write):
-    """Makes sure that lost writes of a family never take effect, and finds out what its last `Mark` has marked."""
+    """Makes sure that lost writes of a family never take effect. Its key is the one of the family's marks."""
 
     script = SCRIPTS["settle"]
 
-    def __init__(self, batch: Batch, places: Sequence[int], family: bytes) -> None:
-        """Ask about a family, whose marks are kept at the key at the only one of these places."""
-        super().__init__(batch, places)
-        self._family = family
-
     @property
     def family(self) -> bytes:
-        """The family that it asks about."""
-        return self._family
+        """The family that it is about."""
+        return family_of_marks(self.key)
+
+
+class TrySettle(Settle):
+    """Does so unless the slot of the family is being moved, which may take long."""
+
+    def while_moving(self) -> Sequence[Request]:
+        """Return nothing."""
+        return []
+
+
+class FindMarks(Settle):
+    """Does so, and finds out what the last `Mark` of the family has marked. Not to be sent beside a `Mark`."""
 
     def settle(self, reply: Any) -> Sequence[Request]:
         """Take a reply as `Write.settle` does, and take note of the agents that it says were marked."""

@@ -119,13 +119,13 @@ class Servers(ABC):
         until = monotonic() + PATIENCE * self._timeout
         while requests:
             replies = await self._replies(requests)
-            waits = monotonic() < until and any(map(_is_moving, replies))
-            if waits:
+            is_late = monotonic() > until
+            if not is_late and any(map(_is_moving, replies)):
                 await asyncio.sleep(MOVING_PAUSE)
             requests = [
                 again
                 for request, reply in zip(requests, replies, strict=True)
-                for again in (request.while_moving() if waits and _is_moving(reply) else request.settle(reply))
+                for again in (request.settle(reply) if is_late or not _is_moving(reply) else _again(request, reply))
             ]
 
     @abstractmethod
@@ -339,6 +339,11 @@ async def _with_connection(call: Callable[[], Awaitable[T]]) -> T:
 def _is_moving(reply: Any) -> bool:
     """Tell whether a request was refused since its slot is being moved, or has been."""
     return isinstance(reply, BackendError) and isinstance(reply.__cause__, (MovedError, TryAgainError))
+
+
+def _again(request: Request, refusal: BackendError) -> Sequence[Request]:
+    """Return what to send in place of a request that was refused since its slot is being moved, or has been."""
+    return [request] if isinstance(refusal.__cause__, MovedError) else request.while_moving()
 
 
 def mapped(answer: Any) -> Any:
