@@ -158,8 +158,8 @@ def open_registry(url_or_config: str | RegistryConfig | Mapping[str, Any] | None
     `redis[s]+cluster://…host[:port],host…`, the same with `valkey[s]`, and `unix:///path/to/socket[?db=0]`. Every other
     option of the store is a query parameter of its name: `redis://host/0?prefix=fleet&ttl=60`.
 
-    Opening it fails at once with `BackendUnavailableError` where the store does not answer yet. To wait for a store that
-    is late, call `await registry.open()` again after a pause, and `aclose` in the end.
+    Opening it fails at once with `BackendUnavailableError` where the store does not answer yet. To wait for a store
+    that is late, call `await registry.open()` again after a pause, and `aclose` in the end.
 
     Args:
         url_or_config: A URL, a `RegistryConfig`, a mapping with its fields, or None for the environment's `AGENTIC_*`

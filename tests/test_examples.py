@@ -142,6 +142,19 @@ def test_the_fastapi_application_serves_the_fleet(
             assert client.get("/agents/" + "x" * 600).status_code == 400
 
 
+def test_the_fastapi_application_answers_with_the_code_of_the_error(
+    monkeypatch: pytest.MonkeyPatch, own_redis_server: RedisServer
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import fastapi_app  # noqa: PLC0415
+
+    monkeypatch.setenv("AGENTIC_URL", own_redis_server.url)
+    with TestClient(fastapi_app.app) as client:
+        own_redis_server.stop()
+        assert client.get("/agents").status_code == 503
+        own_redis_server.start()
+
+
 @pytest.mark.parametrize("code", blocks())
 def test_the_code_in_the_pages_runs_as_it_stands(code: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
@@ -10,7 +11,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agentic import AgentInfo, AgentRegistry, AgentStatus, ConfigurationError, MemoryRegistry, Reaper, RedisRegistry
+from agentic import (
+    AgentInfo,
+    AgentRegistry,
+    AgentStatus,
+    BackendUnavailableError,
+    ConfigurationError,
+    MemoryRegistry,
+    Reaper,
+    RedisRegistry,
+)
 from agentic.guard import Deadline, GracePeriod, StallDetector, deadline_that_fits
 from tests.proxy import Proxy
 from tests.redis_server import RedisServer, free_port
@@ -158,6 +168,44 @@ async def test_grace_given_again_and_again_ends_before_agents_are_gone() -> None
             await wait_until(lambda: len(reaped) == 5, "all are marked")
             stalling.cancel()
     assert sorted(reaped) == ids
+
+
+class Down(MemoryRegistry):
+    """It does not answer the reaper while it is down."""
+
+    down = False
+
+    async def _times(self) -> Sequence[datetime]:
+        if self.down:
+            raise BackendUnavailableError("down")
+        return await super()._times()
+
+
+async def test_an_outage_while_a_sweep_is_held_back_costs_no_living_agent_its_life(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "agentic")
+    reaped: list[str] = []
+    held: list[int] = []
+
+    def on_held(stale: int, live: int) -> None:
+        held.append(stale)
+
+    async with Down(stale_after=1.2) as registry:
+        for agent_id in ("alive", "silent"):
+            await registry.register(AgentInfo(agent_id, last_heartbeat=LONG_AGO))
+        reaper = Reaper(
+            registry, interval=0.05, on_reaped=reaped.extend, max_fraction=0.5, guard_deadline=0.6, on_held=on_held
+        )
+        async with reaper:
+            await wait_until(lambda: bool(held), "the sweep is held back")
+            registry.down = True
+            await asyncio.sleep(reaper.guard_deadline)
+            registry.down = False
+            await wait_until(lambda: "more to send a heartbeat" in caplog.text, "agents get their time")
+            await registry.heartbeat("alive")
+            await wait_until(lambda: bool(reaped), "the agent that is silent is marked")
+    assert reaped == ["silent"]
 
 
 @pytest.mark.parametrize("turns", [0, 5])

@@ -165,10 +165,14 @@ async def test_when_the_reaper_ends_its_callbacks_have_the_timeout_and_what_they
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     calls: list[list[str]] = []
+    cancelled: list[bool] = []
 
     async def on_reaped(ids: list[str]) -> None:
         calls.append(ids)
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(True)
 
     async with MemoryRegistry(timeout=0.1) as registry:
         async with Reaper(registry, interval=0.01, on_reaped=on_reaped):
@@ -176,6 +180,7 @@ async def test_when_the_reaper_ends_its_callbacks_have_the_timeout_and_what_they
             await wait_until(lambda: bool(calls), "the callback runs")
             await registry.register(AgentInfo("late\n", last_heartbeat=LONG_AGO))
             await wait_until(lambda: is_offline(registry, "late\n"), "the next is marked")
+    await wait_until(lambda: bool(cancelled), "the callback is cancelled")
     assert calls == [["silent"]]
     assert "on_reaped was cancelled, because it had not returned when the reaper ended; " in caplog.text
     assert "now offline: silent\n" in caplog.text
