@@ -194,11 +194,10 @@ class AgentSession(Service):
 
 
 def _interval(interval: float | timedelta | None, registry: AgentRegistry) -> float:
-    ttl, stale_after = registry.ttl, registry.stale_after
+    ttl = registry.ttl
     if interval is None:
-        return min(
-            LONGEST_DEFAULT_INTERVAL, (stale_after if ttl is None else min(stale_after, ttl)) / BEATS_PER_STALE_AFTER
-        )
+        silence = registry.stale_after if ttl is None else min(registry.stale_after, ttl)
+        return min(LONGEST_DEFAULT_INTERVAL, silence / BEATS_PER_STALE_AFTER)
     seconds = positive_seconds(interval, "interval")
     if ttl is not None and seconds >= ttl:
         raise ConfigurationError(f"interval must be shorter than the registry's ttl of {ttl:g} s, got {seconds:g}")

@@ -13,16 +13,7 @@ import msgspec
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from agentic import (
-    AgentInfo,
-    AgentNotFoundError,
-    AgentRegistry,
-    BackendError,
-    InvalidAgentError,
-    Reaper,
-    RegistryError,
-    open_registry,
-)
+from agentic import AgentInfo, AgentRegistry, Reaper, RegistryError, open_registry
 
 
 @asynccontextmanager
@@ -49,9 +40,7 @@ def the_registry(request: Request) -> AgentRegistry:
 Registry = Annotated[AgentRegistry, Depends(the_registry)]
 
 
-@app.exception_handler(AgentNotFoundError)
-@app.exception_handler(InvalidAgentError)
-@app.exception_handler(BackendError)
+@app.exception_handler(RegistryError)
 async def answer_error(_request: Request, error: RegistryError) -> JSONResponse:
     """Answer with the error's code: 400, 404, 500 where an operator must act, 503 where trying again later helps."""
     return JSONResponse({"detail": str(error)}, error.code)

@@ -10,23 +10,30 @@ import asyncio
 import signal
 from contextlib import AsyncExitStack
 
-from agentic import AgentInfo, AgentRegistry, AgentSession, AgentStatus, BackendUnavailableError, Reaper, open_registry
-
-PATIENCE = 30.0
+from agentic import AgentInfo, AgentSession, AgentStatus, BackendUnavailableError, Reaper, open_registry
 
 
-async def opened(stack: AsyncExitStack) -> AgentRegistry:
-    """Open the registry, waiting for a store that is still starting for up to `PATIENCE` seconds."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + PATIENCE
-    while True:
+async def enter(stack: AsyncExitStack, stop: asyncio.Event) -> AgentSession | None:
+    """Open a session, waiting for a store that is late; return None where the worker is to stop before that."""
+    while not stop.is_set():
         try:
-            return await stack.enter_async_context(open_registry())
+            async with AsyncExitStack() as entered:
+                registry = await entered.enter_async_context(open_registry())
+                await entered.enter_async_context(Reaper(registry, on_reaped=report_lost))
+                # Left first: the agent is deregistered before the registry closes.
+                agent = AgentInfo("worker-1", capabilities=("items",), max_load=1)
+                session = await entered.enter_async_context(registry.session(agent))
+                stack.push_async_exit(entered.pop_all())
+                return session
         except BackendUnavailableError as error:
-            if loop.time() > end:
-                raise
             print(f"waiting for the store: {error}")
             await asyncio.sleep(1)
+    return None
+
+
+async def report_lost(ids: list[str]) -> None:
+    """Hear of agents that fell silent."""
+    print(f"lost: {', '.join(ids)}")
 
 
 async def report(session: AgentSession, status: AgentStatus, load: int) -> None:
@@ -47,11 +54,6 @@ async def work(session: AgentSession, items: asyncio.Queue[str], stop: asyncio.E
         await report(session, AgentStatus.AVAILABLE, 0)
 
 
-async def report_lost(ids: list[str]) -> None:
-    """Hear of agents that fell silent."""
-    print(f"lost: {', '.join(ids)}")
-
-
 async def main() -> None:
     """Run the worker, with a reaper beside it."""
     stop = asyncio.Event()
@@ -64,13 +66,10 @@ async def main() -> None:
         items.put_nowait(f"item {number}")
 
     async with AsyncExitStack() as stack:
-        registry = await opened(stack)
-        await stack.enter_async_context(Reaper(registry, on_reaped=report_lost))
-        # Left first: the agent is deregistered before the registry closes.
-        agent = AgentInfo("worker-1", capabilities=("items",), max_load=1)
-        session = await stack.enter_async_context(registry.session(agent))
-        await work(session, items, stop)
-        print(f"fleet: {[f'{each.id} {each.status}' for each in await registry.list()]}")
+        session = await enter(stack, stop)
+        if session is not None:
+            await work(session, items, stop)
+            print(f"{session.agent.id}: {items.qsize()} items left")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from agentic import AgentInfo, open_registry
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, free_port
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
@@ -42,7 +42,7 @@ def run(*arguments: str, cwd: Path) -> str:
 def test_the_worker_ends_by_itself(tmp_path: Path) -> None:
     printed = run(str(ROOT / "examples" / "worker.py"), cwd=tmp_path)
     assert [line.partition(": ")[2] for line in printed.splitlines()[:5]] == [f"item {n} done" for n in range(1, 6)]
-    assert "fleet: ['worker-1 available']" in printed
+    assert "worker-1: 0 items left" in printed
 
 
 class Worker:
@@ -89,6 +89,23 @@ def test_the_worker_waits_for_a_late_store_and_survives_one_that_is_away(tmp_pat
     assert sum("done" in line for line in worker.printed) == 30
 
 
+def test_the_worker_that_waits_for_its_store_ends_when_it_is_told_to_stop(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, f"redis://127.0.0.1:{free_port()}")
+    worker.read_until("waiting for the store")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.wait() == (0, "")
+
+
+def test_the_worker_survives_a_store_that_is_away_when_it_ends(tmp_path: Path) -> None:
+    with RedisServer() as server:
+        worker = Worker(tmp_path, server.url)
+        worker.read_until("item 1 done")
+        server.stop()
+        code, err = worker.wait()
+    assert code == 0, err
+    assert sum("done" in line for line in worker.printed) == 30
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_the_worker_leaves_after_the_item_in_hand_when_it_is_told_to_stop(
     number: signal.Signals, tmp_path: Path
@@ -123,6 +140,19 @@ def test_the_fastapi_application_serves_the_fleet(
             assert client.get("/agents/ghost").status_code == 404
             assert client.post("/agents/ghost/heartbeat").json() == {"detail": "agent not found: ghost"}
             assert client.get("/agents/" + "x" * 600).status_code == 400
+
+
+def test_the_fastapi_application_answers_with_the_code_of_the_error(
+    monkeypatch: pytest.MonkeyPatch, own_redis_server: RedisServer
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import fastapi_app  # noqa: PLC0415
+
+    monkeypatch.setenv("AGENTIC_URL", own_redis_server.url)
+    with TestClient(fastapi_app.app) as client:
+        own_redis_server.stop()
+        assert client.get("/agents").status_code == 503
+        own_redis_server.start()
 
 
 @pytest.mark.parametrize("code", blocks())

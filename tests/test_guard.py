@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
@@ -10,11 +11,20 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agentic import AgentInfo, AgentStatus, ConfigurationError, MemoryRegistry, Reaper, RedisRegistry
-from agentic.guard import Deadline, GracePeriod, StallDetector
+from agentic import (
+    AgentInfo,
+    AgentRegistry,
+    AgentStatus,
+    BackendUnavailableError,
+    ConfigurationError,
+    MemoryRegistry,
+    Reaper,
+    RedisRegistry,
+)
+from agentic.guard import Deadline, GracePeriod, StallDetector, deadline_that_fits
 from tests.proxy import Proxy
 from tests.redis_server import RedisServer, free_port
-from tests.stores import LONG_AGO, Clock, RedisStore
+from tests.stores import LONG_AGO, Clock, RedisStore, Store
 from tests.waiting import wait_until
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -86,6 +96,116 @@ def test_a_deadline_counts_from_the_first_time_a_sweep_is_put_off() -> None:
     assert deadline.left(130) == 0
     deadline.reset()
     assert deadline.left(200) == 25
+
+
+# --- before the registry's ttl ---
+
+REDIS_DEFAULTS = {"ttl": 30, "interval": 10, "expires_after": 300}
+
+
+def test_what_fits_by_default() -> None:
+    assert deadline_that_fits(None, **REDIS_DEFAULTS) == pytest.approx(0.9 * (300 - 30 - 11))
+    assert deadline_that_fits(None, ttl=30, interval=10, expires_after=None) == 300
+    assert deadline_that_fits(None, ttl=30, interval=10, expires_after=3600) == 300
+    assert deadline_that_fits(timedelta(minutes=20), ttl=30, interval=10, expires_after=3600) == 1200
+
+
+@pytest.mark.parametrize(
+    ("deadline", "options", "advice"),
+    [
+        (None, {"ttl": 300}, "choose a shorter ttl or interval, or a longer ttl of the registry"),
+        (None, {"ttl": 299}, "choose a shorter ttl or interval"),
+        (None, {"interval": 250}, r"interval=250 s \(with jitter 275 s\)"),
+        (100, {"interval": 246}, "choose a shorter ttl or interval"),
+        (300, {}, r"guard_deadline=300 s .* registry's ttl=300 s: choose a shorter guard_deadline below 259 s"),
+        (259, {}, "guard_deadline below 259 s"),
+    ],
+)
+def test_settings_with_which_agents_are_gone_before_they_are_marked_are_refused(
+    deadline: float | None, options: dict[str, float], advice: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=advice) as caught:
+        deadline_that_fits(deadline, **(REDIS_DEFAULTS | options))
+    assert len(str(caught.value)) < 400
+    assert deadline_that_fits(258, **REDIS_DEFAULTS) == 258
+
+
+async def five_fall_silent(registry: AgentRegistry) -> list[str]:
+    ids = [f"agent-{number}" for number in range(5)]
+    await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ids))
+    return ids
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"], indirect=True)
+async def test_a_sweep_that_is_held_back_marks_every_agent_before_it_is_gone(store: Store) -> None:
+    reaped: list[str] = []
+    held: list[tuple[int, int]] = []
+
+    def on_held(stale: int, live: int) -> None:
+        held.append((stale, live))
+
+    async with store.make(ttl=4, stale_after=0.4) as registry:
+        ids = await five_fall_silent(registry)
+        async with Reaper(registry, interval=0.1, on_reaped=reaped.extend, max_fraction=0.5, on_held=on_held):
+            await wait_until(lambda: len(reaped) == 5, "all are marked")
+        assert {agent.id for agent in await registry.list()} == set(ids)
+    assert held[-1] == (5, 5)
+    assert sorted(reaped) == ids
+
+
+async def test_grace_given_again_and_again_ends_before_agents_are_gone() -> None:
+    reaped: list[str] = []
+
+    async def stall_again_and_again() -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            time.sleep(0.2)  # noqa: ASYNC251  the fault itself
+
+    async with MemoryRegistry(ttl=4, stale_after=0.4) as registry:
+        ids = await five_fall_silent(registry)
+        async with Reaper(registry, interval=0.1, on_reaped=reaped.extend):
+            stalling = asyncio.create_task(stall_again_and_again())
+            await wait_until(lambda: len(reaped) == 5, "all are marked")
+            stalling.cancel()
+    assert sorted(reaped) == ids
+
+
+class Down(MemoryRegistry):
+    """It does not answer the reaper while it is down."""
+
+    down = False
+
+    async def _times(self) -> Sequence[datetime]:
+        if self.down:
+            raise BackendUnavailableError("down")
+        return await super()._times()
+
+
+async def test_an_outage_while_a_sweep_is_held_back_costs_no_living_agent_its_life(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "agentic")
+    reaped: list[str] = []
+    held: list[int] = []
+
+    def on_held(stale: int, live: int) -> None:
+        held.append(stale)
+
+    async with Down(stale_after=1.2) as registry:
+        for agent_id in ("alive", "silent"):
+            await registry.register(AgentInfo(agent_id, last_heartbeat=LONG_AGO))
+        reaper = Reaper(
+            registry, interval=0.05, on_reaped=reaped.extend, max_fraction=0.5, guard_deadline=0.6, on_held=on_held
+        )
+        async with reaper:
+            await wait_until(lambda: bool(held), "the sweep is held back")
+            registry.down = True
+            await asyncio.sleep(reaper.guard_deadline)
+            registry.down = False
+            await wait_until(lambda: "more to send a heartbeat" in caplog.text, "agents get their time")
+            await registry.heartbeat("alive")
+            await wait_until(lambda: bool(reaped), "the agent that is silent is marked")
+    assert reaped == ["silent"]
 
 
 @pytest.mark.parametrize("turns", [0, 5])

@@ -165,10 +165,14 @@ async def test_when_the_reaper_ends_its_callbacks_have_the_timeout_and_what_they
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     calls: list[list[str]] = []
+    cancelled: list[bool] = []
 
     async def on_reaped(ids: list[str]) -> None:
         calls.append(ids)
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(True)
 
     async with MemoryRegistry(timeout=0.1) as registry:
         async with Reaper(registry, interval=0.01, on_reaped=on_reaped):
@@ -176,6 +180,7 @@ async def test_when_the_reaper_ends_its_callbacks_have_the_timeout_and_what_they
             await wait_until(lambda: bool(calls), "the callback runs")
             await registry.register(AgentInfo("late\n", last_heartbeat=LONG_AGO))
             await wait_until(lambda: is_offline(registry, "late\n"), "the next is marked")
+    await wait_until(lambda: bool(cancelled), "the callback is cancelled")
     assert calls == [["silent"]]
     assert "on_reaped was cancelled, because it had not returned when the reaper ended; " in caplog.text
     assert "now offline: silent\n" in caplog.text
@@ -321,11 +326,26 @@ async def test_a_sweep_under_way_is_finished_and_told_when_the_reaper_is_cancell
 # --- options ---
 
 
-def test_the_interval_is_a_third_of_the_ttl() -> None:
+def test_a_reapers_ttl_is_the_registrys_stale_after_and_its_interval_a_third_of_it() -> None:
     reaper = Reaper(MemoryRegistry())
     assert (reaper.ttl, reaper.interval) == (30, 10)
+    reaper = Reaper(MemoryRegistry(stale_after=60))
+    assert (reaper.ttl, reaper.interval) == (60, 20)
     reaper = Reaper(MemoryRegistry(), timedelta(minutes=1), timedelta(seconds=5))
     assert (reaper.ttl, reaper.interval) == (60, 5)
+
+
+@pytest.mark.parametrize(("ttl", "warned"), [(None, 0), (45, 0), (60, 1)])
+async def test_a_reaper_by_another_ttl_than_sessions_know_of_is_warned_of_once(
+    ttl: float | None, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    async with MemoryRegistry(stale_after=45) as registry:
+        await registry.register(SILENT)
+        async with Reaper(registry, ttl, interval=0.01, on_reaped=told.extend):
+            await wait_until(lambda: bool(told), "it sweeps")
+    assert caplog.text.count("the reaper's ttl=60 s differs from the registry's stale_after=45 s") == warned
+    assert len(caplog.records) == warned
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "1"])

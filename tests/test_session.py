@@ -107,6 +107,21 @@ async def test_a_wrong_update_changes_nothing() -> None:
         assert session.agent == AgentInfo("a")
 
 
+async def test_nothing_that_is_done_to_its_agent_reaches_the_store(registry: AgentRegistry) -> None:
+    given = {"team": "blue"}
+    async with registry.session(AgentInfo("a", metadata=given), interval=QUICK) as session:
+        given["team"] = "red"
+        for agent in (session.agent, await registry.get("a"), await session.update(current_load=1)):
+            with pytest.raises((TypeError, AttributeError)):
+                agent.metadata["team"] = "red"  # type: ignore[index]
+            with pytest.raises(AttributeError):
+                agent.name = "another"  # type: ignore[misc]
+        await registry.deregister("a")
+        await wait_until(lambda: is_registered(registry), "it is registered again")
+        found = await registry.get("a")
+    assert (found.metadata, found.name) == ({"team": "blue"}, "")
+
+
 # --- how it ends ---
 
 
@@ -246,11 +261,24 @@ async def test_an_outage_does_not_end_the_session(
 # --- intervals ---
 
 
-async def test_the_interval_is_ten_seconds_or_a_third_of_the_ttl(store: Store) -> None:
+async def test_the_interval_is_ten_seconds_or_a_third_of_stale_after_or_of_the_ttl(store: Store) -> None:
     assert store.make(ttl=None).session(AgentInfo("a")).interval == 10
     assert store.make(ttl=300).session(AgentInfo("a")).interval == 10
     assert store.make(ttl=6).session(AgentInfo("a")).interval == 2
+    assert store.make(ttl=6, stale_after=3).session(AgentInfo("a")).interval == 1
+    assert store.make(ttl=None, stale_after=12).session(AgentInfo("a")).interval == 4
+    assert store.make(ttl=None, stale_after=60).session(AgentInfo("a")).interval == 10
     assert store.make(ttl=6).session(AgentInfo("a"), interval=timedelta(seconds=1)).interval == 1
+
+
+@pytest.mark.parametrize(("interval", "warned"), [(None, 0), (10, 0), (11, 1)])
+async def test_an_interval_that_is_too_long_for_reapers_is_warned_of_once(
+    interval: float | None, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with MemoryRegistry() as registry, registry.session(AgentInfo("a"), interval=interval):
+        pass
+    assert caplog.text.count("interval=11 s is longer than a third of the registry's stale_after=30 s") == warned
+    assert len(caplog.records) == warned
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "1", 6, 7])

@@ -1,0 +1,147 @@
+"""Leaving a store that does not answer: bounded for all sessions of a registry together, and told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from agentic import AgentInfo, MemoryRegistry, Reaper, RedisRegistry, RegistryClosedError
+from agentic.outage import Patience
+from tests.redis_server import RedisServer
+from tests.stores import LONG_AGO
+from tests.waiting import wait_until
+
+TIMEOUT = 0.5
+SIZE = 20
+
+
+async def enter_sessions(stack: AsyncExitStack, registry: RedisRegistry) -> None:
+    for number in range(SIZE):
+        await stack.enter_async_context(registry.session(AgentInfo(f"agent-{number}")))
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_sessions_that_leave_a_store_that_hangs_wait_for_one_timeout_together(
+    own_redis_server: RedisServer, cancelled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            registry = await stack.enter_async_context(RedisRegistry(own_redis_server.url, timeout=TIMEOUT))
+            await stack.enter_async_context(Reaper(registry))
+            await enter_sessions(stack, registry)
+            own_redis_server.pause()
+            leaves_at.append(time.monotonic())
+            if cancelled:
+                await asyncio.Event().wait()
+
+    leaves_at: list[float] = []
+    running = asyncio.create_task(run())
+    await wait_until(lambda: bool(leaves_at), "they are about to leave")
+    if cancelled:
+        running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled() == cancelled
+    assert time.monotonic() - leaves_at[0] < SIZE * TIMEOUT / 2
+    for number in range(SIZE):
+        assert f"agent 'agent-{number}' could not be deregistered and will go offline" in caplog.text
+    own_redis_server.resume()
+
+
+async def test_what_leaving_did_not_wait_for_ends_in_the_background(own_redis_server: RedisServer) -> None:
+    url = own_redis_server.url
+    async with RedisRegistry(url, timeout=3) as registry, RedisRegistry(url) as other:
+        registry._patience = Patience(0.1)
+        async with AsyncExitStack() as stack:
+            await enter_sessions(stack, registry)
+            own_redis_server.pause()
+        own_redis_server.resume()
+
+        async def none_is_left() -> bool:
+            return await other.list() == []
+
+        await wait_until(none_is_left, "every agent is deregistered")
+
+
+async def test_a_store_that_answers_again_is_waited_for_again() -> None:
+    patience = Patience(0.05)
+
+    async def call(seconds: float, answered: bool) -> bool:
+        await asyncio.sleep(seconds)
+        ended.append(answered)
+        return answered
+
+    ended: list[bool] = []
+    await patience.wait(call(20, False))
+    await patience.wait(call(20, False))
+    assert patience._left <= 0
+    await patience.wait(call(0, True))
+    assert patience._left == 0.05
+    await patience.wait(call(20, False))
+    patience.restore()
+    assert patience._left == 0.05
+    assert ended == [True]
+    for task in patience._calls:
+        task.cancel()
+
+
+async def test_a_deregistration_that_other_code_cancels_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(MemoryRegistry):
+        async def _delete(self, ids: Any) -> Any:
+            deleting.set()
+            await asyncio.Event().wait()
+
+    deleting = asyncio.Event()
+    async with Slow(timeout=0.2) as registry:
+        session = registry.session(AgentInfo("a"))
+        await session.open()
+        closing = asyncio.create_task(session.aclose())
+        await deleting.wait()
+        for task in asyncio.all_tasks() - {asyncio.current_task(), closing}:
+            task.cancel()
+        await asyncio.wait([closing])
+        await wait_until(lambda: "agent 'a' could not be deregistered" in caplog.text, "it is logged")
+
+
+class SlowPages(RedisRegistry):
+    """Each page of its sweeps takes a third of its timeout."""
+
+    async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        async for page in super()._sweep(ttl):
+            await asyncio.sleep(self.timeout / 3)
+            yield page
+
+
+async def test_a_reaper_whose_registry_is_closed_reports_what_it_has_marked(own_redis_server: RedisServer) -> None:
+    told: list[str] = []
+    async with RedisRegistry(own_redis_server.url) as other:
+        await asyncio.gather(*(other.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(5000)))
+        registry = SlowPages(own_redis_server.url, timeout=0.3)
+        await registry.open()
+        reaping = asyncio.create_task(Reaper(registry, on_reaped=told.extend).run())
+        await wait_until(lambda: bool(told), "the first page is reported")
+        await registry.aclose()
+        await asyncio.wait([reaping])
+        assert isinstance(reaping.exception(), RegistryClosedError)
+        offline = [agent.id for agent in await other.list() if agent.status == "offline"]
+    assert len(told) < 5000
+    assert sorted(told) == sorted(offline)
+
+
+@pytest.mark.parametrize("pages", range(4))
+async def test_a_reaper_that_ends_amid_a_sweep_reports_what_it_has_marked(
+    own_redis_server: RedisServer, pages: int
+) -> None:
+    told: list[str] = []
+    async with SlowPages(own_redis_server.url, timeout=0.3) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(3000)))
+        async with Reaper(registry, on_reaped=told.extend):
+            await wait_until(lambda: len(told) > 400 * pages, "so many pages are reported")
+        offline = [agent.id for agent in await registry.list() if agent.status == "offline"]
+    assert len(told) < 3000
+    assert sorted(told) == sorted(offline)
