@@ -75,11 +75,11 @@ async def bad_findings(registry: Any) -> list[tuple[str, str]]:
     [
         ("+time", 300, {"clock", "register is refused", "heartbeat is refused"}),
         ("+eval", 300, {"EVAL is refused"}),
-        ("+set", 300, {"register is refused"}),
+        ("+set", 300, {"update is refused"}),
         ("+mget", 300, {"heartbeat is refused", "update is refused"}),
         ("+setrange", 300, {"heartbeat is refused"}),
         ("+pexpire", 300, {"heartbeat is refused"}),
-        ("+psetex", 300, {"heartbeat of an offline agent is refused"}),
+        ("+psetex", 300, {"register is refused"}),
         ("+persist", None, {"heartbeat is refused"}),
         ("+evalsha", 300, {"register is refused", "update is refused", "deregister is refused"}),
         ("+del", 300, {"which may stay, is refused"}),
