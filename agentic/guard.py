@@ -18,6 +18,11 @@ JITTER: Final = 0.1
 LONGEST_DEADLINE: Final = 300.0
 
 
+def longest(interval: float) -> float:
+    """Return the longest pause between two sweeps in seconds."""
+    return interval * (1 + JITTER)
+
+
 def deadline_that_fits(
     deadline: float | timedelta | None, *, ttl: float, interval: float, expires_after: float | None
 ) -> float:
@@ -35,7 +40,7 @@ def deadline_that_fits(
     seconds = None if deadline is None else positive_seconds(deadline, "guard_deadline")
     if expires_after is None:
         return LONGEST_DEADLINE if seconds is None else seconds
-    longest_pause = interval * (1 + JITTER)
+    longest_pause = longest(interval)
     room = expires_after - ttl - longest_pause
     if room > 0 and seconds is None:
         return min(LONGEST_DEADLINE, 0.9 * room)
@@ -146,10 +151,6 @@ class GracePeriod:
         """Return the seconds that are left; 0 where there are none."""
         return max(self._until - now, 0.0)
 
-    def end(self) -> None:
-        """Give no more."""
-        self._until = -math.inf
-
 
 def _longest_step(before: Sequence[datetime], after: Sequence[datetime], elapsed: float) -> float:
     """Return by how many seconds one of the clocks was stepped at most; 0 where the servers are not the same ones."""
@@ -162,16 +163,24 @@ def _longest_step(before: Sequence[datetime], after: Sequence[datetime], elapsed
 class Deadline:
     """Bounds how long sweeps are put off, whatever the reasons, from the first time until one goes ahead."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._began: float | None = None
+    def __init__(self, seconds: float, after_outage: float) -> None:
+        """Allow so many seconds, but for outages of the store, and at least `after_outage` seconds after each."""
+        self._seconds = self._left = seconds
+        self._after_outage = min(after_outage, seconds)
+        self._since: float | None = None
 
     def left(self, now: float) -> float:
         """Return for how many seconds the sweep may still be put off; the first call begins to count."""
-        if self._began is None:
-            self._began = now
-        return max(self._began + self._seconds - now, 0.0)
+        if self._since is None:
+            self._since = now
+        return max(self._left - (now - self._since), 0.0)
+
+    def store_failed(self, now: float) -> None:
+        """Stop to count until the next call of `left`."""
+        self._left = max(self.left(now), self._after_outage)
+        self._since = None
 
     def reset(self) -> None:
-        """Begin anew with the next call of `left`."""
-        self._began = None
+        """Allow the whole time again, which begins with the next call of `left`."""
+        self._left = self._seconds
+        self._since = None

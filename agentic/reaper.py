@@ -6,13 +6,14 @@ import asyncio
 import logging
 import random
 from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import timedelta
 
 from agentic.agent import AgentStatus
 from agentic.callbacks import Callbacks, OnHeld, OnReaped
 from agentic.clock import NEVER, is_stale, positive_seconds
 from agentic.errors import BackendError, ConfigurationError
-from agentic.guard import JITTER, Deadline, GracePeriod, StallDetector, deadline_that_fits
+from agentic.guard import JITTER, Deadline, GracePeriod, StallDetector, deadline_that_fits, longest
 from agentic.options import fraction, function
 from agentic.outage import Outage
 from agentic.registry import AgentRegistry
@@ -47,9 +48,10 @@ class Reaper(Service):
       or one `interval`, whichever is longer. That is enough for agents that beat every third of `ttl` or sooner.
     - With `max_fraction`, a sweep that would mark more than that part of the live agents at once is held back, logged,
       and reported to `on_held`.
-    - For neither reason are sweeps put off for more than `guard_deadline` seconds on end. So, while the store answers,
-      an agent is marked at most `ttl` + 1.1 `interval` + `guard_deadline` seconds, and the time of a sweep, after its
-      last heartbeat: before the registry's `ttl` removes it.
+    - For neither reason are sweeps put off for more than `guard_deadline` seconds on end, outages not counted. In a
+      registry with a `ttl`, none is held back any longer once a stale agent has been silent for `ttl` + 1.1 `interval`
+      + `guard_deadline` seconds, which are fewer than that `ttl`. So agents are marked before they are gone: with any
+      number of restarts of reapers, unless the store does not answer, or the sweep itself takes too long.
 
     Attributes:
         ttl: Seconds of silence after which an agent is offline; one silent for exactly `ttl` is alive.
@@ -140,6 +142,18 @@ class Reaper(Service):
         pass
 
 
+@dataclass
+class _Fleet:
+    """How many agents live, how many of them are stale, and for how many seconds one has been silent at most.
+
+    That is 0 in a registry without a `ttl`, where agents are not gone before they are marked.
+    """
+
+    live: int = 0
+    stale: int = 0
+    longest_silence: float = 0.0
+
+
 class _Sweeps:
     """The sweeps of one run of a reaper, and what it has noticed since it began."""
 
@@ -150,8 +164,9 @@ class _Sweeps:
         self._outage = Outage(logger, "the reaper", options.interval)
         self._stalls = StallDetector(options.ttl)
         self._grace = GracePeriod(options.ttl, options.interval)
-        self._deadline = Deadline(options.guard_deadline)
+        self._deadline = Deadline(options.guard_deadline, self._grace.length)
         self._holding = False
+        self._longest_silence = options.ttl + longest(options.interval) + options.guard_deadline
 
     async def run(self) -> None:
         with self._stalls.running():
@@ -161,13 +176,13 @@ class _Sweeps:
                 except BackendError as error:
                     pause = self._outage.failed(error)
                     self._grace.store_failed()
-                    self._deadline.reset()  # Agents could not send heartbeats meanwhile, so they get the whole time.
+                    self._deadline.store_failed(asyncio.get_running_loop().time())
                 await asyncio.sleep(pause)
 
     async def _sweep_if_fair(self) -> float:
         """Sweep, unless agents must be given time first; return the seconds to wait before the next try."""
         # Counting a large fleet takes long, and much may happen meanwhile: so the clocks are looked at after it.
-        stale, live = (0, 0) if self._options.max_fraction is None else await self._count()
+        fleet = _Fleet() if self._options.max_fraction is None else await self._count()
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
         store_times = await self._registry._store_times()
@@ -176,12 +191,11 @@ class _Sweeps:
         reason = self._grace.reason(now, max(self._stalls.longest(), now - asked_at), store_times)
         if reason is not None:
             self._begin_grace(now, reason)
-        wait = self._grace.left(now) or self._hold_back(now, stale, live)
+        wait = self._grace.left(now) or self._hold_back(now, fleet)
         if wait > 0 and (left := self._deadline.left(now)) > 0:
             return min(wait, left)
         await self._registry.reap(self._options.ttl, on_marked=self._report)
         self._deadline.reset()
-        self._grace.end()
         self._holding = False
         self._outage.succeeded()
         return self._pause()
@@ -192,35 +206,42 @@ class _Sweeps:
         level = logging.INFO if self._outage.lasts else logging.WARNING
         logger.log(level, "agents have %g s more to send a heartbeat: %s", self._grace.length, reason)
 
-    def _hold_back(self, now: float, stale: int, live: int) -> float:
+    def _hold_back(self, now: float, fleet: _Fleet) -> float:
         """Return for how many seconds a sweep of so many agents is to wait, and tell when that begins."""
         max_fraction = self._options.max_fraction
-        if max_fraction is None or stale <= max_fraction * live:
+        oldest_may_wait = self._longest_silence - fleet.longest_silence
+        if max_fraction is None or fleet.stale <= max_fraction * fleet.live or oldest_may_wait <= 0:
             self._holding = False
             return 0.0
-        left = self._deadline.left(now)
+        left = min(self._deadline.left(now), oldest_may_wait)
         if left > 0 and not self._holding:
             self._holding = True
             logger.error(
                 "sweeps are held back: %d of %d live agents are stale, over max_fraction=%g; they go ahead in %g s",
-                stale,
-                live,
+                fleet.stale,
+                fleet.live,
                 max_fraction,
                 left,
             )
-            self._callbacks.held(stale, live)
-        return self._pause()
+            self._callbacks.held(fleet.stale, fleet.live)
+        return min(self._pause(), oldest_may_wait)
 
-    async def _count(self) -> tuple[int, int]:
-        """Return how many agents are stale, and how many live."""
+    async def _count(self) -> _Fleet:
         store_time = await self._registry.store_time()
-        ttl, stale, live = timedelta(seconds=self._options.ttl), 0, 0
+        ttl, fleet = timedelta(seconds=self._options.ttl), _Fleet()
         async with aclosing(self._registry.scan()) as agents:
             async for agent in agents:
-                if agent.status is not AgentStatus.OFFLINE:
-                    live += 1
-                    stale += is_stale(agent.last_heartbeat or NEVER, store_time, ttl)
-        return stale, live
+                if agent.status is AgentStatus.OFFLINE:
+                    continue
+                fleet.live += 1
+                heard_at = agent.last_heartbeat or NEVER
+                if is_stale(heard_at, store_time, ttl):
+                    fleet.stale += 1
+                    silence = (store_time - heard_at).total_seconds()
+                    # Where it is longer, the agent was registered with an old heartbeat, and stays for the whole ttl.
+                    if silence <= (self._registry.ttl or 0.0):
+                        fleet.longest_silence = max(fleet.longest_silence, silence)
+        return fleet
 
     def _report(self, marked: list[str]) -> None:
         logger.info("marked %d silent agents offline", len(marked))
