@@ -61,14 +61,14 @@ def scratch_registry(config: RegistryConfig) -> Iterator[tuple[AgentRegistry, st
     match config.backend:
         case "redis":
             prefix = f"{config.prefix or _PREFIX}:demo-{uuid4().hex[:8]}"
-            registry = open_registry(replace(config, prefix=prefix, ttl=60, stale_after=None))
+            registry = open_registry(replace(config, prefix=prefix, ttl=60, stale_after=TTL))
             yield registry, f"Redis, in keys that begin with {prefix}:"
         case "sqlite":
             with tempfile.TemporaryDirectory(prefix="agentic-demo-", ignore_cleanup_errors=True) as folder:
                 path = str(Path(folder) / "registry.db")
-                yield open_registry(RegistryConfig(path=path)), f"SQLite, in the scratch file {path}"
+                yield open_registry(RegistryConfig(path=path, stale_after=TTL)), f"SQLite, in the scratch file {path}"
         case _:
-            yield open_registry(config), "memory"
+            yield open_registry(replace(config, stale_after=TTL)), "memory"
 
 
 async def check_rights(registry: AgentRegistry, place: str) -> None:
@@ -96,7 +96,6 @@ async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:
     ids = [f"agent-{number:02}" for number in range(1, size + 1)]
     summary = Summary(silent=set(ids[2::3]))
     all_offline = anyio.Event()
-    registry.stale_after = TTL
 
     def on_reaped(reaped: list[str]) -> None:
         for agent_id in sorted(reaped):
