@@ -25,26 +25,21 @@ from agentic.backends.redis_client import (
 from agentic.backends.redis_cluster import Cluster
 from agentic.backends.redis_doctor import may_evict, redis_findings
 from agentic.backends.redis_keys import Keys, ShardedKeys, family_of, marks_key, valid_prefix
-from agentic.backends.redis_outcomes import facts, failure, raise_any
-from agentic.backends.redis_records import Records
-from agentic.backends.redis_requests import (
-    Batch,
+from agentic.backends.redis_operations import (
     Beat,
-    Command,
     Deregister,
     FindMarks,
     Mark,
     Read,
     ReadType,
     Register,
-    Request,
     Settle,
     TrySettle,
     Update,
-    Writer,
-    bounded,
-    requests,
 )
+from agentic.backends.redis_outcomes import facts, failure, raise_any
+from agentic.backends.redis_records import Records
+from agentic.backends.redis_requests import Batch, Command, Request, Writer, bounded, requests
 from agentic.backends.redis_scripts import ABSENT, DONE, WRONG_TYPE
 from agentic.backends.redis_servers import OneServer, Servers
 from agentic.backends.redis_url import connection_options

@@ -19,7 +19,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentic.backends.redis_client import DRIVER_ERRORS
 from agentic.backends.redis_keys import by_family
-from agentic.backends.redis_requests import Batch, Command, Read, Request, requests, under_way
+from agentic.backends.redis_operations import Read
+from agentic.backends.redis_requests import Batch, Command, Request, requests, under_way
 from agentic.backends.redis_server_info import LATEST, TIME, NotInSync, answered, time_of
 from agentic.backends.redis_servers import PING, WHO_ARE_YOU, Page, Scanned, Servers, mapped, scanned_by
 from agentic.errors import BackendError
