@@ -92,6 +92,11 @@ def calls(server: RedisServer) -> int:
     return int(stats.get("cmdstat_evalsha", {"calls": 0})["calls"])
 
 
+def has_run(server: RedisServer, scripts: int) -> Callable[[], bool]:
+    """Whether a server has run so many scripts."""
+    return lambda: calls(server) >= scripts
+
+
 @pytest.mark.parametrize("case", OVERTAKEN.values(), ids=OVERTAKEN)
 async def test_a_late_write_does_not_overtake_a_later_call(server: RedisServer, case: Overtaken) -> None:
     async with (
@@ -136,18 +141,25 @@ async def test_a_late_write_in_a_cluster_does_not_overtake_a_later_call(own_redi
         RedisRegistry(cluster.url, timeout=1) as registry,
         RedisRegistry(cluster.url) as other,
     ):
-        await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ids))
-        release = proxy.hold_requests(SCRIPTS["update"].sha.encode())
-        updates = (registry.update(agent_id, current_load=1) for agent_id in ids)
-        answers = await asyncio.gather(*updates, return_exceptions=True)
-        assert all(isinstance(answer, BackendUnavailableError) for answer in answers), answers
-        proxy.hold_requests(b"nothing more")
-        await asyncio.gather(*(registry.register(AgentInfo(agent_id, current_load=2)) for agent_id in ids))
-        made = calls(cluster.servers[0])
-        release()
-        shards = len(set(map(slot, ids)))
-        await wait_until(lambda: calls(cluster.servers[0]) >= made + shards, "the late updates have arrived")
-        assert [agent.current_load for agent in await other.list()] == [2] * len(ids)
+        for how in ("timed out", "cancelled"):
+            await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ids))
+            release = proxy.hold_requests(SCRIPTS["update"].sha.encode())
+            if how == "timed out":
+                updates = (registry.update(agent_id, current_load=1) for agent_id in ids)
+                answers = await asyncio.gather(*updates, return_exceptions=True)
+                assert all(isinstance(answer, BackendUnavailableError) for answer in answers), answers
+            else:
+                batch = asyncio.ensure_future(registry._patch([(agent_id, {"current_load": 1}) for agent_id in ids]))
+                await wait_until(lambda: bool(proxy.held), "the updates are on their way")
+                batch.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await batch
+            proxy.hold_requests(b"nothing more")
+            await asyncio.gather(*(registry.register(AgentInfo(agent_id, current_load=2)) for agent_id in ids))
+            made, shards = calls(cluster.servers[0]), len(set(map(slot, ids)))
+            release()
+            await wait_until(has_run(cluster.servers[0], made + shards), "the late updates have arrived")
+            assert [agent.current_load for agent in await other.list()] == [2] * len(ids), how
 
 
 async def test_an_ended_session_leaves_no_ghost(server: RedisServer) -> None:
