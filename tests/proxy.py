@@ -33,6 +33,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._to_clients: set[asyncio.StreamWriter] = set()
         self._gates: set[asyncio.Event] = set()
         self._hold = b""
         self.held: list[asyncio.Event] = []
@@ -99,6 +100,12 @@ class Proxy:
             _linger(writer)
             writer.transport.abort()
 
+    def reset_clients(self) -> None:
+        """Reset the clients' ends of all connections; what is kept of their requests is delivered all the same."""
+        for writer in self._to_clients:
+            _linger(writer)
+            writer.transport.abort()
+
     def swallow(self) -> None:
         """Pass on nothing any more on the connections that there are, and leave them open, as where NAT lost them."""
         self._swallowed |= self._writers
@@ -116,6 +123,7 @@ class Proxy:
         ends, gate = {writer, far_writer}, asyncio.Event()
         gate.set()
         self._writers |= ends
+        self._to_clients.add(writer)
         self._gates.add(gate)
         ways = [
             asyncio.create_task(self._pass_on(reader, far_writer, gate)),
@@ -128,6 +136,7 @@ class Proxy:
             way.cancel()
         await asyncio.wait(ways)
         self._writers -= ends
+        self._to_clients.discard(writer)
         self._gates.discard(gate)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:

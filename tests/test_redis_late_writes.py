@@ -198,6 +198,27 @@ async def test_a_closed_registry_writes_nothing_more(server: RedisServer) -> Non
         assert await other.list() == []
 
 
+async def test_a_heartbeat_sent_again_is_not_followed_by_the_first_one(server: RedisServer) -> None:
+    """Heartbeats are repeated when their connection breaks, also those that do more than stamp."""
+    async with (
+        Proxy(server.port) as proxy,
+        RedisRegistry(proxy.url, timeout=2) as registry,
+        RedisRegistry(server.url) as other,
+    ):
+        await registry.register(AgentInfo("a", status=AgentStatus.OFFLINE))
+        release = proxy.hold_requests(SCRIPTS["heartbeat_slow"].sha.encode())
+        beating = asyncio.ensure_future(registry.heartbeat("a"))
+        await wait_until(lambda: bool(proxy.held), "the heartbeat is on its way")
+        proxy.hold_requests(b"nothing more")
+        proxy.reset_clients()
+        await beating
+        assert (await registry.update("a", status=AgentStatus.OFFLINE)).status is AgentStatus.OFFLINE
+        made = calls(server)
+        release()
+        await wait_until(has_run(server, made + 1), "the first heartbeat has arrived")
+        assert (await other.get("a")).status is AgentStatus.OFFLINE
+
+
 async def test_a_refused_write_is_sent_again(server: RedisServer) -> None:
     """A write of another agent that leaves before the loss is noticed and arrives after it: refused, then applied."""
     async with Proxy(server.port) as proxy, RedisRegistry(proxy.url, timeout=2) as registry:
