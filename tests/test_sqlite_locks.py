@@ -77,10 +77,18 @@ class Gate:
         return datetime.now(UTC)
 
 
-def connection_threads() -> list[str]:
-    """Return the threads that are neither the main one nor asyncio's for `to_thread`."""
-    others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
-    return [thread.name for thread in others if not thread.name.startswith("asyncio_")]
+Threads = Callable[[], set[threading.Thread]]
+
+
+@pytest.fixture
+def new_threads() -> Threads:
+    """Return a function that returns the threads begun in this test, but for asyncio's own for `to_thread`."""
+    before = set(threading.enumerate())
+
+    def begun() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if not each.name.startswith("asyncio_")} - before
+
+    return begun
 
 
 # --- within the timeout, whoever holds the lock ---
@@ -88,7 +96,9 @@ def connection_threads() -> list[str]:
 
 @pytest.mark.parametrize("hold", [name for name in HOLDS if name.startswith("exclusive, ")])
 @pytest.mark.parametrize("new", [True, False])
-async def test_opening_a_locked_file_ends_within_the_timeout(path: Path, hold: str, new: bool) -> None:
+async def test_opening_a_locked_file_ends_within_the_timeout(
+    path: Path, hold: str, new: bool, new_threads: Threads
+) -> None:
     if not new:
         async with SQLiteRegistry(path) as registry:
             await registry.register(AgentInfo("a"))
@@ -96,7 +106,7 @@ async def test_opening_a_locked_file_ends_within_the_timeout(path: Path, hold: s
     async with locked_by_another_process(path, *HOLDS[hold]), asyncio.timeout(DOES_NOT_HANG):
         with pytest.raises(BackendUnavailableError, match="another process keeps it locked"):
             await registry.open()
-        assert connection_threads() == []
+        assert not new_threads()
     async with SQLiteRegistry(path) as again:
         assert len(await again.list()) == (0 if new else 1)
 
@@ -130,7 +140,7 @@ async def test_calls_on_a_locked_file_end_within_the_timeout(path: Path, hold: s
 
 
 async def test_closing_ends_within_the_timeout_while_a_write_waits_for_a_lock(
-    path: Path, waits: threading.Event
+    path: Path, waits: threading.Event, new_threads: Threads
 ) -> None:
     registry = SQLiteRegistry(path, timeout=0.5)
     async with registry:
@@ -141,7 +151,7 @@ async def test_closing_ends_within_the_timeout_while_a_write_waits_for_a_lock(
             await registry.aclose()
             with pytest.raises(BackendError):
                 await beat
-            await wait_until(lambda: not connection_threads(), "the registry's threads end")
+            await wait_until(lambda: not new_threads(), "the registry's threads end")
 
 
 async def test_the_integrity_check_ends_within_the_timeout(path: Path) -> None:
