@@ -33,6 +33,7 @@ from agentic.exchange import SLACK, ended, outcome, start_detached
 from agentic.findings import Finding
 from agentic.home import Home
 from agentic.lanes import Lanes
+from agentic.options import function
 from agentic.outage import Patience
 from agentic.session import AgentSession
 from agentic.text import type_name
@@ -343,11 +344,13 @@ class AgentRegistry(ABC):
             returns it only after a heartbeat, a registration or an update of its status has brought it back.
 
         Raises:
-            ConfigurationError: `ttl` is wrong.
+            ConfigurationError: An argument is wrong.
             BackendError: The store failed; its `reaped` holds the ids marked before that.
             RegistryClosedError: The registry was closed; its `reaped` holds the ids marked before that.
         """
         span = duration(ttl, "ttl")
+        if on_marked is not None:
+            function(on_marked, "on_marked")
         reaped: builtins.list[str] = []
         context = copy_context()
 

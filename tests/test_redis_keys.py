@@ -28,6 +28,14 @@ def test_a_prefix_whose_agents_could_have_the_keys_of_another_ones_is_refused(pr
         RedisRegistry(prefix=prefix)
 
 
+@pytest.mark.parametrize("url", ["redis://localhost", "redis+cluster://localhost"])
+def test_a_prefix_that_is_refused_is_not_shown(url: str) -> None:
+    for prefix in ("s3cr3t:agent", "{s3cr3t:agent:}"):
+        with pytest.raises(ConfigurationError) as caught:
+            RedisRegistry(url, prefix=prefix)
+        assert "s3cr3t" not in str(caught.value)
+
+
 @given(prefixes, agent_ids, prefixes, agent_ids)
 def test_no_key_is_the_same_under_two_prefixes(prefix: str, agent_id: str, other: str, other_id: str) -> None:
     key = Keys(prefix).agent(agent_id)

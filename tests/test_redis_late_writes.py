@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
+import redis.asyncio as aioredis
 
 from agentic import (
     AgentInfo,
@@ -217,6 +218,28 @@ async def test_a_heartbeat_sent_again_is_not_followed_by_the_first_one(server: R
         release()
         await wait_until(has_run(server, made + 1), "the first heartbeat has arrived")
         assert (await other.get("a")).status is AgentStatus.OFFLINE
+
+
+async def test_a_client_of_the_users_own_does_not_repeat_a_write(server: RedisServer) -> None:
+    """A copy of the lost write would carry the same generation, and be applied when a later one has been answered."""
+    async with (
+        Proxy(server.port) as proxy,
+        aioredis.Redis(port=proxy.port) as client,
+        RedisRegistry(client=client, timeout=2) as registry,
+    ):
+        await registry.register(AgentInfo("a"))
+        release = proxy.hold_requests(SCRIPTS["update"].sha.encode())
+        lost = asyncio.ensure_future(registry.update("a", current_load=1))
+        await wait_until(lambda: bool(proxy.held), "the update is on its way")
+        proxy.hold_requests(b"nothing more")
+        proxy.reset_clients()
+        with pytest.raises(BackendUnavailableError):
+            await lost
+        assert (await registry.update("a", current_load=2)).current_load == 2
+        made = calls(server)
+        release()
+        await wait_until(has_run(server, made + 1), "the lost update has arrived")
+        assert (await registry.get("a")).current_load == 2
 
 
 async def test_a_refused_write_is_sent_again(server: RedisServer) -> None:

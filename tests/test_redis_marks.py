@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentic import AgentInfo, AgentStatus, BackendUnavailableError, RedisRegistry
+from agentic import AgentInfo, AgentStatus, BackendRejectedError, BackendUnavailableError, RedisRegistry
 from agentic.backends.redis_scripts import SCRIPTS
 from tests.proxy import Proxy
 from tests.redis_server import RedisServer
@@ -85,6 +85,24 @@ async def test_marks_that_arrive_late_mark_nobody_who_is_not_reported(server: Re
 def calls(server: RedisServer) -> int:
     stats: Any = server.admin().info("commandstats")
     return int(stats["cmdstat_evalsha"]["calls"])
+
+
+async def test_agents_marked_by_a_call_that_failed_half_way_are_reported_by_the_next_sweep(server: RedisServer) -> None:
+    """A right that only some agents of a call need: the others are marked by then."""
+    admin = server.admin()
+    admin.execute_command("ACL", "SETUSER", "weak", "on", "nopass", "~*", "+@all", "-pttl")
+    url = server.url.replace("redis://", "redis://weak:any@")
+    async with RedisRegistry(server.url) as other, RedisRegistry(url) as registry:
+        await fill(other)
+        admin.set("agentic:agent:z", '{"id":"z","last_heartbeat":"2100-01-01T00:00:00Z"}')
+        told: list[str] = []
+        with pytest.raises(BackendRejectedError, match="lacks a right"):
+            await registry.reap(60, on_marked=told.extend)
+        marked = await offline(other)
+        admin.execute_command("ACL", "SETUSER", "weak", "+pttl")
+        await registry.reap(60, on_marked=told.extend)
+        assert set(marked) <= set(IDS)
+        assert sorted(told) == await offline(other) == IDS
 
 
 async def test_two_sweeps_of_one_registry_report_each_agent_once(server: RedisServer) -> None:

@@ -106,8 +106,8 @@ class RedisRegistry(AgentRegistry):
             url: `redis[s]://`, `valkey[s]://`, `unix://`, `redis[s]+sentinel://` or `redis[s]+cluster://`; of the
                 options below it may hold `ca`, `cert`, `key`, `sentinel_username`, `sentinel_password`, `sentinel_tls`,
                 and `db` for a Unix socket, as query parameters.
-            client: A client of your own, used in place of `url` and left open; its retries are its own. Options of the
-                connection belong to it, and are refused here.
+            client: A client of your own, used in place of `url` and left open; its retries repeat no write. Options of
+                the connection belong to it, and are refused here.
             password: Overrides the URL's.
             db: Overrides the URL's; a cluster has none but 0.
             prefix: Keeps several registries apart in one database.

@@ -16,7 +16,6 @@ from zlib import crc32
 from redis.crc import key_slot
 
 from agentic.errors import ConfigurationError
-from agentic.text import printable
 
 SHARDS: Final = 32
 SLOTS: Final = 16_384
@@ -71,7 +70,7 @@ class ShardedKeys(Keys):
             ConfigurationError: The prefix has braces, which would decide on the slots of its keys.
         """
         if "{" in prefix or "}" in prefix:
-            raise ConfigurationError(f"prefix: must have no braces in a cluster, got {printable(prefix)}")
+            raise ConfigurationError("prefix: must have no braces in a cluster")
         families = [_family(prefix, shard) for shard in range(SHARDS)]
         self._shards = [family + _AGENT for family in families]
         self._slots = [key_slot(family) for family in families]
@@ -156,8 +155,8 @@ def valid_prefix(prefix: object) -> str:
         raise ConfigurationError("prefix: holds a lone surrogate") from None
     if _AGENT in encoded + b":":
         raise ConfigurationError(
-            f"prefix: must neither contain ':agent:' nor end with ':agent', or an agent of one prefix could have the "
-            f"key of another one's: got {printable(prefix)}"
+            "prefix: must neither contain ':agent:' nor end with ':agent', or an agent of one prefix could have the "
+            "key of another one's"
         )
     return prefix
 

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from itertools import chain
 from math import inf
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -221,8 +222,9 @@ class OneServer(Servers):
     async def _reply(self, request: Request) -> Any:
         async def call() -> Any:
             with under_way(request):
-                reply = await self._execute(*request.command())
-                request.check(reply)
+                # Not by the client: one of the user's own would repeat it, and a repeated write comes late.
+                (reply,) = await _piped(self._client.connection_pool, [request.command()])
+                request.check(answered(reply))
             return reply
 
         try:
@@ -314,7 +316,8 @@ async def _piped(pool: aioredis.ConnectionPool, commands: Sequence[Command]) -> 
     """Send commands in one go, as a pipeline of the driver does but with less about it; return replies and errors."""
     connection: AbstractConnection = await cast("Any", pool).get_connection()
     try:
-        await connection.send_packed_command(connection.pack_commands(commands))
+        packed = chain.from_iterable(connection.pack_command(*command) for command in commands)
+        await connection.send_packed_command(packed)
         return [await _reply_on(connection) for _ in commands]
     finally:
         await pool.release(connection)

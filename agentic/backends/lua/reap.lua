@@ -28,7 +28,7 @@ if refusal then return refusal end
 
 local marks, token, marked = table.remove(KEYS), table.remove(ARGV), {}
 
-local results = for_each_record(#KEYS, function(key, record, i)
+local function mark(key, record, i)
   local is_future = ARGV[2 * i + 1] == 'future'
   local text = record and written(record, key, ARGV[2 * i], is_future)
   if not text then return 0 end
@@ -40,7 +40,11 @@ local results = for_each_record(#KEYS, function(key, record, i)
   local left = call('PTTL', key)
   if ttl > 0 and (left > ttl or left < 0) then call('PEXPIRE', key, ttl) end
   return 0
-end)
+end
+
+-- Whatever stops the loop half-way, such as a right that the user lacks: who was marked until then is kept for a report.
+local done, results = pcall(for_each_record, #KEYS, mark)
 
 if #marked > 0 then call('SET', marks, cjson.encode({token, marked}), 'EX', 3600) end
+if not done then error(results, 0) end
 return results
