@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 
 class Proxy:
@@ -109,6 +109,11 @@ class Proxy:
     def swallow(self) -> None:
         """Pass on nothing any more on the connections that there are, and leave them open, as where NAT lost them."""
         self._swallowed |= self._writers
+
+    def stop_reading(self) -> None:
+        """Read nothing more from the clients that there are, as a host that hangs: not even the end of TLS."""
+        for writer in self._to_clients:
+            cast("asyncio.ReadTransport", writer.transport).pause_reading()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

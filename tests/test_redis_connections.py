@@ -175,19 +175,6 @@ async def test_many_connections_that_died_silently_cost_one_timeout(own_redis_se
         await asyncio.gather(*(registry.list() for _ in range(10)))
 
 
-async def test_what_is_under_way_to_a_server_that_hangs_is_dropped_at_once(own_redis_server: RedisServer) -> None:
-    """A call that is given up leaves nothing behind that would still be sent, and takes no time to end."""
-    agents = [AgentInfo(f"agent-{number}", metadata={"text": "x" * 60_000}) for number in range(200)]
-    async with RedisRegistry(own_redis_server.url, timeout=TIMEOUT) as registry:
-        own_redis_server.pause()
-        async with asyncio.timeout(HANGS):
-            answers = await asyncio.gather(*map(registry.register, agents), return_exceptions=True)
-        assert all(isinstance(answer, BackendUnavailableError) for answer in answers)
-        async with asyncio.timeout(HANGS):
-            await registry.aclose()
-        own_redis_server.resume()
-
-
 # --- clients and pools of one's own ---
 
 

@@ -48,6 +48,17 @@ async def test_the_right_certificate_works(redis_url: str, authority: trustme.CA
             assert await registry.flush() == 1
 
 
+async def test_closing_does_not_wait_for_the_other_sides_end_of_tls(
+    redis_url: str, authority: trustme.CA, tmp_path: Path
+) -> None:
+    async with Proxy(port_of(redis_url), served_by(authority, "127.0.0.1")) as proxy:
+        registry = RedisRegistry(f"{proxy.url}?ca={tmp_path / 'ca.pem'}")
+        await registry.open()
+        proxy.stop_reading()
+        async with asyncio.timeout(5):
+            await registry.aclose()
+
+
 async def test_a_certificate_nobody_signed_is_refused(redis_url: str, authority: trustme.CA) -> None:
     async with Proxy(port_of(redis_url), served_by(authority, "127.0.0.1")) as proxy:
         with pytest.raises(BackendRejectedError, match="certificate is not trusted"):
