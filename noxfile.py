@@ -39,8 +39,9 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on every store, with branch coverage; arguments go to pytest."""
     install(session, "test")
-    coverage = () if session.posargs else ("--cov", "--cov-report=term")
-    session.run("pytest", *coverage, *session.posargs)
+    # They wait more than they compute, so more workers than processors.
+    everything = () if session.posargs else ("-n", "4", "--dist", "worksteal", "--cov", "--cov-report=term")
+    session.run("pytest", *everything, *session.posargs)
 
 
 @nox.session

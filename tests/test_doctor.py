@@ -226,7 +226,7 @@ async def test_a_store_that_hangs_is_a_finding_and_so_is_what_was_not_examined(
     own_redis_server: RedisServer, subject: str
 ) -> None:
     found = {}
-    registry = RedisRegistry(own_redis_server.url, timeout=0.3)
+    registry = RedisRegistry(own_redis_server.url, timeout=1)
     try:
         async with registry, asyncio.timeout(20):
             async for each in examine(registry):
@@ -314,7 +314,7 @@ def test_the_command_prints_lines_or_json_and_exits_with_1_when_something_is_bad
 
 
 async def test_diagnosis_of_a_store_that_hangs_ends_with_the_timeout(own_redis_server: RedisServer) -> None:
-    async with RedisRegistry(own_redis_server.url, timeout=0.2) as registry:
+    async with RedisRegistry(own_redis_server.url, timeout=1) as registry:
         own_redis_server.pause()
         with pytest.raises(BackendUnavailableError):
             _ = [finding async for finding in registry.diagnose()]

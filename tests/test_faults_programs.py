@@ -32,6 +32,7 @@ from agentic import AgentInfo, RedisRegistry
 logging.basicConfig(filename=sys.argv[2], level=logging.WARNING)
 async def main():
     async with RedisRegistry(sys.argv[1], ttl=3) as registry, registry.session(AgentInfo("a"), interval=0.2):
+        logging.warning("begun")
         await asyncio.sleep(60)
 asyncio.run(main())
 """
@@ -44,7 +45,7 @@ async def test_an_agent_stopped_for_twice_its_ttl_registers_again(
     with subprocess.Popen([sys.executable, "-c", AGENT, own_redis_server.url, log]) as process:
         try:
             async with RedisRegistry(own_redis_server.url) as registry:
-                await wait_until(is_there(registry), "the agent is registered")
+                await wait_until(lambda: log.exists() and "begun" in log.read_text(), "the agent is registered")
                 loop = asyncio.get_running_loop()
                 process.send_signal(signal.SIGSTOP)
                 goes_on_at = loop.time() + 2 * 3

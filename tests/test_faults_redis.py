@@ -188,9 +188,9 @@ async def test_a_lost_reply_to_a_change_is_an_error_and_the_change_happened_once
 
 
 async def test_late_replies_cross_no_answers(own_redis_server: RedisServer) -> None:
-    async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url, timeout=0.3) as registry:
+    async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url, timeout=1) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(f"agent-{n}")) for n in range(20)))
-        proxy.delay = 0.5
+        proxy.delay = 1.5
         with pytest.raises(BackendUnavailableError):
             await registry.get("agent-1")
         proxy.delay = 0.0
@@ -206,6 +206,7 @@ async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisSer
             client.client_kill_filter(_type="normal", skipme=True)
             await registry.heartbeat("a")
         with socket.create_connection(("127.0.0.1", own_redis_server.port)) as killer:
+            killed = 0
             for _ in range(20):  # in flight: a stopped server finds the kill before it finds the reads
                 own_redis_server.pause()
                 killer.sendall(b"CLIENT KILL TYPE normal SKIPME yes\r\n")
@@ -214,7 +215,8 @@ async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisSer
                     await asyncio.sleep(0)  # so that they are sent
                 own_redis_server.resume()
                 assert [agent.id for agent in await asyncio.gather(*reads)] == ["a"] * 20
-                assert int(killer.recv(64).removeprefix(b":")) > 0
+                killed += int(killer.recv(64).removeprefix(b":"))
+            assert killed >= 10
 
 
 async def test_when_every_connection_is_taken_calls_wait_and_end(own_redis_server: RedisServer) -> None:
@@ -235,9 +237,9 @@ async def test_when_every_connection_is_taken_calls_wait_and_end(own_redis_serve
 
 async def test_a_sleeping_server(redis_url: str) -> None:
     with RedisServer("--enable-debug-command", "yes") as server:
-        async with RedisRegistry(server.url, timeout=0.3) as registry:
+        async with RedisRegistry(server.url, timeout=1) as registry:
             await registry.register(AgentInfo("a"))
-            sleeping = asyncio.create_task(asyncio.to_thread(server.admin().execute_command, "DEBUG", "SLEEP", 1))
+            sleeping = asyncio.create_task(asyncio.to_thread(server.admin().execute_command, "DEBUG", "SLEEP", 3))
             with pytest.raises(BackendUnavailableError):
                 for _ in range(200):
                     await registry.heartbeat("a")
