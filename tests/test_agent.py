@@ -86,7 +86,7 @@ def test_metadata_cannot_be_changed(mutate: Callable[[Any], object]) -> None:
 
 def test_no_field_can_be_set_and_lists_become_tuples() -> None:
     capabilities = ["go"]
-    agent = AgentInfo("a", capabilities=capabilities, metadata=MappingProxyType({"k": "v"}))  # type: ignore[arg-type]
+    agent = AgentInfo("a", capabilities=capabilities, metadata=MappingProxyType({"k": "v"}))
     with pytest.raises(AttributeError):
         agent.id = "b"  # type: ignore[misc]
     assert {agent: 1}[AgentInfo("a", capabilities=("go",), metadata={"k": "v"})] == 1
