@@ -72,7 +72,8 @@ class StoreURL:
         if "://" not in whole or scheme.lower() not in SCHEMES:
             raise ConfigurationError(
                 "unsupported registry backend: expected a URL such as memory://, sqlite:///file.db or "
-                f"redis://localhost:6379/0; known schemes are {', '.join(SCHEMES)}"
+                "redis://localhost:6379/0; known schemes are memory, sqlite, unix, and redis, rediss, valkey, valkeys, "
+                "these four also with +sentinel and +cluster"
             )
         _check_characters(whole)
         parts = _URL.fullmatch(whole)

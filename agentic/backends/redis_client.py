@@ -229,14 +229,14 @@ def backend_error(error: Exception, what: str, when_closed: str = "") -> Backend
 
 
 def brief(error: Exception) -> Exception:
-    """Return a driver's error without its traceback, which is forty lines deep; its message says all there is to know.
+    """Return a driver's error without the tracebacks of its chain, forty lines deep; the messages say all that matters.
 
     What the driver misread is left as it is, to be looked into.
     """
-    if isinstance(error, MISREAD):
-        return error
-    error.__suppress_context__ = True
-    return error.with_traceback(None)
+    if not isinstance(error, MISREAD):
+        for each in _chain(error):
+            each.__traceback__, each.__suppress_context__ = None, True
+    return error
 
 
 def _answer(error: Exception) -> Exception:
