@@ -250,7 +250,7 @@ def shared(config: RegistryConfig) -> RegistryConfig:
     config = resolved(config)
     if config.backend == "memory":
         raise ConfigurationError("no program sees another's memory: name a store by its URL, as in AGENTIC_URL")
-    return config
+    return replace(config, wait=None)  # A person waits, and can try again.
 
 
 def as_config(source: Source) -> RegistryConfig:

@@ -196,6 +196,7 @@ EVERY_OPTION: list[tuple[str, str, str, object]] = [
     ("memory://", "ttl", "60", 60.0),
     ("sqlite:///x.db", "timeout", "1.5", 1.5),
     ("redis://h", "stale_after", "9", 9.0),
+    ("memory://", "wait", "30", 30.0),
     ("sqlite:///x.db", "synchronous", "FULL", "FULL"),
     ("redis://h", "prefix", "fleet", "fleet"),
     ("sqlite:///x.db", "create", "no", False),
