@@ -23,7 +23,7 @@ from agentic.reaper import Reaper
 from agentic.registry import AgentRegistry
 from agentic.session import AgentSession
 
-logging.getLogger("agentic").addHandler(logging.NullHandler())
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "AgentInfo",
