@@ -9,6 +9,7 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from benchmarks.samples import OURS
 
@@ -29,7 +30,7 @@ DARK: Final = {
     COLOURS["memory"]: "#a3adb9",
 }
 """What each colour is where the reader's page is dark."""
-TEXT: Final = {
+TEXT: Final[Any] = {
     "font.family": "sans-serif",
     "font.size": 12,
     "text.color": INK,
@@ -48,13 +49,12 @@ TEXT: Final = {
 
 def draw(document: dict[str, Any], path: Path) -> None:
     """Draw a run into an SVG file, which is light or dark as the page that shows it."""
-    mpl.rcParams |= TEXT
-    figure = Figure(figsize=(7.6, 11.5), layout="constrained")
+    mpl.rcParams.update(TEXT)
+    figure = Figure(figsize=(7.6, 11.5), layout=ConstrainedLayoutEngine(h_pad=0.15))
     costs, rates = figure.subplots(2, 1, height_ratios=(1, 1.5))
     _draw_costs(costs, document["results"])
     _draw_rates(rates, document["results"])
     about = document["about"]
-    figure.get_layout_engine().set(h_pad=0.15)  # type: ignore[union-attr]
     figure.supxlabel(
         f"{about['cores']} cores, Python {about['python'].split()[-1]}, {about.get('server', 'no server')}, "
         f"SQLite {about['sqlite']}",
@@ -72,10 +72,7 @@ def _themed(svg: str) -> str:
         svg = svg.replace(colour, f"var(--c{number})")
         light.append(f"--c{number}: {colour}")
         dark.append(f"--c{number}: {other}")
-    style = (
-        f":root {{ {'; '.join(light)} }}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root {{ {'; '.join(dark)} }} }}\n"
-    )
+    style = f":root {{ {'; '.join(light)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {'; '.join(dark)} }} }}\n"
     return svg.replace('<style type="text/css">', f'<style type="text/css">\n{style}', 1)
 
 
@@ -92,7 +89,15 @@ def _draw_costs(axes: Axes, results: list[dict[str, Any]]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="agents in the fleet", ylabel="milliseconds")
     axes.set_title("One call that walks the fleet", loc="left", fontweight="bold")
     axes.grid(which="major", color=GRID)
-    axes.legend(fontsize=10, frameon=False, handlelength=2, columnspacing=1, ncols=3, loc="upper center", bbox_to_anchor=(0.4, -0.16))
+    axes.legend(
+        fontsize=10,
+        frameon=False,
+        handlelength=2,
+        columnspacing=1,
+        ncols=3,
+        loc="upper center",
+        bbox_to_anchor=(0.4, -0.16),
+    )
 
 
 def _draw_rates(axes: Axes, results: list[dict[str, Any]]) -> None:

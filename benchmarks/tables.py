@@ -46,7 +46,9 @@ def _differs(path: Path, *, write: bool) -> bool:
 
 
 def _run(name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads(
+        (ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
+    )
     return document
 
 
@@ -62,8 +64,9 @@ def _summary() -> str:
     ]
     about = document["about"]
     measured = (
-        f"Measured on {about['cores']} shared cores with {about['python']}, {about['server']} and SQLite {about['sqlite']}. "
-        "The plain programs send a GET and a SET for each heartbeat, commit each by itself, and send one GET for each key."
+        f"Measured on {about['cores']} shared cores with {about['python']}, {about['server']} and SQLite "
+        f"{about['sqlite']}. The plain programs send a GET and a SET for each heartbeat, commit each heartbeat by "
+        "itself, and send one GET for each key."
     )
     return "\n".join([*rows, "", measured])
 

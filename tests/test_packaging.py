@@ -49,7 +49,12 @@ def test_every_address_in_the_metadata_is_of_one_repository() -> None:
 def test_the_version_is_written_in_one_place() -> None:
     version = PROJECT["project"]["version"]
     assert metadata("agentic-registry")["Version"] == version
-    sources = [*(ROOT / "agentic").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "mkdocs.yml"]
+    sources = [
+        *(ROOT / "agentic").rglob("*.py"),
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "README.md",
+        ROOT / "mkdocs.yml",
+    ]
     written = re.compile(rf"(?<![\d.]){re.escape(version)}(?![\d.])")
     assert [path.name for path in sources if written.search(path.read_text(encoding="utf-8"))] == []
 
