@@ -8,7 +8,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "docs", "package", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "package", "tests", "frameworks"]
 nox.options.reuse_venv = "yes"
 
 GROUPS = nox.project.load_toml("pyproject.toml")
@@ -45,6 +45,21 @@ def tests(session: nox.Session) -> None:
     # They wait more than they compute, so more workers than processors.
     everything = () if session.posargs else ("-n", "4", "--dist", "worksteal", "--cov", "--cov-report=term")
     session.run("pytest", *everything, *session.posargs)
+
+
+@nox.session
+def frameworks(session: nox.Session) -> None:
+    """Run and type-check the examples for Litestar, LangGraph and the OpenAI Agents SDK."""
+    install(session, "test", "frameworks")
+    session.run("pytest", "tests/frameworks/test_examples.py", *session.posargs)
+    session.run("mypy", *(str(path) for path in Path("examples/frameworks").glob("*.py") if "crewai" not in path.name))
+
+
+@nox.session(default=False)
+def crewai(session: nox.Session) -> None:
+    """Run the example for crewai, whose installation takes minutes and a gigabyte."""
+    install(session, "test", "crewai")
+    session.run("pytest", "tests/frameworks/test_crewai.py", *session.posargs)
 
 
 @nox.session
