@@ -32,10 +32,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with mypy and pyright."""
+    """Check types with mypy and pyright, and what users write with two more checkers."""
     install(session, "types")
     session.run("mypy")
     session.run("pyright")
+    session.run("pyrefly", "check", "tests/typical_use.py")
+    session.run("ty", "check", "tests/typical_use.py")
 
 
 @nox.session
