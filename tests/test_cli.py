@@ -372,6 +372,60 @@ def test_ages_are_told_in_the_unit_that_suits_them() -> None:
     assert age(None, at) == age(at.replace(year=1), at) == "never"
 
 
+# --- ids in shells ---
+
+
+def completed(*words: str, shell: str = "bash", **environment: str) -> list[str]:
+    """Return what the command offers a shell for the last of the words; bash splits them as it does."""
+    parts = [part for word in words for part in re.split("([:=@]+)", word) if part or not word]
+    asked = {
+        "_AGENTIC_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "\n".join(["agentic", *parts]),
+        "COMP_CWORD": str(len(parts)),
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_ARGS": " ".join(["agentic", *words]),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (asked | environment).items():
+            patch.setenv(name, value)
+        patch.setattr("agentic.completion.SECONDS", 60)  # It would end the tests.
+        done = CliRunner().invoke(app, prog_name="agentic")
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_ids_complete_from_the_chosen_store(redis_url: str, tmp_path: Path) -> None:
+    prefix = f"test-complete-{tmp_path.name}"
+    in_redis, in_file = f"{redis_url}?prefix={prefix}", f"sqlite:///{tmp_path}/fleet.db"
+    for url, ids in (in_redis, ("worker:a:1", "worker:a:2")), (in_file, ("coder-1", "robot")):
+        for agent_id in ids:
+            assert CliRunner().invoke(app, ["register", agent_id, "--url", url]).exit_code == 0
+    for command in ("get", "update", "heartbeat", "deregister"):
+        assert completed(command, "co", AGENTIC_URL=in_file) == ["coder-1"]
+    assert completed("deregister", "coder-1", "", AGENTIC_URL=in_file) == ["coder-1", "robot"]
+    for options in (["--url", in_redis], [f"--url={in_redis}"], ["--url", redis_url, "--prefix", prefix]):
+        # Of a word that bash has split, it wants the last part.
+        assert completed(*options, "get", "worker:a", AGENTIC_URL=in_file) == ["a:1", "a:2"]
+        assert completed("get", *options, "worker:a:", AGENTIC_URL=in_file) == ["1", "2"]
+    assert completed("get", "worker:", shell="fish", AGENTIC_URL=in_redis) == ["worker:a:1", "worker:a:2"]
+    assert completed("ls", "--url", in_redis, "--status", "of") == ["offline"]
+    asyncio.run(flush(in_redis))
+
+
+def test_an_id_that_a_shell_could_obey_is_not_offered(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/fleet.db"
+    for agent_id in ("a-1", "a$(touch x)", "a`x`", "a b", "a;b", "a*", "a'b", "a\nb"):
+        assert CliRunner().invoke(app, ["register", agent_id, "--url", url]).exit_code == 0
+    assert completed("get", "a", AGENTIC_URL=url) == ["a-1"]
+    assert completed("get", "a", shell="zsh", AGENTIC_URL=url) == ["_arguments", "'*:", """:(("a-1"))'"""]
+
+
+def test_no_ids_complete_where_there_is_no_store(tmp_path: Path) -> None:
+    for url in ("redis://127.0.0.1:1", f"sqlite:///{tmp_path}/no.db", "memory://", "bogus", "sqlite://"):
+        assert completed("get", "", AGENTIC_URL=url) == []
+    assert list(tmp_path.iterdir()) == list(Path.home().iterdir()) == []
+
+
 # --- the demo ---
 
 
