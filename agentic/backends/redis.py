@@ -17,7 +17,6 @@ import redis.asyncio as aioredis
 from agentic.agent import AgentChanges, AgentInfo, encode_to_stamp
 from agentic.backends.redis_client import (
     CONNECT_TIMEOUT,
-    DRIVER_ERRORS,
     backend_error,
     brief,
     check_client,
@@ -43,7 +42,9 @@ from agentic.backends.redis_outcomes import facts, failure, raise_any
 from agentic.backends.redis_records import Records
 from agentic.backends.redis_requests import Batch, Command, Request, Writer, bounded, requests
 from agentic.backends.redis_scripts import ABSENT, DONE, WRONG_TYPE
+from agentic.backends.redis_server_info import DRIVER_ERRORS
 from agentic.backends.redis_servers import OneServer, Servers
+from agentic.backends.redis_topology import Topology
 from agentic.backends.redis_url import connection_options
 from agentic.backends.redis_walk import Record, Walk
 from agentic.clock import parse_instant, stale_before
@@ -178,13 +179,15 @@ class RedisRegistry(AgentRegistry):
     async def _connect(self) -> None:
         client = self._client or make_client(self._options, self.timeout)
         if isinstance(client, aioredis.RedisCluster):
+            client = Topology.of_client(client)
+        if isinstance(client, Topology):
             cluster = Cluster(client, self.max_connections, self.timeout, self._keys.probes())
             slot = self._keys.slot
             self._servers: Servers = cluster
             self._place_of = lambda agent_id: cluster.node_of(slot(agent_id))
         else:
             self._servers = OneServer(client, self.max_connections, self.timeout)
-        if self._client is None:
+        if self._client is None or isinstance(client, Topology):
             self._servers_to_close = self._servers
         self._marking = asyncio.Lock()
         seconds = min(CONNECT_TIMEOUT, self.timeout)
