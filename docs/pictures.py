@@ -23,7 +23,8 @@ from rich.text import Text
 from agentic import AgentInfo, AgentStatus, SQLiteRegistry
 
 WIDTH: Final = 84
-PICTURE: Final = Path(__file__).parent / "assets" / "fleet.svg"
+ROOT: Final = Path(__file__).parent.parent
+PICTURE: Final = ROOT / "docs" / "assets" / "fleet.svg"
 
 
 async def fill(path: Path) -> None:
@@ -46,7 +47,12 @@ def printed(folder: Path) -> str:
     """Return what the command prints on a terminal."""
     terminal, its_end = pty.openpty()
     termios.tcsetwinsize(its_end, (24, WIDTH))
-    environment = os.environ | {"AGENTIC_URL": "sqlite:///fleet.db", "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    environment = os.environ | {
+        "AGENTIC_URL": "sqlite:///fleet.db",
+        "COLORTERM": "truecolor",
+        "PYTHONPATH": str(ROOT),
+        "TERM": "xterm-256color",
+    }
     command = [sys.executable, "-m", "agentic", "ls"]
     subprocess.run(command, cwd=folder, env=environment, stdout=its_end, stderr=its_end, check=True)
     os.close(its_end)

@@ -3,31 +3,18 @@
     pip install agentic-registry "litestar[standard]"
     AGENTIC_URL=sqlite:///fleet.db litestar --app litestar_app:app run
 
-Each worker process is an agent of its own: its id has the host's name and the process's number.
+The store comes from the AGENTIC_* variables.
 """
 
 from __future__ import annotations
-
-import os
-import socket
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 
 from litestar import Litestar, Request, Response, get
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 
-from agentic import AgentInfo, AgentRegistry, Reaper, RegistryError, open_registry
-
-
-@asynccontextmanager
-async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
-    """Keep the registry open, this process registered, and the fleet swept, for as long as the application runs."""
-    agent = AgentInfo(f"gateway-{socket.gethostname()}-{os.getpid()}", capabilities=("http",))
-    async with open_registry() as registry, Reaper(registry), registry.session(agent):
-        app.state.registry = registry
-        yield
+from agentic import AgentInfo, AgentRegistry, RegistryError
+from agentic.asgi import lifespan
 
 
 def the_registry(state: State) -> AgentRegistry:
@@ -55,7 +42,8 @@ async def get_agent(registry: NamedDependency[AgentRegistry], agent_id: FromPath
 
 app = Litestar(
     [list_agents, get_agent],
-    lifespan=[lifespan],
+    # Each worker process is an agent of its own: gateway-HOST-PID.
+    lifespan=[lifespan(agent=AgentInfo("gateway", capabilities=("http",)), wait=30)],
     dependencies={"registry": Provide(the_registry, sync_to_thread=False)},
     exception_handlers={RegistryError: answer_error},
 )
