@@ -27,7 +27,7 @@ Url = Annotated[
     typer.Option(
         "--url",
         metavar="URL",
-        help="The store, such as redis://localhost or sqlite:///fleet.db; else that of the AGENTIC_* variables.",
+        help="The store; by default that of the AGENTIC_* variables.",
         callback=_or_before_the_command,
     ),
 ]
@@ -36,7 +36,7 @@ Prefix = Annotated[
     typer.Option(
         "--prefix",
         metavar="PREFIX",
-        help="What the registry's keys in Redis begin with; else as the store says.",
+        help="In Redis, what the registry's keys begin with.",
         callback=_or_before_the_command,
     ),
 ]

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, cast
 import msgspec
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_agent
 from agentic.chosen import Prefix, Url, chosen, shown, to_look_at
@@ -69,6 +69,13 @@ class _Commands(TyperGroup):
         sys.exit(code)
 
 
+class _Command(TyperCommand):
+    """A command whose summary is not cut where commands are listed."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return super().get_short_help_str(limit=1000)
+
+
 def _without_values(message: str, arguments: Sequence[str]) -> str:
     """Return a message without the values that it quotes: a URL in the wrong place may hold a password."""
     for argument in arguments:
@@ -81,7 +88,7 @@ def _without_values(message: str, arguments: Sequence[str]) -> str:
 
 app = typer.Typer(
     cls=_Commands,
-    help="A registry of live agents, in memory, SQLite or Redis.",
+    help="A registry of live agents.\n\nThe store is named by its URL, such as redis://localhost or sqlite:///fleet.db.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -122,7 +129,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(cls=_Command)
 def ls(
     status: Annotated[
         AgentStatus | None, typer.Option(metavar="STATUS", help=f"Only these: {', '.join(AgentStatus)}.")
@@ -150,22 +157,10 @@ def ls(
     def matches(agent: AgentInfo) -> bool:
         return status in (None, agent.status) and wanted.issubset(agent.capabilities)
 
-    async def stream(registry: AgentRegistry) -> None:
-        left = sys.maxsize if limit is None else limit
-        async with aclosing(registry.scan()) as agents:
-            batch: list[AgentInfo] = []
-            async for agent in agents:
-                if matches(agent):
-                    batch.append(agent)
-                if len(batch) == min(left, PRINTED_AT_ONCE):
-                    print_json(map(encode_agent, batch))
-                    left -= len(batch)
-                    batch.clear()
-                if not left:
-                    break
-            print_json(map(encode_agent, batch))
-
     async def run(registry: AgentRegistry) -> None:
+        if as_lines:
+            await _stream(registry, matches, sys.maxsize if limit is None else limit)
+            return
         everyone = await registry.list()
         agents = sorted(filter(matches, everyone), key=lambda agent: agent.id)[:limit]
         if as_json:
@@ -173,15 +168,31 @@ def ls(
             return
         width = out.width if is_terminal() else None
         print_lines(fleet_lines(agents, await registry.store_time(), width, colours=has_colours(), cut=cut_mark()))
-        if width is not None:
+        if is_terminal():
             found = f"{len(agents)} of " if len(agents) < len(everyone) else ""
-            plural = "" if len(everyone) == 1 else "s"
-            err.print(f"{found}{len(everyone)} agent{plural} in {shown(chosen(url, prefix))}", style="dim")
+            noun = "agent" if len(everyone) == 1 else "agents"
+            err.note(f"{found}{len(everyone)} {noun} in {shown(chosen(url, prefix))}")
 
-    _on_registry(url, prefix, stream if as_lines else run, names_store=True)
+    _on_registry(url, prefix, run, names_store=True)
 
 
-@app.command()
+async def _stream(registry: AgentRegistry, matches: Callable[[AgentInfo], bool], limit: int) -> None:
+    """Print agents as lines of JSON while the fleet is walked."""
+    batch: list[AgentInfo] = []
+    async with aclosing(registry.scan()) as agents:
+        async for agent in agents:
+            if matches(agent):
+                batch.append(agent)
+            if len(batch) == min(limit, PRINTED_AT_ONCE):
+                print_json(map(encode_agent, batch))
+                limit -= len(batch)
+                batch.clear()
+            if limit == 0:
+                return
+    print_json(map(encode_agent, batch))
+
+
+@app.command(cls=_Command)
 def get(agent_id: Id, as_json: AsJson = False, url: Url = None, prefix: Prefix = None) -> None:
     """Show one agent."""
 
@@ -198,7 +209,7 @@ def get(agent_id: Id, as_json: AsJson = False, url: Url = None, prefix: Prefix =
     _on_registry(url, prefix, run)
 
 
-@app.command()
+@app.command(cls=_Command)
 def register(
     agent_id: Id,
     name: Name = None,
@@ -219,7 +230,7 @@ def register(
     _on_registry(url, prefix, run, create=True)
 
 
-@app.command()
+@app.command(cls=_Command)
 def update(
     agent_id: Id,
     name: Name = None,
@@ -246,7 +257,7 @@ def update(
     _on_registry(url, prefix, run)
 
 
-@app.command()
+@app.command(cls=_Command)
 def heartbeat(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
     """Send the heartbeat of agents."""
 
@@ -256,7 +267,7 @@ def heartbeat(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
     _on_registry(url, prefix, run)
 
 
-@app.command()
+@app.command(cls=_Command)
 def deregister(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
     """Remove agents."""
 
@@ -266,7 +277,7 @@ def deregister(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
     _on_registry(url, prefix, run)
 
 
-@app.command()
+@app.command(cls=_Command)
 def reap(
     ttl: Annotated[
         float | None,
@@ -287,7 +298,7 @@ def reap(
     _on_registry(url, prefix, run)
 
 
-@app.command()
+@app.command(cls=_Command)
 def health(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="How long the store may take to answer.")
@@ -313,7 +324,7 @@ def health(
         out.print(f"ok: {place} answered in {(perf_counter() - began) * 1000:.0f} ms")
 
 
-@app.command()
+@app.command(cls=_Command)
 def doctor(as_json: AsJson = False, url: Url = None, prefix: Prefix = None) -> None:
     """Examine the store, and say what to do.
 
@@ -343,7 +354,7 @@ def doctor(as_json: AsJson = False, url: Url = None, prefix: Prefix = None) -> N
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=_Command)
 def demo(
     agents: Annotated[int, typer.Option(metavar="N", min=3, max=500, help="How many agents.")] = 12,
     plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a live table.")] = False,
@@ -374,12 +385,13 @@ def demo(
     problem = summary.problem()
     if problem:
         raise RegistryError(500, f"the demo did not go as it should: {problem}")
-    options = _options_of_next(url, prefix, config)
-    out.print(f"next: agentic register my-agent -c python{options} && agentic ls{options}")
+    option = _option_of_next(url, prefix, config)
+    for label, command in ("next:", "register my-agent"), ("", "ls"):
+        out.print(f"{label:5} agentic {command}{option}", soft_wrap=True)  # Each on one line, to be copied.
 
 
-def _options_of_next(url: str | None, prefix: str | None, config: RegistryConfig) -> str:
-    """Return the options with which a command works on the demo's store, or on one that lasts."""
+def _option_of_next(url: str | None, prefix: str | None, config: RegistryConfig) -> str:
+    """Return the option by which a command works on the demo's store, or on one that lasts."""
     if resolved(config).backend == "memory":
         return " --url sqlite:///fleet.db"
     if url is None and prefix is None:
@@ -430,7 +442,7 @@ def _on_registry(
     config = shared(chosen(url, prefix)) if create else to_look_at(url, prefix)
     registry = open_registry(config)
     if url is None and not names_store and sys.stderr.isatty():
-        err.print(f"store: {shown(config)}", style="dim")
+        err.note(f"store: {shown(config)}")
 
     async def opened() -> None:
         async with registry:

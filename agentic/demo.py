@@ -96,7 +96,8 @@ async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:
         size: How many agents, at least 3; a third of them falls silent.
         tell: Shows one event.
     """
-    ids = [f"agent-{number:02}" for number in range(1, size + 1)]
+    digits = max(2, len(str(size)))
+    ids = [f"agent-{number:0{digits}}" for number in range(1, size + 1)]
     summary = Summary(silent=set(ids[2::3]))
     all_offline = anyio.Event()
 

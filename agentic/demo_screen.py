@@ -26,8 +26,8 @@ Events: TypeAlias = MemoryObjectReceiveStream[tuple[str, str]]
 """Whom an event concerns, and what happened."""
 
 SHOWN_EVENTS: Final = 6
-_OTHER_LINES: Final = 4
-"""The table's header, the agents without a line, the rule, and the cursor's line."""
+_OTHER_LINES: Final = 8
+"""The table's header, the agents without a line, the rule, and what the command prints at the end."""
 
 
 @asynccontextmanager

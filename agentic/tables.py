@@ -47,8 +47,8 @@ def finding_row(finding: Finding, width: int) -> Table:
     """Return a finding as a row of a table that is `width` cells wide, its texts wrapped between words."""
     row = Table.grid(padding=(0, 2))
     row.add_column(width=4)
-    row.add_column(width=min(_SUBJECT_CELLS, width // 4))
-    row.add_column(ratio=1)
+    row.add_column(width=min(_SUBJECT_CELLS, width // 3), overflow="fold")
+    row.add_column(ratio=1, overflow="fold")
     row.add_row(Text(*_MARKS[finding.level]), Text(printable(finding.subject, longest=None)), _found(finding))
     row.width = width
     return row

@@ -49,9 +49,12 @@ class _Stream(Console):
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        layout = {"overflow": "ignore", "crop": False} if self.file.isatty() else {"soft_wrap": True}
         with _output_errors():
-            super().print(*objects, **layout | options)
+            super().print(*objects, **{"soft_wrap": not self.file.isatty()} | options)
+
+    def note(self, text: str) -> None:
+        """Print one line that is beside the point."""
+        self.print(Text(text, style="dim"), soft_wrap=True)
 
     def on_broken_pipe(self) -> None:
         # Rich would end the process here, in the middle of the event loop.
@@ -151,7 +154,7 @@ def exit_in_one_line() -> Iterator[None]:
 def complain(message: str) -> None:
     """Print an error as one line on standard error, as far as that can be written."""
     with suppress(OSError):
-        err.print(Text.assemble(("error: ", "bold red"), escaped(message)))
+        err.print(Text.assemble(("error: ", "bold red"), escaped(message)), soft_wrap=True)
 
 
 def _causes(error: Exception) -> Iterator[Exception]:
