@@ -26,9 +26,9 @@ class Topology:
     Attributes:
         max_connections: To each node.
 
-    It stands in for the driver's own. That makes every connection anew whenever it has read the slots, as a walk of the
-    fleet does twice. In 7.1 it closes those in use; from 7.2 to 7.4 it puts new nodes into the slots and closes only the
-    old ones, so that the transports of the new ones are never closed.
+    It stands in for the driver's own, which makes every connection anew whenever it has read the slots, as a walk of
+    the fleet does twice. In 7.1 that one closes the connections in use. From 7.2 to 7.4 it puts new nodes into the
+    slots and in the end closes only the old ones: the transports of the new ones are never closed.
     """
 
     def __init__(
