@@ -241,8 +241,8 @@ def _code(error: Exception) -> str:
             return code
     if isinstance(error, AuthenticationError):
         return "NOAUTH" if re.search("required|already authenticated", str(error)) else "WRONGPASS"
-    if "can't run this command" in str(error):
-        return "NOPERM"  # As Redis 7.0 says it of a command inside a script, without the word.
+    if re.search("The user executing the script can't|ACL failure in script", str(error)):
+        return "NOPERM"  # As Redis 7.0, and 7.2 and later, say it of a command inside a script, without the word.
     # Redis 6 wraps a script's error in others, so the word may stand anywhere.
     found = _CODE.search(str(error)) if isinstance(error, ResponseError) else None
     return found[1] if found else ""
