@@ -98,7 +98,7 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
             _set(self, "metadata", FrozenDict(metadata))
         if type(self.capabilities) is not tuple and isinstance(self.capabilities, list):
             _set(self, "capabilities", tuple(self.capabilities))
-        if type(self.status) is not AgentStatus and isinstance(self.status, str):
+        if type(self.status) is str:
             _set(self, "status", _STATUSES.get(self.status, self.status))
 
     def to_dict(self) -> dict[str, Any]:

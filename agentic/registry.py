@@ -119,17 +119,22 @@ class AgentRegistry(ABC):
         """
         end = monotonic() + self.wait
         outage = Outage(self._log, "opening the registry", LONGEST_PAUSE)
+        failure: BackendUnavailableError | None = None
         while True:
             try:
                 await self._open_now()
             except BackendUnavailableError as error:
-                left = end - monotonic()
-                if left <= 0:
+                failure = error
+            except RegistryOpenError:
+                if failure is None:  # Else what the try before has left is still being closed.
                     raise
-                await asyncio.sleep(min(outage.failed(error), left))
             else:
                 outage.succeeded()
                 return
+            left = end - monotonic()
+            if left <= 0:
+                raise failure
+            await asyncio.sleep(min(outage.failed(failure), left))
 
     async def _open_now(self) -> None:
         if self._home is not None and not self._home.is_gone():
