@@ -55,8 +55,10 @@ class Reaper(Service):
       number of restarts of reapers, unless the store does not answer, or the sweep itself takes too long.
 
     Attributes:
-        ttl: Seconds of silence after which an agent is offline; one silent for exactly `ttl` is alive.
-        interval: Seconds between sweeps, a tenth more or less at random; a third of `ttl` by default.
+        ttl: Seconds of silence after which an agent is **offline**; one silent for exactly `ttl` is alive. Not the
+            registry's `ttl`, after which it is gone.
+        interval: Seconds between sweeps, not between heartbeats, a tenth more or less at random; a third of `ttl` by
+            default.
         max_fraction: As given.
         guard_deadline: Seconds for which sweeps may be put off on end.
     """

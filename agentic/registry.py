@@ -65,11 +65,11 @@ class AgentRegistry(ABC):
     registered it or sent its heartbeat for the registry's `ttl`. The store's clock decides, never the caller's.
 
     Attributes:
-        ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it until
-            deregistered.
+        ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it until
+            deregistered. Longer than `stale_after`.
         timeout: Seconds a call may take.
-        stale_after: Seconds of silence after which a reaper of this registry marks an agent offline, unless the reaper
-            is given a `ttl` of its own.
+        stale_after: Seconds of silence after which a reaper of this registry marks an agent **offline**, unless the
+            reaper is given a `ttl` of its own. Longer than the `interval` of sessions.
         wait: Seconds for which `open` tries again while the store is unavailable.
         corrupt_records: How many corrupt records `list`, `scan`, `reap` and `flush` have skipped so far.
     """
@@ -383,7 +383,8 @@ class AgentRegistry(ABC):
         `timeout`, before it raises.
 
         Args:
-            ttl: Seconds or a `timedelta`; finite and not negative.
+            ttl: How long an agent may be silent, not the registry's `ttl`, after which it is gone. Seconds or a
+                `timedelta`; finite and not negative.
             on_marked: Called with the ids of each page that marked any, in the event loop, as soon as the store has
                 acknowledged them and whatever ends the call afterwards: an error, a cancellation, `aclose`. Its
                 exceptions end the call.

@@ -43,9 +43,9 @@ class MemoryRegistry(AgentRegistry):
         """Make an empty registry.
 
         Args:
-            ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it.
+            ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it.
             timeout: Seconds a call may take; no call of this store waits for anything.
-            stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
+            stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
             wait: Seconds for which opening tries again while the store is unavailable.
             clock: Returns the current instant as an aware `datetime`.
 

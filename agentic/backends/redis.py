@@ -115,10 +115,10 @@ class RedisRegistry(AgentRegistry):
             password: Overrides the URL's.
             db: Overrides the URL's; a cluster has none but 0.
             prefix: Keeps several registries apart in one database.
-            ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is gone; None
-                keeps it.
+            ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is **gone**;
+                None keeps it.
             timeout: Seconds a call may take, waiting for a free connection included.
-            stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
+            stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
             wait: Seconds for which opening tries again while the store is unavailable.
             max_connections: Connections at most; further calls wait for one.
             ca: With TLS, a file of certificates to trust in place of the system's.

@@ -87,9 +87,9 @@ class SQLiteRegistry(AgentRegistry):
         Args:
             path: The file, created when it is not there; its folder must exist. None stands for
                 `~/.config/agentic/registry.db`, whose folder is created; both are readable by their owner alone.
-            ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it.
+            ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it.
             timeout: Seconds a call may take, waiting for other processes' writes included.
-            stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
+            stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
             wait: Seconds for which opening tries again while the store is unavailable.
             clock: Returns the current instant as an aware `datetime`; called in the connection's thread.
             synchronous: What a power failure may take. `"NORMAL"`: the last writes before it, never the file's
