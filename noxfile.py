@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "package", "tests", "frameworks"]
 nox.options.reuse_venv = "yes"
 
 GROUPS = nox.project.load_toml("pyproject.toml")
+CONTRACT = ("conformance*", "redis*", "sqlite*", "model", "agent", "config")
+"""The tests that every version of a dependency must pass: the contract, and what is special to each store."""
+
+NEIGHBOURS = (
+    "agent-framework",
+    "celery",
+    "crewai",
+    "fastmcp",
+    "google-adk",
+    "langgraph",
+    "limits[redis]",
+    "open-webui",
+    "prefect",
+    "pydantic-ai",
+    "saq[redis]",
+)
+"""What the users of this package have installed beside it."""
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -29,10 +50,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with mypy and pyright."""
+    """Check types with mypy and pyright, and what users write with two more checkers."""
     install(session, "types")
     session.run("mypy")
     session.run("pyright")
+    session.run("pyrefly", "check", "tests/typical_use.py")
+    session.run("ty", "check", "tests/typical_use.py")
 
 
 @nox.session
@@ -44,11 +67,75 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *everything, *session.posargs)
 
 
+@nox.session(default=False)
+def lowest(session: nox.Session) -> None:
+    """Run the tests of the contract and of the stores with the lowest versions that pyproject.toml admits."""
+    session.install("uv")
+    groups = nox.project.dependency_groups(GROUPS, "test")
+    session.run("uv", "pip", "install", "--resolution", "lowest-direct", "-e", ".[cli]", *groups)
+    files = sorted(str(file) for each in CONTRACT for file in Path("tests").glob(f"test_{each}.py"))
+    session.run("pytest", "-n", "4", "--dist", "worksteal", *files, *session.posargs)
+
+
+@nox.session(default=False)
+def beside(session: nox.Session) -> None:
+    """Resolve this package beside others, of which each must stay in the version that it has without this package."""
+    session.install("uv")
+    neighbour = Path(session.create_tmp()) / "neighbour.in"
+    failed = []
+    for each in session.posargs or NEIGHBOURS:
+        neighbour.write_text(each)
+        name = each.partition("[")[0]
+        alone = versions(session, str(neighbour)).get(name, "not to be had")
+        found = versions(session, "pyproject.toml", "--extra", "cli", str(neighbour))
+        drivers = ", ".join(f"{driver} {found.get(driver)}" for driver in ("redis", "aiosqlite"))
+        print(f"{each}: {found.get(name)} with {drivers}; alone {alone}")
+        if found.get(name) != alone:
+            failed.append(each)
+    if failed:
+        session.error(f"not to be had in their current versions beside this package: {', '.join(failed)}")
+
+
+def versions(session: nox.Session, *sources: str) -> dict[str, str]:
+    """Return which versions a resolver picks, none where there is no solution; nothing is installed."""
+    found = session.run(
+        "uv", "pip", "compile", "--quiet", "--no-annotate", *sources, silent=True, log=False, success_codes=[0, 1]
+    )
+    return dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)", str(found), re.MULTILINE))
+
+
+@nox.session
+def frameworks(session: nox.Session) -> None:
+    """Run and type-check the examples for Litestar, LangGraph and the OpenAI Agents SDK."""
+    install(session, "test", "frameworks")
+    session.run("pytest", "tests/frameworks/test_examples.py", *session.posargs)
+    session.run("mypy", *(str(path) for path in Path("examples/frameworks").glob("*.py") if "crewai" not in path.name))
+
+
+@nox.session(default=False)
+def crewai(session: nox.Session) -> None:
+    """Run the example for crewai, whose installation takes minutes and a gigabyte."""
+    install(session, "test", "crewai")
+    session.run("pytest", "tests/frameworks/test_crewai.py", *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the pages; a link or anchor that leads nowhere is an error."""
     install(session, "docs")
     session.run("mkdocs", "build", "--strict")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build what is released, the wheel from the sdist, and check both."""
+    session.install(*nox.project.dependency_groups(GROUPS, "package"))
+    folder = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(folder))
+    built = [str(path) for path in sorted(folder.iterdir())]
+    session.run("twine", "check", "--strict", *built)
+    session.run("check-wheel-contents", *(path for path in built if path.endswith(".whl")))
 
 
 @nox.session(default=False)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from typing import Any, Final, cast
 
 import redis.asyncio as aioredis
 from redis.asyncio.client import Pipeline
-from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -22,8 +23,6 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
-    RedisClusterException,
-    RedisError,
     ResponseError,
     TryAgainError,
 )
@@ -44,16 +43,15 @@ from agentic.backends.redis_connection import (
     UnixConnection,
 )
 from agentic.backends.redis_sentinel import SentinelCredentials, Sentinels
-from agentic.backends.redis_server_info import Refused
+from agentic.backends.redis_server_info import MISREAD, Refused
+from agentic.backends.redis_topology import Topology
 from agentic.errors import BackendError, BackendRejectedError, BackendUnavailableError, ConfigurationError
 from agentic.text import type_name
 
 CONNECT_TIMEOUT: Final = 5.0
 
-MISREAD: Final = (ValueError, LookupError, TypeError, AttributeError)
-"""What the driver raises over answers of another form than those it asked for."""
-
-DRIVER_ERRORS: Final = (RedisError, RedisClusterException, OSError, *MISREAD)
+_OF_SENTINELS_TOO: Final = ("retry", "protocol", "maint_notifications_config")
+"""What connections to sentinels have in common with those to servers, where the driver has it."""
 
 
 class _PrimaryClient(aioredis.Redis):
@@ -68,8 +66,8 @@ class _PrimaryClient(aioredis.Redis):
             await asyncio.gather(*(each.aclose() for each in self.sentinels))
 
 
-def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | aioredis.RedisCluster:
-    """Return a client with pools of its own and none of the driver's retries, which would repeat writes.
+def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | Topology:
+    """Return a client, or those of a cluster's nodes, with none of the driver's retries, which would repeat writes.
 
     Args:
         options: What `connection_options` made of a URL, and `max_connections`, over which the driver raises.
@@ -83,9 +81,10 @@ def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | aio
         "socket_timeout": None,
         "socket_connect_timeout": min(CONNECT_TIMEOUT, timeout),
         "retry": Retry(NoBackoff(), 0),
-        # Both would greet each new connection with commands that older servers answer with errors.
-        "driver_info": None,
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        # From 8.0 on the default, and what the answer to HELLO is read for.
+        "protocol": 3,
+        # It would greet each new connection with a command that older servers answer with an error.
+        **_known({"maint_notifications_config": MaintNotificationsConfig(enabled=False)}),
     }
     certificates = {name: options.pop(name) for name in tuple(options) if name.startswith("ssl_")}
     check_certificates(certificates)
@@ -96,22 +95,21 @@ def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | aio
         options |= certificates
     if "cluster" in options:
         # Time is left to ask another node, once, who has taken over from one that does not answer.
-        return _cluster_client(options | {"socket_timeout": 0.4 * timeout}, tls)
+        return _topology(options | {"socket_timeout": 0.4 * timeout}, tls)
     connection_class = TLSConnection if tls else UnixConnection if "path" in options else Connection
     # Not the driver's pool that waits for a free connection: see `Servers`.
     return aioredis.Redis.from_pool(Pool(connection_class=connection_class, **options))
 
 
-def _cluster_client(options: dict[str, Any], tls: bool) -> aioredis.RedisCluster:
-    nodes = [ClusterNode(host, port) for host, port in options.pop("cluster")]
-    options.pop("db")
-    client = aioredis.RedisCluster(startup_nodes=nodes, ssl=tls, require_full_coverage=True, **options)
-    # The driver lets nobody choose the class of a cluster's connections.
-    chosen = ClusterTLSConnection if tls else ClusterConnection
-    client.connection_kwargs["connection_class"] = chosen
-    for node in client.startup_nodes:
-        node.connection_class = chosen
-    return client
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those options that the installed release of the driver has."""
+    parameters = signature(aioredis.Redis).parameters
+    return {name: value for name, value in options.items() if name in parameters}
+
+
+def _topology(options: dict[str, Any], tls: bool) -> Topology:
+    seeds = options.pop("cluster")
+    return Topology(seeds, options | {"connection_class": ClusterTLSConnection if tls else ClusterConnection})
 
 
 def _sentinel_client(options: dict[str, Any], certificates: dict[str, Any], tls: bool) -> aioredis.Redis:
@@ -120,7 +118,7 @@ def _sentinel_client(options: dict[str, Any], certificates: dict[str, Any], tls:
     credentials = SentinelCredentials(own, _credentials(options.get("username"), options.get("password")))
     # A sentinel that does not answer must not cost a call all of its time: the next one is asked.
     seconds = options["socket_connect_timeout"] / (len(addresses) + 1)
-    asking = {name: options[name] for name in ("retry", "driver_info", "maint_notifications_config")}
+    asking: dict[str, Any] = {name: options[name] for name in _OF_SENTINELS_TOO if name in options}
     asking |= {"socket_timeout": seconds, "socket_connect_timeout": seconds, "credential_provider": credentials}
     asking["connection_class"] = SentinelConnection
     if options.pop("sentinel_tls", tls):
@@ -211,28 +209,28 @@ def backend_error(error: Exception, what: str, when_closed: str = "") -> Backend
         what: What failed, which the message begins with.
         when_closed: What to say where the server has closed the connection.
     """
-    answer = _answer(error)
-    if isinstance(answer, Refused):
-        return BackendRejectedError(f"{what}: {answer}")
+    if isinstance(error, Refused):
+        return BackendRejectedError(f"{what}: {error}")
     if isinstance(error, MISREAD):
         return BackendUnavailableError(f"{what}: the driver could not read an answer ({type(error).__name__}: {error})")
-    code = _code(answer)
-    hint = _HINTS.get(code, "") or _hint(answer, when_closed)
-    told = str(error) if str(answer) in str(error) else f"{error}: {answer}"
-    message = f"{what}: {told}{hint and '; '}{hint}"
+    code = _code(error)
+    hint = _HINTS.get(code, "") or _hint(error, when_closed)
+    message = f"{what}: {str(error).rstrip('.')}; {hint}" if hint else f"{what}: {error}"
     if code:
         return (BackendUnavailableError if code in _FOR_NOW else BackendRejectedError)(message)
-    if isinstance(answer, (AuthenticationError, ResponseError)) or _caused_by(error, ssl.SSLError):
+    if isinstance(error, (AuthenticationError, ResponseError)) or _caused_by(error, ssl.SSLError):
         return BackendRejectedError(message)
     return BackendUnavailableError(message)
 
 
-def _answer(error: Exception) -> Exception:
-    """Return what a server has answered, which a cluster's driver wraps in errors of its own."""
-    if isinstance(error, RedisClusterException):
+def brief(error: Exception) -> Exception:
+    """Return a driver's error without the tracebacks of its chain, forty lines deep; the messages say all that matters.
+
+    What the driver misread is left as it is, to be looked into.
+    """
+    if not isinstance(error, MISREAD):
         for each in _chain(error):
-            if isinstance(each, (AuthenticationError, ResponseError)):
-                return each
+            each.__traceback__, each.__suppress_context__ = None, True
     return error
 
 
@@ -243,8 +241,8 @@ def _code(error: Exception) -> str:
             return code
     if isinstance(error, AuthenticationError):
         return "NOAUTH" if re.search("required|already authenticated", str(error)) else "WRONGPASS"
-    if "can't run this command" in str(error):
-        return "NOPERM"  # As Redis 7.0 says it of a command inside a script, without the word.
+    if re.search("The user executing the script can't|ACL failure in script", str(error)):
+        return "NOPERM"  # As Redis 7.0, and 7.2 and later, say it of a command inside a script, without the word.
     # Redis 6 wraps a script's error in others, so the word may stand anywhere.
     found = _CODE.search(str(error)) if isinstance(error, ResponseError) else None
     return found[1] if found else ""
@@ -269,6 +267,10 @@ def _hint(error: Exception, when_closed: str) -> str:
         return "the server wants another certificate of its clients: see cert and key"
     if _caused_by(error, ssl.SSLError):
         return "does this port speak TLS? redis:// is for those that do not"
+    if _caused_by(error, ConnectionRefusedError) or _caused_by(error, FileNotFoundError):  # a Unix socket
+        return "is a server running there? `agentic doctor --url URL` examines it"
+    if _caused_by(error, socket.gaierror):
+        return "check the name of the host"
     if re.search("closed by server|reset by peer", str(error), re.IGNORECASE):
         return when_closed
     if "cluster support disabled" in str(error):

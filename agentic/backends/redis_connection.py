@@ -22,6 +22,12 @@ class _Checked(AbstractConnection):
 
     _greeting: Greeting | None = None
 
+    def __init__(self, **options: Any) -> None:
+        cast("Any", super()).__init__(**options)
+        # What the driver would tell the server of itself, by the name it has in 7.1 and since: servers before Redis 7.2
+        # answer it with errors.
+        self.lib_name = self.lib_version = self.driver_info = None
+
     def pack_command(self, *args: Any) -> list[bytes]:
         # With hiredis, as the driver's blocking connections do it; its asyncio ones do it in Python.
         name, *rest = args
@@ -140,6 +146,18 @@ class PrimaryTLSConnection(_ToPrimary, SentinelManagedSSLConnection):
 
 class Pool(aioredis.ConnectionPool):
     """Connections to one server, or to the primary; idle ones can be dropped."""
+
+    if not hasattr(AbstractConnection, "reset_should_reconnect"):
+
+        async def get_connection(self, *args: Any, **options: Any) -> Any:
+            """Take a connection; up to 7.1 the driver makes one at a time, so a server that hangs holds up all."""
+            connection = cast("Any", super()).get_available_connection()
+            try:
+                await self.ensure_connection(connection)
+            except BaseException:
+                await self.release(connection)
+                raise
+            return connection
 
     def drop_idle(self) -> None:
         """Close the idle connections before anybody takes one of them again: each is made anew when it is needed."""

@@ -85,7 +85,8 @@ def may_evict(info: dict[str, Any]) -> str | None:
 
 
 def _of_node(finding: Finding, node: Any) -> Finding:
-    return Finding(finding.level, f"{finding.subject} of {node.host}:{node.port}", finding.found, finding.advice)
+    host, port = node
+    return Finding(finding.level, f"{finding.subject} of {host}:{port}", finding.found, finding.advice)
 
 
 def _version(info: dict[str, Any]) -> Finding:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import redis.asyncio as aioredis
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-from agentic.backends.redis_server_info import Refused
+from agentic.backends.redis_server_info import MISREAD, OutOfStep, Refused
 from agentic.text import printable
+
+# As bytes, so that the driver gives the answer as it is: what it makes of it differs from release to release.
+SERVICES: Final = (b"SENTINEL", b"MASTERS")
 
 
 class SentinelCredentials(CredentialProvider):
@@ -46,37 +49,52 @@ class Sentinels(Sentinel):
             MasterNotFoundError: No sentinel can be reached, or none of them takes a server for the primary at present.
         """
         failures: list[str] = []
+        cause: RedisError | None = None
         refused, known = False, set[str]()
         for sentinel in tuple(self.sentinels):
             try:
                 services = await self._services(sentinel)
             except RedisError as error:
+                cause = error
                 failures.append(_told(sentinel, error))
                 refused = refused or isinstance(error, (AuthenticationError, ResponseError))
                 continue
             known |= services.keys()
             state = services.get(service_name)
-            if state and self.check_master_state(state, service_name):
+            if state and _is_up(state):
                 self.sentinels.sort(key=lambda each: each is not sentinel)
-                return state["ip"], state["port"]
+                return state["ip"], int(state["port"])
         if refused:
             raise Refused(f"the sentinels refuse to name the primary: {'; '.join(failures)}")
         if service_name not in known and not failures:
             watched = ", ".join(map(printable, sorted(known))) or "none"
             raise Refused(f"the sentinels know no service {printable(service_name)!r}; they watch: {watched}")
         reasons = f": {'; '.join(failures)}" if failures else ""
-        raise MasterNotFoundError(f"the sentinels name no primary of {printable(service_name)!r} at present{reasons}")
+        raise MasterNotFoundError(
+            f"the sentinels name no primary of {printable(service_name)!r} at present{reasons}"
+        ) from cause
 
-    async def _services(self, sentinel: aioredis.Redis) -> Any:
+    async def _services(self, sentinel: Any) -> dict[str, dict[str, str]]:
         """Return what one sentinel says of the services that it watches, by name."""
         given = self._credentials.given
         try:
-            return await sentinel.sentinel_masters()
+            answer = await sentinel.execute_command(*SERVICES)
         except AuthenticationError:
             self._credentials.try_servers()
             if self._credentials.given == given:
                 raise
-            return await sentinel.sentinel_masters()
+            answer = await sentinel.execute_command(*SERVICES)
+        try:
+            states = [{name.decode(): value.decode() for name, value in each.items()} for each in answer]
+            return {state["name"]: state for state in states}
+        except MISREAD as error:
+            raise OutOfStep("the answer to SENTINEL MASTERS is of another form") from error
+
+
+def _is_up(state: dict[str, str]) -> bool:
+    """Tell whether a sentinel takes a service's server for a primary that can be reached."""
+    flags = set(state["flags"].split(","))
+    return "master" in flags and not flags & {"s_down", "o_down"}
 
 
 def _told(sentinel: aioredis.Redis, error: Exception) -> str:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 # As bytes, so that the driver gives the answers as they are. Every user may send HELLO, whatever the ACL says.
 HELLO: Final = (b"HELLO",)
@@ -21,6 +21,11 @@ LATEST: Final = datetime.max.replace(tzinfo=UTC)
 
 LONGEST_SILENCE: Final = 15
 """Seconds after which a replica that hears nothing is not in sync: a primary sends something every 10 s by default."""
+
+MISREAD: Final = (ValueError, LookupError, TypeError, AttributeError)
+"""What the driver raises over answers of another form than those it asked for."""
+
+DRIVER_ERRORS: Final = (RedisError, OSError, *MISREAD)
 
 
 class Refused(ResponseError):

@@ -26,12 +26,14 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from agentic.backends.redis_client import DRIVER_ERRORS, MISREAD, backend_error
+from agentic.backends.redis_client import backend_error, brief
 from agentic.backends.redis_connection import Pool
 from agentic.backends.redis_requests import Command, Request, under_way
 from agentic.backends.redis_server_info import (
+    DRIVER_ERRORS,
     HELLO,
     LATEST,
+    MISREAD,
     REPLICATION,
     TIME,
     Greeting,
@@ -55,6 +57,9 @@ MOVING_PAUSE: Final = 0.01
 
 POOL_PAUSE: Final = 0.005
 """Seconds between tries to get a connection of a pool that others use as well."""
+
+_TOO_MANY: Final = "Too many connections"
+"""What the driver says of such a pool, up to 7.1 without an error class of its own."""
 
 
 class Scanned(NamedTuple):
@@ -168,7 +173,7 @@ class Servers(ABC):
                 self._check_open()
                 began = monotonic()
                 try:
-                    return await _with_connection(call)
+                    return await with_connection(call)
                 except AuthenticationError:
                     raise
                 except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError, *MISREAD) as error:
@@ -176,12 +181,12 @@ class Servers(ABC):
                     await self.broken(error)
                     if not repeatable or not isinstance(error, RedisConnectionError):
                         raise
-                return await _with_connection(call)
+                return await with_connection(call)
         except asyncio.CancelledError:
             self.given_up(monotonic() - began)
             raise
         except DRIVER_ERRORS as error:
-            raise backend_error(error, "Redis failed") from error
+            raise backend_error(error, "Redis failed") from brief(error)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -208,7 +213,7 @@ class OneServer(Servers):
         self._role_questions: tuple[Command, ...] = (HELLO,)
 
     async def ping(self) -> None:
-        (reply,), _ = await _with_connection(lambda: self._exchange(PING))
+        (reply,), _ = await with_connection(lambda: self._exchange(PING))
         answered(reply)
 
     async def _close(self) -> None:
@@ -223,7 +228,7 @@ class OneServer(Servers):
         async def call() -> Any:
             with under_way(request):
                 # Not by the client: one of the user's own would repeat it, and a repeated write comes late.
-                (reply,) = await _piped(self._client.connection_pool, [request.command()])
+                (reply,) = await piped(self._client.connection_pool, [request.command()])
                 request.check(answered(reply))
             return reply
 
@@ -254,7 +259,7 @@ class OneServer(Servers):
             Refused: It is of another kind, or a replica that may not be asked.
         """
         questions = self._role_questions
-        replies = await _piped(self._client.connection_pool, [*questions, *commands, *self._time_question])
+        replies = await piped(self._client.connection_pool, [*questions, *commands, *self._time_question])
         greeting = Greeting.of(replies[0])
         greeting.check_kind(Kind.SINGLE)
         if not greeting.is_primary and self._wants_primary:
@@ -312,30 +317,40 @@ class OneServer(Servers):
             pool.drop_idle()
 
 
-async def _piped(pool: aioredis.ConnectionPool, commands: Sequence[Command]) -> list[Any]:
-    """Send commands in one go, as a pipeline of the driver does but with less about it; return replies and errors."""
+async def piped(
+    pool: aioredis.ConnectionPool, commands: Sequence[Command], returned: tuple[type[Exception], ...] = (ResponseError,)
+) -> list[Any]:
+    """Send commands in one go, as a pipeline of the driver does but with less about it.
+
+    Args:
+        pool: Where a connection is taken from.
+        commands: The commands.
+        returned: Errors that are returned in place of a reply; any other one is raised.
+    """
     connection: AbstractConnection = await cast("Any", pool).get_connection()
     try:
         packed = chain.from_iterable(connection.pack_command(*command) for command in commands)
         await connection.send_packed_command(packed)
-        return [await _reply_on(connection) for _ in commands]
+        return [await _reply_on(connection, returned) for _ in commands]
     finally:
         await pool.release(connection)
 
 
-async def _reply_on(connection: AbstractConnection) -> Any:
+async def _reply_on(connection: AbstractConnection, returned: tuple[type[Exception], ...]) -> Any:
     try:
         return await connection.read_response()
-    except ResponseError as error:
+    except returned as error:
         return error
 
 
-async def _with_connection(call: Callable[[], Awaitable[T]]) -> T:
+async def with_connection(call: Callable[[], Awaitable[T]]) -> T:
     """Await a call to the driver; where its pool has no connection left, nothing was sent, and it is tried again."""
     while True:
         try:
             return await call()
-        except MaxConnectionsError:
+        except RedisConnectionError as error:
+            if not isinstance(error, MaxConnectionsError) and str(error) != _TOO_MANY:
+                raise
             await asyncio.sleep(POOL_PAUSE)
 
 
