@@ -58,7 +58,7 @@ async def _show_lines(registry: AgentRegistry, events: Events) -> None:
 async def _show_table(registry: AgentRegistry, events: Events) -> None:
     """Show the fleet, renewed several times a second, above the latest events; the last picture stays."""
     latest: deque[Text] = deque(maxlen=SHOWN_EVENTS)
-    fleet: list[AgentInfo] = []
+    fleet, now = list[AgentInfo](), await registry.store_time()
     with Live(console=out, auto_refresh=False) as live:
         while True:
             ended = _take(events, latest)

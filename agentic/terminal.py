@@ -49,8 +49,9 @@ class _Stream(Console):
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
+        options.setdefault("soft_wrap", not self.file.isatty())
         with _output_errors():
-            super().print(*objects, **{"soft_wrap": not self.file.isatty()} | options)
+            super().print(*objects, **options)
 
     def note(self, text: str) -> None:
         """Print one line that is beside the point."""
