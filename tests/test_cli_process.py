@@ -130,7 +130,8 @@ def test_a_pipe_gets_one_line_for_each_agent(url: str, environment: dict[str, st
 @pytest.mark.parametrize("columns", [200, 80, 40])
 def test_a_terminal_gets_lines_that_fit(url: str, columns: int) -> None:
     code, shown = on_terminal("ls", "--url", url, columns=columns)
-    lines = [line for line in map(without_styles, shown.splitlines()) if not line.startswith("2 agents")]
+    # Up to 14.2 rich ends a style behind the line's end.
+    lines = [line for line in map(without_styles, shown.splitlines()) if line and not line.startswith("2 agents")]
     assert (code, len(lines)) == (0, 3)
     assert all(len(line) <= columns for line in lines)
     assert (LONG_ID in shown) == (columns == 200)
