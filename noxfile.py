@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import nox
 
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "package", "tests", "frameworks"]
 nox.options.reuse_venv = "yes"
 
 GROUPS = nox.project.load_toml("pyproject.toml")
@@ -49,10 +50,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with mypy and pyright."""
+    """Check types with mypy and pyright, and what users write with two more checkers."""
     install(session, "types")
     session.run("mypy")
     session.run("pyright")
+    session.run("pyrefly", "check", "tests/typical_use.py")
+    session.run("ty", "check", "tests/typical_use.py")
 
 
 @nox.session
@@ -102,10 +105,37 @@ def versions(session: nox.Session, *sources: str) -> dict[str, str]:
 
 
 @nox.session
+def frameworks(session: nox.Session) -> None:
+    """Run and type-check the examples for Litestar, LangGraph and the OpenAI Agents SDK."""
+    install(session, "test", "frameworks")
+    session.run("pytest", "tests/frameworks/test_examples.py", *session.posargs)
+    session.run("mypy", *(str(path) for path in Path("examples/frameworks").glob("*.py") if "crewai" not in path.name))
+
+
+@nox.session(default=False)
+def crewai(session: nox.Session) -> None:
+    """Run the example for crewai, whose installation takes minutes and a gigabyte."""
+    install(session, "test", "crewai")
+    session.run("pytest", "tests/frameworks/test_crewai.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the pages; a link or anchor that leads nowhere is an error."""
     install(session, "docs")
     session.run("mkdocs", "build", "--strict")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build what is released, the wheel from the sdist, and check both."""
+    session.install(*nox.project.dependency_groups(GROUPS, "package"))
+    folder = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(folder))
+    built = [str(path) for path in sorted(folder.iterdir())]
+    session.run("twine", "check", "--strict", *built)
+    session.run("check-wheel-contents", *(path for path in built if path.endswith(".whl")))
 
 
 @nox.session(default=False)

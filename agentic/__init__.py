@@ -1,5 +1,7 @@
 """A persistent registry of live AI agents for asyncio, in memory, SQLite or Redis."""
 
+import logging
+
 from agentic.agent import AgentInfo, AgentStatus
 from agentic.backends.memory import MemoryRegistry
 from agentic.backends.redis import RedisRegistry
@@ -20,6 +22,8 @@ from agentic.errors import (
 from agentic.reaper import Reaper
 from agentic.registry import AgentRegistry
 from agentic.session import AgentSession
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "AgentInfo",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 import msgspec
 import msgspec.structs
@@ -45,11 +45,17 @@ class AgentStatus(StrEnum):
     """Read in place of a value that somebody else wrote; the stored value itself is kept."""
 
 
+StatusName = Literal["available", "busy", "offline", "unknown"]
+"""A status as its plain text, which stands for the member of `AgentStatus` wherever a caller gives one."""
+
+
 class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One agent as the registry knows it.
 
-    Immutable, and hashable where its fields are: a list of capabilities becomes a tuple, a mapping of metadata an
-    immutable copy. Constructing one checks nothing else; `AgentRegistry.register` checks every field.
+    Immutable, and hashable where its fields are: a list of capabilities becomes a tuple, the text of a status its
+    `AgentStatus`, a mapping of metadata an immutable copy. Constructing one checks nothing else;
+    `AgentRegistry.register` checks every field. Pydantic, and so FastAPI, takes it as the type of a field or a
+    response.
 
     Attributes:
         id: Unique in the registry; 1 to 512 bytes of UTF-8.
@@ -71,6 +77,20 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
     max_load: int = 0
     metadata: Mapping[str, str] = _NO_METADATA
 
+    if TYPE_CHECKING:
+        # What a caller may give is more than what is read.
+        def __init__(
+            self,
+            id: str,  # noqa: A002
+            name: str = "",
+            capabilities: Sequence[str] = (),
+            status: AgentStatus | StatusName = AgentStatus.AVAILABLE,
+            last_heartbeat: datetime | None = None,
+            current_load: int = 0,
+            max_load: int = 0,
+            metadata: Mapping[str, str] = _NO_METADATA,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         # Called for each agent that is read: what is usual is told by its exact type.
         metadata = self.metadata
@@ -78,6 +98,19 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
             _set(self, "metadata", FrozenDict(metadata))
         if type(self.capabilities) is not tuple and isinstance(self.capabilities, list):
             _set(self, "capabilities", tuple(self.capabilities))
+        if type(self.status) is str:
+            _set(self, "status", _STATUSES.get(self.status, self.status))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field in the types of JSON: texts, ints, a list and a dict; the instant as ISO 8601 in UTC."""
+        return dict(msgspec.to_builtins(self), capabilities=list(self.capabilities))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: Callable[[object], Any]) -> Any:
+        """Tell pydantic how to read, write and describe an agent."""
+        from agentic.pydantic_schema import agent_schema  # noqa: PLC0415  needs pydantic, which its caller has
+
+        return agent_schema(cls, handler)
 
     def stamped(self, now: datetime) -> AgentInfo:
         """Return the agent as a store whose time is `now` keeps it: never heard from later than that."""
@@ -90,8 +123,8 @@ class AgentChanges(TypedDict, total=False):
     """The fields that `AgentRegistry.update` can change, each left alone unless given."""
 
     name: str
-    capabilities: tuple[str, ...]
-    status: AgentStatus
+    capabilities: Sequence[str]
+    status: AgentStatus | StatusName
     current_load: int
     max_load: int
     metadata: Mapping[str, str]

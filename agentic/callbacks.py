@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final
 
+from agentic.logs import FieldLogger
 from agentic.text import printable
 
 OnReaped = Callable[[list[str]], Awaitable[object] | object]
@@ -31,7 +31,7 @@ class Callbacks:
     """
 
     def __init__(
-        self, logger: logging.Logger, on_reaped: OnReaped | None, on_held: OnHeld | None, slow_after: float
+        self, logger: FieldLogger, on_reaped: OnReaped | None, on_held: OnHeld | None, slow_after: float
     ) -> None:
         """Warn of each call that lasts longer than `slow_after` seconds."""
         self._logger = logger
@@ -105,8 +105,15 @@ class Callbacks:
             self._logger.error("%s %s", call.name, what, exc_info=error)
         ids = [printable(agent_id) for agent_id in call.ids]
         for start in range(0, len(ids), IDS_PER_LINE):
-            some = ", ".join(ids[start : start + IDS_PER_LINE])
-            self._logger.error("%s %s; its agents, now offline: %s", call.name, what, some, exc_info=error)
+            some = ids[start : start + IDS_PER_LINE]
+            self._logger.error(
+                "%s %s; its agents, now offline: %s",
+                call.name,
+                what,
+                ", ".join(some),
+                exc_info=error,
+                extra={"count": len(some)},
+            )
 
 
 @dataclass(eq=False, slots=True)

@@ -9,34 +9,46 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Annotated, Any, Final
+from shlex import quote
+from shutil import get_terminal_size
+from time import perf_counter
+from typing import Annotated, Any, Final, cast
 
 import msgspec
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from agentic.agent import AgentInfo, AgentStatus, encode_agent
-from agentic.config import as_config, open_registry, shared
+from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_agent
+from agentic.chosen import Prefix, Url, chosen, shown, to_look_at
+from agentic.completion import agent_ids, whole_words_in_bash
+from agentic.config import RegistryConfig, open_registry, resolved, shared
 from agentic.demo import Summary, check_rights, run_demo, scratch_registry
-from agentic.demo_screen import shown
+from agentic.demo_screen import showing
 from agentic.doctor import examine
 from agentic.errors import AgentNotFoundError, BackendError, RegistryError
 from agentic.findings import Finding, Level
 from agentic.registry import AgentRegistry
-from agentic.tables import finding_line, fleet_lines
+from agentic.tables import age, finding_line, finding_row, fleet_lines
 from agentic.terminal import (
+    cut_mark,
+    ends_within,
     err,
     escaped,
     exit_in_one_line,
+    has_colours,
     is_terminal,
     out,
     print_json,
     print_json_array,
+    print_lines,
     run_cancellable,
     without_log,
 )
 from agentic.text import printable
+
+PRINTED_AT_ONCE: Final = 500
+"""Agents that a walk gathers before it prints them."""
 
 # Typer exports no other of its usage errors.
 UsageError: Final[Any] = typer.BadParameter.__base__
@@ -46,7 +58,7 @@ class _Commands(TyperGroup):
     """Commands that end with one line for what went wrong."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        with exit_in_one_line():
+        with exit_in_one_line(), whole_words_in_bash():
             try:
                 code = super().main(*args, **options | {"standalone_mode": False})
             except UsageError as error:
@@ -55,6 +67,13 @@ class _Commands(TyperGroup):
                 error.show()
                 code = error.exit_code
         sys.exit(code)
+
+
+class _Command(TyperCommand):
+    """A command whose summary is not cut where commands are listed."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return super().get_short_help_str(limit=1000)
 
 
 def _without_values(message: str, arguments: Sequence[str]) -> str:
@@ -69,19 +88,28 @@ def _without_values(message: str, arguments: Sequence[str]) -> str:
 
 app = typer.Typer(
     cls=_Commands,
-    help="A registry of live agents, in memory, SQLite or Redis.",
+    help="A registry of live agents.\n\nThe store is named by its URL, such as redis://localhost or sqlite:///fleet.db.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    # Else help is never narrower than 50 characters.
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "terminal_width": min(get_terminal_size().columns, 80) - 2,
+    },
 )
 
-Url = Annotated[
-    str | None,
-    typer.Option("--url", help="The store, such as redis://localhost:6379/0; else the AGENTIC_* variables."),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Id = Annotated[str, typer.Argument(metavar="ID")]
-Ids = Annotated[list[str], typer.Argument(metavar="ID...")]
+Id = Annotated[str, typer.Argument(metavar="ID", hidden=True, autocompletion=agent_ids)]
+Ids = Annotated[list[str], typer.Argument(metavar="ID", hidden=True, autocompletion=agent_ids)]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="What people call it.", show_default=False)]
+Capabilities = Annotated[
+    list[str] | None, typer.Option("--capability", "-c", metavar="WORD", help="What it can do; repeat.")
+]
+Status = Annotated[AgentStatus | None, typer.Option(metavar="STATUS", help=f"Its status: {', '.join(AgentStatus)}.")]
+Load = Annotated[int | None, typer.Option(metavar="N", help="The work it has.")]
+MaxLoad = Annotated[int | None, typer.Option(metavar="N", help="The work it can take; 0 is unlimited.")]
+Meta = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Anything else; repeat.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -92,6 +120,8 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    url: Url = None,
+    prefix: Prefix = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -99,88 +129,162 @@ def _options(
     pass
 
 
-@app.command()
-def ls(url: Url = None, as_json: AsJson = False) -> None:
+@app.command(cls=_Command)
+def ls(
+    status: Annotated[
+        AgentStatus | None, typer.Option(metavar="STATUS", help=f"Only these: {', '.join(AgentStatus)}.")
+    ] = None,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option("--capability", "-c", metavar="WORD", help="Only agents with it; repeat for several."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="At most so many: the first by id; with --jsonl, the first read."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+    as_lines: Annotated[
+        bool, typer.Option("--jsonl", help="Print a JSON object on each line, in no order, as they are read.")
+    ] = False,
+    url: Url = None,
+    prefix: Prefix = None,
+) -> None:
     """List the agents."""
+    if as_json and as_lines:
+        raise typer.BadParameter("choose one of --json and --jsonl")
+    wanted = set(capability or ())
+
+    def matches(agent: AgentInfo) -> bool:
+        return status in (None, agent.status) and wanted.issubset(agent.capabilities)
 
     async def run(registry: AgentRegistry) -> None:
-        agents = await registry.list()
-        if as_json:
-            print_json_array(encode_agent(agent) for agent in sorted(agents, key=lambda agent: agent.id))
+        if as_lines:
+            await _stream(registry, matches, sys.maxsize if limit is None else limit)
             return
-        lines = fleet_lines(agents, await registry.store_time(), out.width if is_terminal() else None)
-        out.print(Text("\n").join(lines))
-        err.print(f"{len(agents)} agent{'s' * (len(agents) != 1)} in {registry!r}", style="dim")
+        everyone = await registry.list()
+        agents = sorted(filter(matches, everyone), key=lambda agent: agent.id)[:limit]
+        if as_json:
+            print_json_array(map(encode_agent, agents))
+            return
+        width = out.width if is_terminal() else None
+        print_lines(fleet_lines(agents, await registry.store_time(), width, colours=has_colours(), cut=cut_mark()))
+        if is_terminal():
+            found = f"{len(agents)} of " if len(agents) < len(everyone) else ""
+            noun = "agent" if len(everyone) == 1 else "agents"
+            err.note(f"{found}{len(everyone)} {noun} in {shown(chosen(url, prefix))}")
 
-    _on_registry(url, run, names_store=not as_json)
+    _on_registry(url, prefix, run, names_store=True)
 
 
-@app.command()
-def get(agent_id: Id, url: Url = None, as_json: AsJson = False) -> None:
+async def _stream(registry: AgentRegistry, matches: Callable[[AgentInfo], bool], limit: int) -> None:
+    """Print agents as lines of JSON while the fleet is walked."""
+    batch: list[AgentInfo] = []
+    async with aclosing(registry.scan()) as agents:
+        async for agent in agents:
+            if matches(agent):
+                batch.append(agent)
+            if len(batch) == min(limit, PRINTED_AT_ONCE):
+                print_json(map(encode_agent, batch))
+                limit -= len(batch)
+                batch.clear()
+            if limit == 0:
+                return
+    print_json(map(encode_agent, batch))
+
+
+@app.command(cls=_Command)
+def get(agent_id: Id, as_json: AsJson = False, url: Url = None, prefix: Prefix = None) -> None:
     """Show one agent."""
 
     async def run(registry: AgentRegistry) -> None:
         agent = await registry.get(agent_id)
         if as_json:
-            print_json(encode_agent(agent))
+            print_json([encode_agent(agent)])
             return
-        for name in agent.__struct_fields__:
-            out.print(Text(f"{name:15} ").append(escaped(_readable(getattr(agent, name)))))
+        fields = {name: _readable(getattr(agent, name)) for name in agent.__struct_fields__}
+        fields["last_heartbeat"] += f" ({age(agent.last_heartbeat, await registry.store_time())})"
+        for name, value in fields.items():
+            out.print(Text(f"{name:15} ").append(escaped(value)))
 
-    _on_registry(url, run)
+    _on_registry(url, prefix, run)
 
 
-@app.command()
+@app.command(cls=_Command)
 def register(
     agent_id: Id,
-    name: Annotated[str, typer.Option(help="What people call it.")] = "",
-    capability: Annotated[list[str] | None, typer.Option("--capability", "-c", help="What it can do; repeat.")] = None,
-    status: Annotated[AgentStatus, typer.Option(help="Its status.")] = AgentStatus.AVAILABLE,
-    load: Annotated[int, typer.Option(help="The work it has.")] = 0,
-    max_load: Annotated[int, typer.Option(help="The work it can take; 0 is unlimited.")] = 0,
-    meta: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Anything else; repeat.")] = None,
+    name: Name = None,
+    capability: Capabilities = None,
+    status: Status = AgentStatus.AVAILABLE,
+    load: Load = 0,
+    max_load: MaxLoad = 0,
+    meta: Meta = None,
     url: Url = None,
+    prefix: Prefix = None,
 ) -> None:
     """Add an agent, or replace the one with its id."""
-    pairs = [each.partition("=") for each in meta or ()]
-    if not all(separator for _, separator, _ in pairs):
-        raise typer.BadParameter("expected KEY=VALUE", param_hint="--meta")
-    metadata = {key: value for key, _, value in pairs}
-    agent = AgentInfo(agent_id, name, tuple(capability or ()), status, None, load, max_load, metadata)
+    agent = AgentInfo(agent_id, **_fields(name, capability, status, load, max_load, meta))
 
     async def run(registry: AgentRegistry) -> None:
         await registry.register(agent)
 
-    _on_registry(url, run, create=True)
+    _on_registry(url, prefix, run, create=True)
 
 
-@app.command()
-def heartbeat(agent_ids: Ids, url: Url = None) -> None:
+@app.command(cls=_Command)
+def update(
+    agent_id: Id,
+    name: Name = None,
+    capability: Capabilities = None,
+    status: Status = None,
+    load: Load = None,
+    max_load: MaxLoad = None,
+    meta: Meta = None,
+    url: Url = None,
+    prefix: Prefix = None,
+) -> None:
+    """Change the named fields of an agent.
+
+    Every other field stays as it is. Capabilities and metadata are replaced by those that are given. Neither a
+    heartbeat nor a registration.
+    """
+    changes = _fields(name, capability, status, load, max_load, meta)
+    if not changes:
+        raise typer.BadParameter("name a field to change, such as --status or --load")
+
+    async def run(registry: AgentRegistry) -> None:
+        await registry.update(agent_id, **changes)
+
+    _on_registry(url, prefix, run)
+
+
+@app.command(cls=_Command)
+def heartbeat(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
     """Send the heartbeat of agents."""
 
     async def run(registry: AgentRegistry) -> None:
         await _for_each(agent_ids, registry.heartbeat)
 
-    _on_registry(url, run)
+    _on_registry(url, prefix, run)
 
 
-@app.command()
-def deregister(agent_ids: Ids, url: Url = None) -> None:
+@app.command(cls=_Command)
+def deregister(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
     """Remove agents."""
 
     async def run(registry: AgentRegistry) -> None:
         await _for_each(agent_ids, registry.deregister)
 
-    _on_registry(url, run)
+    _on_registry(url, prefix, run)
 
 
-@app.command()
+@app.command(cls=_Command)
 def reap(
     ttl: Annotated[
         float | None,
         typer.Option(help="Seconds of silence; by default the store's stale_after, which is 30.", show_default=False),
     ] = None,
     url: Url = None,
+    prefix: Prefix = None,
 ) -> None:
     """Mark silent agents offline, and print their ids."""
 
@@ -191,24 +295,54 @@ def reap(
 
         await registry.reap(registry.stale_after if ttl is None else ttl, on_marked=show)
 
-    _on_registry(url, run)
+    _on_registry(url, prefix, run)
 
 
-@app.command()
-def doctor(url: Url = None, as_json: AsJson = False) -> None:
-    """Examine the store: version, latency, clock, rights, records, and what to do; exits with 1 if something is bad."""
+@app.command(cls=_Command)
+def health(
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="How long the store may take to answer.")
+    ] = 5.0,
+    url: Url = None,
+    prefix: Prefix = None,
+) -> None:
+    """Tell whether the store answers, for probes.
+
+    Exits with 0 or 1 and prints one line. Creates nothing.
+    """
+    config = to_look_at(url, prefix)
+    place = shown(config)
+
+    async def answer() -> None:
+        # The store's own error says more than the end of the time.
+        async with open_registry(replace(config, timeout=0.9 * timeout)):
+            pass
+
+    with ends_within(timeout, f"{place} did not answer within {timeout:g} s"), without_log():
+        began = perf_counter()
+        run_cancellable(answer())
+        out.print(f"ok: {place} answered in {(perf_counter() - began) * 1000:.0f} ms")
+
+
+@app.command(cls=_Command)
+def doctor(as_json: AsJson = False, url: Url = None, prefix: Prefix = None) -> None:
+    """Examine the store, and say what to do.
+
+    Looks at its version, latency, clock, rights and records. Exits with 1 if something is bad.
+    """
     findings: list[Finding] = []
 
     async def run(registry: AgentRegistry) -> None:
         async with aclosing(examine(registry)) as found:
             async for finding in found:
                 findings.append(finding)
-                if not as_json:
-                    out.print(finding_line(finding))
+                if as_json:
+                    continue
+                out.print(finding_row(finding, out.width) if is_terminal() else finding_line(finding))
 
     failed: BackendError | None = None
     try:
-        _on_registry(url, run, names_store=True)
+        _on_registry(url, prefix, run, names_store=True)
     except BackendError as error:
         failed = error
         findings.append(Finding(Level.BAD, "store", str(error)))
@@ -220,23 +354,28 @@ def doctor(url: Url = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=_Command)
 def demo(
-    agents: Annotated[int, typer.Option(min=3, max=500, help="How many agents.")] = 12,
+    agents: Annotated[int, typer.Option(metavar="N", min=3, max=500, help="How many agents.")] = 12,
     plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a live table.")] = False,
     url: Url = None,
+    prefix: Prefix = None,
 ) -> None:
-    """Watch a simulated fleet live, fall silent and come back, for some five seconds."""
+    """Watch a simulated fleet for some five seconds.
+
+    Agents register, some fall silent and are taken offline, and one comes back. The store's own agents are not touched.
+    """
     live = not plain and is_terminal() and out.is_terminal and not out.is_dumb_terminal
 
     async def play(registry: AgentRegistry, place: str) -> Summary:
         async with registry:
             await check_rights(registry, place)
-            async with shown(registry, live=live) as tell:
+            async with showing(registry, live=live) as tell:
                 return await run_demo(registry, agents, tell)
 
+    config = chosen(url, prefix)
     # An outage ends the demo with one line; each of its sessions would log it as well.
-    with scratch_registry(as_config(url)) as (registry, place), without_log():
+    with scratch_registry(config) as (registry, place), without_log():
         out.print(f"store: {place}; the registry's own agents are not touched")
         summary = run_cancellable(play(registry, place))
     out.print(
@@ -246,10 +385,46 @@ def demo(
     problem = summary.problem()
     if problem:
         raise RegistryError(500, f"the demo did not go as it should: {problem}")
+    option = _option_of_next(url, prefix, config)
+    for label, command in ("next:", "register my-agent"), ("", "ls"):
+        out.print(f"{label:5} agentic {command}{option}", soft_wrap=True)  # Each on one line, to be copied.
+
+
+def _option_of_next(url: str | None, prefix: str | None, config: RegistryConfig) -> str:
+    """Return the option by which a command works on the demo's store, or on one that lasts."""
+    if resolved(config).backend == "memory":
+        return " --url sqlite:///fleet.db"
+    if url is None and prefix is None:
+        return ""
+    return f" --url {quote(shown(config))}"
+
+
+def _fields(
+    name: str | None,
+    capability: Sequence[str] | None,
+    status: AgentStatus | None,
+    load: int | None,
+    max_load: int | None,
+    meta: Sequence[str] | None,
+) -> AgentChanges:
+    """Return the fields of an agent that were given as options."""
+    pairs = [each.partition("=") for each in meta or ()]
+    if not all(separator for _, separator, _ in pairs):
+        raise typer.BadParameter("expected KEY=VALUE", param_hint="--meta")
+    fields = {
+        "name": name,
+        "capabilities": tuple(capability) if capability else None,
+        "status": status,
+        "current_load": load,
+        "max_load": max_load,
+        "metadata": {key: value for key, _, value in pairs} if pairs else None,
+    }
+    return cast(AgentChanges, {field: value for field, value in fields.items() if value is not None})
 
 
 def _on_registry(
     url: str | None,
+    prefix: str | None,
     run: Callable[[AgentRegistry], Awaitable[None]],
     *,
     create: bool = False,
@@ -259,16 +434,15 @@ def _on_registry(
 
     Args:
         url: As given to the command.
+        prefix: As given to the command.
         run: Given the registry.
         create: Make a SQLite file that is not there.
         names_store: The command itself prints which store it is.
     """
-    config = shared(as_config(url))
-    if config.backend == "sqlite" and not create:
-        config = replace(config, create=False)
+    config = shared(chosen(url, prefix)) if create else to_look_at(url, prefix)
     registry = open_registry(config)
     if url is None and not names_store and sys.stderr.isatty():
-        err.print(f"store: {registry!r}", style="dim")
+        err.note(f"store: {shown(config)}")
 
     async def opened() -> None:
         async with registry:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from typing import Any, Final, Self, get_args, get_type_hints
+from typing import Any, Final, Literal, Self, TypedDict, Unpack, get_args, get_type_hints
 
 import msgspec
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("agentic.config")
 
 ENVIRONMENT_PREFIX: Final = "AGENTIC_"
 
-_COMMON: Final = ("ttl", "timeout", "stale_after")
+_COMMON: Final = ("ttl", "timeout", "stale_after", "wait")
 OPTIONS: Final = {
     "memory": _COMMON,
     "sqlite": (*_COMMON, "path", "synchronous", "create"),
@@ -54,9 +54,10 @@ class RegistryConfig:
     Attributes:
         backend: `"memory"`, `"sqlite"` or `"redis"`.
         url: The store's URL, as `open_registry` takes it; what it says counts where a field says something else.
-        ttl: As of every store, like `timeout` and `stale_after`.
+        ttl: As of every store, like the next three.
         timeout: As of every store.
         stale_after: As of every store.
+        wait: As of every store.
         path: As of `SQLiteRegistry`, like `synchronous` and `create`; not beside a `url`.
         synchronous: As of `SQLiteRegistry`.
         create: As of `SQLiteRegistry`.
@@ -77,6 +78,7 @@ class RegistryConfig:
     ttl: float | None = None
     timeout: float | None = None
     stale_after: float | None = None
+    wait: float | None = None
     path: str = ""
     synchronous: str = ""
     create: bool | None = None
@@ -150,34 +152,73 @@ _TYPES: Final[dict[str, type]] = {
 """What each field holds where it is given."""
 
 
-def open_registry(url_or_config: str | RegistryConfig | Mapping[str, Any] | None = None) -> AgentRegistry:
-    """Return the registry that a URL or a configuration names, not yet open: enter it with `async with`.
+class RegistryOptions(TypedDict, total=False):
+    """The keywords of `open_registry`, which are those of the stores' classes."""
+
+    ttl: float | timedelta | None
+    timeout: float | timedelta
+    stale_after: float | timedelta
+    wait: float | timedelta
+    synchronous: Literal["NORMAL", "FULL"]
+    create: bool
+    prefix: str
+    max_connections: int
+    db: int | None
+    password: str | None
+    ca: str | os.PathLike[str] | None
+    cert: str | os.PathLike[str] | None
+    key: str | os.PathLike[str] | None
+    sentinel_username: str | None
+    sentinel_password: str | None
+    sentinel_tls: bool | None
+
+
+Source = str | os.PathLike[str] | RegistryConfig | Mapping[str, Any] | None
+"""What `open_registry` takes."""
+
+
+def open_registry(source: Source = None, **options: Unpack[RegistryOptions]) -> AgentRegistry:
+    """Return the registry that a URL, a path or a configuration names, not yet open.
+
+    Enter it with `async with`, or `await` it, which opens it and returns it.
 
     URLs: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite://` (the default file),
     `redis[s]://[[user]:password@]host[:port][/db]`, `redis[s]+sentinel://…host[:port],host…/service[/db]`,
     `redis[s]+cluster://…host[:port],host…`, the same with `valkey[s]`, and `unix:///path/to/socket[?db=0]`. Every other
     option of the store is a query parameter of its name: `redis://host/0?prefix=fleet&ttl=60`.
 
-    Opening it fails at once with `BackendUnavailableError` where the store does not answer yet. To wait for a store
-    that is late, call `await registry.open()` again after a pause, and `aclose` in the end.
+    Opening it fails with `BackendUnavailableError` where the store does not answer. With `wait=30`, it tries again for
+    30 seconds before it does, for a store that starts later than its programs.
 
     Args:
-        url_or_config: A URL, a `RegistryConfig`, a mapping with its fields, or None for the environment's `AGENTIC_*`
-            variables. Where nothing names a store, it is the memory store.
+        source: A URL; a `pathlib.Path`, which names a SQLite file; a `RegistryConfig`; a mapping with its fields; or
+            None for the environment's `AGENTIC_*` variables. Where nothing names a store, it is the memory store.
+        **options: The options of the store's class, but for `url` and `path`; each counts where `source` says something
+            else.
 
     Raises:
         ConfigurationError: It names no store, or contradicts itself, or an option is wrong; no secret appears in the
             message.
     """
-    config = resolved(as_config(url_or_config))
-    options = {name: value for name, value in _given(config).items() if name in OPTIONS[config.backend]}
+    config = resolved(as_config(source))
+    arguments = {name: value for name, value in _given(config).items() if name in OPTIONS[config.backend]}
+    for name in options:
+        if name not in _keywords(config.backend):
+            raise ConfigurationError(
+                f"the {config.backend} store has no such option{suggestion(name, _keywords(config.backend))}"
+            )
+    arguments |= options
     match config.backend:
         case "memory":
-            return MemoryRegistry(**options)
+            return MemoryRegistry(**arguments)
         case "sqlite":
-            return SQLiteRegistry(**options)
+            return SQLiteRegistry(**arguments)
         case _:
-            return RedisRegistry(**options)
+            return RedisRegistry(**arguments)
+
+
+def _keywords(backend: str) -> tuple[str, ...]:
+    return tuple(name for name in OPTIONS[backend] if name not in ("url", "path"))
 
 
 def resolved(config: RegistryConfig) -> RegistryConfig:
@@ -189,7 +230,7 @@ def resolved(config: RegistryConfig) -> RegistryConfig:
         ConfigurationError: It is wrong, or contradicts itself.
     """
     given: dict[str, Any] = {name: _read(name, value, strict=True) for name, value in _given(config).items()}
-    config = replace(config, **given)
+    config = replace(config, **given | {"backend": config.backend.lower()})
     url = StoreURL.parse(config.url) if config.url else None
     backend = _backend(config, url)
     if url is not None:
@@ -209,10 +250,10 @@ def shared(config: RegistryConfig) -> RegistryConfig:
     config = resolved(config)
     if config.backend == "memory":
         raise ConfigurationError("no program sees another's memory: name a store by its URL, as in AGENTIC_URL")
-    return config
+    return replace(config, wait=None)  # A person waits, and can try again.
 
 
-def as_config(source: str | RegistryConfig | Mapping[str, Any] | None) -> RegistryConfig:
+def as_config(source: Source) -> RegistryConfig:
     """Return the configuration that `open_registry` makes of its argument.
 
     Raises:
@@ -225,8 +266,12 @@ def as_config(source: str | RegistryConfig | Mapping[str, Any] | None) -> Regist
             return RegistryConfig(url=text(source, "URL"))
         case RegistryConfig():
             return source
+        case os.PathLike():
+            return RegistryConfig(path=str(file_path(source, "path")))
     if not isinstance(source, Mapping):
-        raise ConfigurationError(f"expected a URL, a RegistryConfig or a mapping, got {type_name(source)}")
+        raise ConfigurationError(
+            f"expected a URL, a pathlib.Path, a RegistryConfig or a mapping, got {type_name(source)}"
+        )
     return RegistryConfig.from_mapping(source)
 
 

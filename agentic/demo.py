@@ -23,6 +23,9 @@ TTL: Final = 1.5
 """Seconds of silence after which the demo's reaper takes an agent offline."""
 
 INTERVAL: Final = 0.4
+ARRIVAL: Final = 1.7
+"""Seconds in which the whole fleet registers, at most."""
+
 PATIENCE: Final = 8.0
 _PREFIX: Final = "agentic"
 SKILLS: Final = ("search", "code", "review", "translate", "plan", "summarise")
@@ -86,14 +89,15 @@ async def check_rights(registry: AgentRegistry, place: str) -> None:
 
 
 async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:
-    """Play one fleet through, for about five seconds, and leave the registry empty.
+    """Play one fleet through, for about five seconds however large it is, and leave the registry empty.
 
     Args:
         registry: Open, and for the demo alone.
         size: How many agents, at least 3; a third of them falls silent.
         tell: Shows one event.
     """
-    ids = [f"agent-{number:02}" for number in range(1, size + 1)]
+    digits = max(2, len(str(size)))
+    ids = [f"agent-{number:0{digits}}" for number in range(1, size + 1)]
     summary = Summary(silent=set(ids[2::3]))
     all_offline = anyio.Event()
 
@@ -112,7 +116,7 @@ async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:
             for agent_id in ids:
                 summary.registered += 1
                 tasks.start_soon(_crash if agent_id in summary.silent else _work, registry, agent_id, tell)
-                await anyio.sleep(0.1)
+                await anyio.sleep(min(0.1, ARRIVAL / size))
             with anyio.move_on_after(PATIENCE):
                 await all_offline.wait()
             await _come_back(registry, min(summary.silent), summary, tell)

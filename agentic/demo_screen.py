@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Final, TypeAlias
 
 import anyio
@@ -15,19 +16,22 @@ from rich.live import Live
 from rich.rule import Rule
 from rich.text import Text
 
+from agentic.agent import AgentInfo
 from agentic.demo import Tell
 from agentic.registry import AgentRegistry
 from agentic.tables import fleet_lines
-from agentic.terminal import out
+from agentic.terminal import cut_mark, has_colours, out
 
 Events: TypeAlias = MemoryObjectReceiveStream[tuple[str, str]]
 """Whom an event concerns, and what happened."""
 
 SHOWN_EVENTS: Final = 6
+_OTHER_LINES: Final = 8
+"""The table's header, the agents without a line, the rule, and what the command prints at the end."""
 
 
 @asynccontextmanager
-async def shown(registry: AgentRegistry, *, live: bool) -> AsyncGenerator[Tell, None]:
+async def showing(registry: AgentRegistry, *, live: bool) -> AsyncGenerator[Tell, None]:
     """Show the events of the demo while its body runs.
 
     One task writes them, apart from the sessions and callbacks that they come from: output that fails ends the demo
@@ -52,18 +56,41 @@ async def _show_lines(registry: AgentRegistry, events: Events) -> None:
 
 
 async def _show_table(registry: AgentRegistry, events: Events) -> None:
-    """Show the fleet, renewed several times a second, above the latest events."""
+    """Show the fleet, renewed several times a second, above the latest events; the last picture stays."""
     latest: deque[Text] = deque(maxlen=SHOWN_EVENTS)
-    with Live(console=out, auto_refresh=False, transient=True) as live:
+    fleet, now = list[AgentInfo](), await registry.store_time()
+    with Live(console=out, auto_refresh=False) as live:
         while True:
-            fleet = fleet_lines(await registry.list(), await registry.store_time(), out.width)
-            try:
-                while True:
-                    who, what = events.receive_nowait()
-                    latest.append(Text(f"{who}: {what}", style="dim"))
-            except anyio.WouldBlock:
-                pass
-            except anyio.EndOfStream:
+            ended = _take(events, latest)
+            agents = await registry.list() if not ended else []
+            if len(agents) >= len(fleet):  # Not the empty one that sessions leave behind.
+                fleet, now = agents, await registry.store_time()
+            live.update(Group(*_table(fleet, now), Rule(style="dim"), *latest), refresh=True)
+            if ended:
                 return
-            live.update(Group(*fleet, Rule(style="dim"), *latest), refresh=True)
             await anyio.sleep(0.1)
+
+
+def _take(events: Events, latest: deque[Text]) -> bool:
+    """Add the events that are there to the latest ones; tell whether they were the last."""
+    try:
+        while True:
+            who, what = events.receive_nowait()
+            latest.append(Text(f"{who}: {what}", style="dim", no_wrap=True, overflow="ellipsis"))
+    except anyio.WouldBlock:
+        return False
+    except anyio.EndOfStream:
+        return True
+
+
+def _table(fleet: list[AgentInfo], now: datetime) -> list[Text]:
+    """Return as many lines of the fleet as fit above the events, and one that counts the agents without a line."""
+    room = max(1, out.height - SHOWN_EVENTS - _OTHER_LINES)
+    agents = sorted(fleet, key=lambda agent: agent.id)
+    lines = fleet_lines(agents[:room], now, out.width, colours=has_colours(), cut=cut_mark())
+    texts = [Text.from_ansi(line, no_wrap=True) for line in lines]
+    if len(agents) > room:
+        counts = Counter(str(agent.status) for agent in agents[room:])
+        more = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        texts.append(Text(f"and {len(agents) - room} more: {more}", style="dim", no_wrap=True, overflow="ellipsis"))
+    return texts

@@ -28,7 +28,17 @@ class Home:
     """The process and the running event loop in which it is made."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        """Take note of both.
+
+        Raises:
+            RegistryClosedError: No asyncio event loop is running.
+        """
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RegistryClosedError(
+                "no asyncio event loop is running here: agentic works with asyncio, not with trio"
+            ) from None
         self._is_running = self._loop.is_running
         self._thread = get_ident()
         self._pid = _process.pid

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import Coroutine
+from random import uniform
 from time import monotonic
 from typing import Any, Final
 
 from agentic.errors import BackendError, BackendRejectedError
+from agentic.logs import FieldLogger
 
 FIRST_PAUSE: Final = 0.5
+
+JITTER: Final = 0.2
+"""By which part a pause is shorter at most."""
 
 
 class Outage:
@@ -20,9 +24,13 @@ class Outage:
     A store that refuses (`BackendRejectedError`) is logged as an error, since it waits for an operator.
     """
 
-    def __init__(self, logger: logging.Logger, subject: str, longest_pause: float) -> None:
-        """Name the loop in the log as `subject`; pauses double from half a second up to `longest_pause` seconds."""
-        self._logger = logger
+    def __init__(self, log: FieldLogger, subject: str, longest_pause: float) -> None:
+        """Name the loop in the log as `subject`.
+
+        Pauses double from half a second up to `longest_pause` seconds; each is up to a fifth shorter at random, so that
+        a fleet which lost its store does not try again in step.
+        """
+        self._log = log
         self._subject = subject
         self._longest_pause = longest_pause
         self._failures = 0
@@ -35,19 +43,27 @@ class Outage:
 
     def failed(self, error: BackendError) -> float:
         """Take note of a failed try; return the seconds to wait before the next."""
-        rejected = isinstance(error, BackendRejectedError)
-        if rejected and not self._rejected:
-            self._logger.error("%s: the store refuses until an operator acts; retrying: %s", self._subject, error)
-        elif not self._failures:
-            self._logger.warning("%s: the store failed; retrying: %s", self._subject, error)
-        self._rejected = rejected
         self._failures += 1
-        return min(math.ldexp(FIRST_PAUSE, min(self._failures - 1, 16)), self._longest_pause)
+        rejected = isinstance(error, BackendRejectedError)
+        fields = {"failed_tries": self._failures}
+        if rejected and not self._rejected:
+            self._log.error(
+                "%s: the store refuses until an operator acts; retrying: %s", self._subject, error, extra=fields
+            )
+        elif self._failures == 1:
+            self._log.warning("%s: the store failed; retrying: %s", self._subject, error, extra=fields)
+        self._rejected = rejected
+        return min(math.ldexp(FIRST_PAUSE, min(self._failures - 1, 16)), self._longest_pause) * uniform(1 - JITTER, 1)
 
     def succeeded(self) -> None:
         """Take note of a try that succeeded."""
         if self._failures:
-            self._logger.warning("%s: the store is back after %d failed tries", self._subject, self._failures)
+            self._log.warning(
+                "%s: the store is back after %d failed tries",
+                self._subject,
+                self._failures,
+                extra={"failed_tries": self._failures},
+            )
         self._failures = 0
         self._rejected = False
 

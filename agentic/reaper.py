@@ -14,6 +14,7 @@ from agentic.callbacks import Callbacks, OnHeld, OnReaped
 from agentic.clock import NEVER, is_stale, positive_seconds
 from agentic.errors import BackendError, ConfigurationError
 from agentic.guard import JITTER, Deadline, GracePeriod, StallDetector, deadline_that_fits, longest
+from agentic.logs import FieldLogger
 from agentic.options import fraction, function
 from agentic.outage import Outage
 from agentic.registry import AgentRegistry
@@ -54,13 +55,13 @@ class Reaper(Service):
       number of restarts of reapers, unless the store does not answer, or the sweep itself takes too long.
 
     Attributes:
-        ttl: Seconds of silence after which an agent is offline; one silent for exactly `ttl` is alive.
-        interval: Seconds between sweeps, a tenth more or less at random; a third of `ttl` by default.
+        ttl: Seconds of silence after which an agent is **offline**; one silent for exactly `ttl` is alive. Not the
+            registry's `ttl`, after which it is gone.
+        interval: Seconds between sweeps, not between heartbeats, a tenth more or less at random; a third of `ttl` by
+            default.
         max_fraction: As given.
         guard_deadline: Seconds for which sweeps may be put off on end.
     """
-
-    _logger = logger
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Reaper(Service):
         """
         if not isinstance(registry, AgentRegistry):
             raise ConfigurationError(f"registry: must be an AgentRegistry, got {type_name(registry)}")
-        super().__init__("the reaper", registry.timeout)
+        super().__init__("the reaper", registry.timeout, FieldLogger(logger, store=registry.store))
         self._registry = registry
         self.ttl = registry.stale_after if ttl is None else positive_seconds(ttl, "ttl")
         self.interval = self.ttl / 3 if interval is None else positive_seconds(interval, "interval")
@@ -121,20 +122,20 @@ class Reaper(Service):
             raise
 
     async def _begin(self) -> None:
-        pass
+        self._registry.check_open()
 
     async def _serve(self) -> None:
         if self.ttl != self._registry.stale_after:
-            logger.warning(
+            self._log.warning(
                 "the reaper's ttl=%g s differs from the registry's stale_after=%g s, by which sessions choose their "
                 "interval: set stale_after=%g in every program of this fleet",
                 self.ttl,
                 self._registry.stale_after,
                 self.ttl,
             )
-        callbacks = Callbacks(logger, self._on_reaped, self._on_held, slow_after=self.interval)
+        callbacks = Callbacks(self._log, self._on_reaped, self._on_held, slow_after=self.interval)
         try:
-            await _Sweeps(self, self._registry, callbacks).run()
+            await _Sweeps(self, self._registry, callbacks, self._log).run()
         finally:
             await finish(callbacks.aclose(self._timeout), 2 * self._timeout)
 
@@ -157,11 +158,12 @@ class _Fleet:
 class _Sweeps:
     """The sweeps of one run of a reaper, and what it has noticed since it began."""
 
-    def __init__(self, options: Reaper, registry: AgentRegistry, callbacks: Callbacks) -> None:
+    def __init__(self, options: Reaper, registry: AgentRegistry, callbacks: Callbacks, log: FieldLogger) -> None:
         self._options = options
         self._registry = registry
         self._callbacks = callbacks
-        self._outage = Outage(logger, "the reaper", options.interval)
+        self._log = log
+        self._outage = Outage(log, "the reaper", options.interval)
         self._stalls = StallDetector(options.ttl)
         self._grace = GracePeriod(options.ttl, options.interval)
         self._deadline = Deadline(options.guard_deadline, self._grace.length)
@@ -204,7 +206,7 @@ class _Sweeps:
         self._grace.begin(now)
         # An outage has been logged already.
         level = logging.INFO if self._outage.lasts else logging.WARNING
-        logger.log(level, "agents have %g s more to send a heartbeat: %s", self._grace.length, reason)
+        self._log.log(level, "agents have %g s more to send a heartbeat: %s", self._grace.length, reason)
 
     def _hold_back(self, now: float, fleet: _Fleet) -> float:
         """Return for how many seconds a sweep of so many agents is to wait, and tell when that begins."""
@@ -216,12 +218,13 @@ class _Sweeps:
         left = min(self._deadline.left(now), oldest_may_wait)
         if left > 0 and not self._holding:
             self._holding = True
-            logger.error(
+            self._log.error(
                 "sweeps are held back: %d of %d live agents are stale, over max_fraction=%g; they go ahead in %g s",
                 fleet.stale,
                 fleet.live,
                 max_fraction,
                 left,
+                extra={"count": fleet.stale},
             )
             self._callbacks.held(fleet.stale, fleet.live)
         return min(self._pause(), oldest_may_wait)
@@ -244,7 +247,7 @@ class _Sweeps:
         return fleet
 
     def _report(self, marked: list[str]) -> None:
-        logger.info("marked %d silent agents offline", len(marked))
+        self._log.info("marked %d silent agents offline", len(marked), extra={"count": len(marked)})
         self._callbacks.reaped(marked)
 
     def _pause(self) -> float:

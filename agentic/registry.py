@@ -6,12 +6,13 @@ import asyncio
 import builtins
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from contextvars import copy_context
 from datetime import datetime, timedelta
+from time import monotonic
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar, Unpack
+from typing import Any, ClassVar, Final, Self, TypeVar, Unpack
 
 import anyio
 import anyio.lowlevel
@@ -33,19 +34,24 @@ from agentic.exchange import SLACK, ended, outcome, start_detached
 from agentic.findings import Finding
 from agentic.home import Home
 from agentic.lanes import Lanes
+from agentic.logs import FieldLogger
 from agentic.options import function
-from agentic.outage import Patience
+from agentic.outage import Outage, Patience
 from agentic.session import AgentSession
 from agentic.text import type_name
 from agentic.validation import valid_id
 
 T = TypeVar("T")
 
+LONGEST_PAUSE: Final = 5.0
+"""Seconds between two tries to open a registry whose store is late, at most."""
+
 
 class AgentRegistry(ABC):
     """A registry of live agents; one contract, kept by every store.
 
-    Constructing does no I/O; entering (`async with registry:`) opens it, leaving closes only what it opened. Every call
+    Constructing does no I/O; entering (`async with registry:`) opens it, leaving closes only what it opened. Where
+    `async with` cannot be used, `await registry` opens it and returns it, and `aclose` closes it. Every call
 
     - checks its arguments before any I/O and raises `InvalidAgentError` or `ConfigurationError`, with nothing changed;
     - is atomic for one agent: its precondition is part of the write in the store;
@@ -59,42 +65,78 @@ class AgentRegistry(ABC):
     registered it or sent its heartbeat for the registry's `ttl`. The store's clock decides, never the caller's.
 
     Attributes:
-        ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it until
-            deregistered.
+        ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it until
+            deregistered. Longer than `stale_after`.
         timeout: Seconds a call may take.
-        stale_after: Seconds of silence after which a reaper of this registry marks an agent offline, unless the reaper
-            is given a `ttl` of its own.
+        stale_after: Seconds of silence after which a reaper of this registry marks an agent **offline**, unless the
+            reaper is given a `ttl` of its own. Longer than the `interval` of sessions.
+        wait: Seconds for which `open` tries again while the store is unavailable.
         corrupt_records: How many corrupt records `list`, `scan`, `reap` and `flush` have skipped so far.
     """
 
     _logger: ClassVar[logging.Logger] = logging.getLogger("agentic.registry")
 
     def __init__(
-        self, *, ttl: float | timedelta | None, timeout: float | timedelta, stale_after: float | timedelta = 30.0
+        self,
+        *,
+        ttl: float | timedelta | None,
+        timeout: float | timedelta,
+        stale_after: float | timedelta = 30.0,
+        wait: float | timedelta = 0.0,
     ) -> None:
         """Check the options that every store has.
 
         Raises:
-            ConfigurationError: `ttl`, `timeout` or `stale_after` is not a finite number of seconds greater than 0.
+            ConfigurationError: `ttl`, `timeout` or `stale_after` is not a finite number of seconds greater than 0, or
+                `wait` is negative or not finite.
         """
         self.ttl = None if ttl is None else positive_seconds(ttl, "ttl")
         self.timeout = positive_seconds(timeout, "timeout")
         self.stale_after = positive_seconds(stale_after, "stale_after")
+        self.wait = duration(wait, "wait").total_seconds()
         self.corrupt_records = 0
         self._home: Home | None = None
         """Where this registry is open, being opened, or not yet closed."""
         self._open_lanes: Lanes | None = None
         self._patience = Patience(1.1 * self.timeout)  # An overdue call ends a little after `timeout`.
 
+    @property
+    @abstractmethod
+    def store(self) -> str:
+        """What names the store in messages and logs: a URL without its secrets."""
+
     # --- lifecycle ---
 
     async def open(self) -> None:
         """Connect, and prove that the store answers; for those who cannot use `async with`.
 
+        Each try has `timeout`. While the store is unavailable, tries follow at growing pauses for `wait` seconds.
+
         Raises:
-            BackendError: The store cannot be reached or used, or did not answer within `timeout`; nothing stays open.
+            BackendError: The store cannot be reached or used, or did not answer in time; nothing stays open.
             RegistryOpenError: The registry is open already, or still closing.
+            RegistryClosedError: No asyncio event loop is running, as under trio.
         """
+        end = monotonic() + self.wait
+        outage = Outage(self._log, "opening the registry", LONGEST_PAUSE)
+        failure: BackendUnavailableError | None = None
+        while True:
+            try:
+                await self._open_now()
+            except BackendUnavailableError as error:
+                failure = error
+            except RegistryOpenError:
+                if failure is None:  # Else what the try before has left is still being closed.
+                    raise
+            else:
+                outage.succeeded()
+                return
+            left = end - monotonic()
+            if left <= 0:
+                raise failure
+            await asyncio.sleep(min(outage.failed(failure), left))
+
+    async def _open_now(self) -> None:
         if self._home is not None and not self._home.is_gone():
             raise RegistryOpenError
         self._forget()
@@ -152,7 +194,7 @@ class AgentRegistry(ABC):
             finally:
                 await self._disconnect()
         except Exception as error:  # noqa: BLE001  the caller of open gets the first one
-            self._logger.warning("what a failed open had left could not be closed: %s", error)
+            self._log.warning("what a failed open had left could not be closed: %s", error)
 
     async def _close(self, lanes: Lanes) -> None:
         # A program may cancel every task. Then what that has interrupted is disconnected by the second call.
@@ -168,9 +210,16 @@ class AgentRegistry(ABC):
         except TimeoutError as error:
             raise BackendUnavailableError(f"the store did not close within {self.timeout:g} s") from error
 
-    async def __aenter__(self) -> Self:
+    async def _opened(self) -> Self:
         await self.open()
         return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Open the registry, and return it: `registry = await open_registry(...)`; close it with `aclose`."""
+        return self._opened().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._opened()
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -299,7 +348,7 @@ class AgentRegistry(ABC):
 
     # --- the whole fleet ---
 
-    async def list(self) -> list[AgentInfo]:
+    async def list(self) -> builtins.list[AgentInfo]:
         """Return every agent once, in no particular order; a corrupt record is skipped with a logged warning.
 
         An agent registered or removed meanwhile may or may not be among them; every other one is.
@@ -307,7 +356,7 @@ class AgentRegistry(ABC):
         Raises:
             BackendError: The store failed: never a shorter list.
         """
-        agents: list[AgentInfo] = []
+        agents: builtins.list[AgentInfo] = []
         async with aclosing(self._walk(self._pages())) as pages:
             async for page in pages:
                 agents += page
@@ -334,7 +383,8 @@ class AgentRegistry(ABC):
         `timeout`, before it raises.
 
         Args:
-            ttl: Seconds or a `timedelta`; finite and not negative.
+            ttl: How long an agent may be silent, not the registry's `ttl`, after which it is gone. Seconds or a
+                `timedelta`; finite and not negative.
             on_marked: Called with the ids of each page that marked any, in the event loop, as soon as the store has
                 acknowledged them and whatever ends the call afterwards: an error, a cancellation, `aclose`. Its
                 exceptions end the call.
@@ -468,7 +518,7 @@ class AgentRegistry(ABC):
     def _skip(self, error: CorruptRecordError) -> None:
         """Count and log a corrupt record that a walk of the fleet passes over."""
         self.corrupt_records += 1
-        self._logger.warning("skipped: %s", error)
+        self._log.warning("skipped: %s", error, extra={"agent_id": error.agent_id})
 
     # --- how calls reach the primitives ---
 
@@ -477,6 +527,18 @@ class AgentRegistry(ABC):
 
     _place_of: Callable[[str], str] | None = None
     """Which part of the store, failing by itself, holds an agent; None where there is but one."""
+
+    def check_open(self) -> None:
+        """Check that calls can be made here and now; no I/O.
+
+        Raises:
+            RegistryClosedError: The registry is not open, or was opened in another event loop or process.
+        """
+        _ = self._lanes
+
+    @property
+    def _log(self) -> FieldLogger:
+        return FieldLogger(self._logger, store=self.store)
 
     @property
     def _lanes(self) -> Lanes:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import ClassVar, Self, cast
+from typing import Self, cast
 
 import anyio
 
 from agentic.errors import RegistryClosedError, RegistryError, RegistryOpenError
+from agentic.logs import FieldLogger
 from agentic.tasks import finish
 
 
@@ -22,12 +22,14 @@ class Service(ABC):
     the context in which `open` was called.
     """
 
-    _logger: ClassVar[logging.Logger]
+    def __init__(self, name: str, timeout: float, log: FieldLogger) -> None:
+        """Name it for messages, which go to `log`.
 
-    def __init__(self, name: str, timeout: float) -> None:
-        """Name it for messages; what `_begin`, `_serve` when cancelled, and `_end` do ends within about `timeout`."""
+        What `_begin`, `_serve` when cancelled, and `_end` do ends within about `timeout`.
+        """
         self._name = name
         self._timeout = timeout
+        self._log = log
         self._opened = False
         self._changing = anyio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -105,7 +107,7 @@ class Service(ABC):
         if task is not None and task.get_loop() is not asyncio.get_running_loop():
             if not task.get_loop().is_closed():
                 raise RegistryClosedError(f"{self._name} was opened in another event loop: close it there")
-            self._logger.warning("%s was not closed before its event loop ended", self._name)
+            self._log.warning("%s was not closed before its event loop ended", self._name)
             self._task, self._opened = None, False
         return await finish(self._close(), 3 * self._timeout)
 
@@ -133,7 +135,7 @@ class Service(ABC):
 
     def _log_failure(self, error: BaseException | None) -> None:
         # An error of this library says all in its message.
-        self._logger.error(
+        self._log.error(
             "%s has failed: %s", self._name, error, exc_info=None if isinstance(error, RegistryError) else error
         )
 

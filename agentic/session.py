@@ -14,6 +14,7 @@ import msgspec
 from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
 from agentic.clock import positive_seconds, system_clock
 from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError, CorruptRecordError, RegistryClosedError
+from agentic.logs import FieldLogger
 from agentic.outage import Outage
 from agentic.service import Service
 from agentic.tasks import finish
@@ -49,18 +50,20 @@ class AgentSession(Service):
     time. Heartbeats run in a copy of the context in which it was opened.
 
     Attributes:
-        interval: Seconds between heartbeats.
+        interval: Seconds between heartbeats, at most a third of the registry's `stale_after`.
         healthy: Whether the store acknowledged the latest heartbeat or registration.
         last_beat_at: When the store last acknowledged one, by this host's clock; None before the first.
     """
-
-    _logger = logger
 
     def __init__(self, registry: AgentRegistry, agent: AgentInfo, *, interval: float | timedelta | None = None) -> None:
         self._registry = registry
         # An old heartbeat would let the agent be reaped as soon as it is registered.
         self._agent = valid_agent(msgspec.structs.replace(valid_agent(agent), last_heartbeat=None))
-        super().__init__(f"the session of agent '{printable(self._agent.id)}'", registry.timeout)
+        super().__init__(
+            f"the session of agent '{printable(self._agent.id)}'",
+            registry.timeout,
+            FieldLogger(logger, store=registry.store, agent_id=self._agent.id),
+        )
         self.interval = _interval(interval, registry)
         self.healthy = False
         self.last_beat_at: datetime | None = None
@@ -101,7 +104,7 @@ class AgentSession(Service):
     async def _begin(self) -> None:
         longest = self._registry.stale_after / BEATS_PER_STALE_AFTER
         if self.interval > longest:
-            logger.warning(
+            self._log.warning(
                 "%s: interval=%g s is longer than a third of the registry's stale_after=%g s, so lost heartbeats can "
                 "let a reaper mark the agent offline: choose an interval of at most %g s",
                 self._name,
@@ -117,7 +120,7 @@ class AgentSession(Service):
             raise
 
     async def _serve(self) -> None:
-        outage = Outage(logger, self._name, self.interval)
+        outage = Outage(self._log, self._name, self.interval)
         pause = self._jittered()
         loop = asyncio.get_running_loop()
         while True:
@@ -125,7 +128,7 @@ class AgentSession(Service):
             await asyncio.sleep(pause)
             started_at = loop.time()
             if started_at - planned > self.interval:
-                logger.warning(
+                self._log.warning(
                     "%s: the event loop or the process was blocked, so its heartbeat is %.1f s late",
                     self._name,
                     started_at - planned,
@@ -154,9 +157,9 @@ class AgentSession(Service):
 
     def _log_registered_again(self, error: AgentNotFoundError | CorruptRecordError) -> None:
         if isinstance(error, CorruptRecordError):
-            logger.warning("agent %r is registered again, which replaced its record: %s", self._agent.id, error)
+            self._log.warning("agent %r is registered again, which replaced its record: %s", self._agent.id, error)
         else:
-            logger.warning("agent %r was gone from the store and is registered again", self._agent.id)
+            self._log.warning("agent %r was gone from the store and is registered again", self._agent.id)
 
     async def _register(self, agent: AgentInfo) -> AgentInfo:
         # Let it end when cancelled: otherwise it could reach the store after the deregistration.
@@ -177,10 +180,10 @@ class AgentSession(Service):
             try:
                 await self._registry.deregister(self._agent.id)
             except AgentNotFoundError:
-                logger.info("agent %r was gone from the store before its session ended", self._agent.id)
+                self._log.info("agent %r was gone from the store before its session ended", self._agent.id)
             except (BackendError, RegistryClosedError, asyncio.CancelledError) as error:
                 reason = str(error) or "cancelled by other code"
-                logger.warning("agent %r could not be deregistered and will go offline: %s", self._agent.id, reason)
+                self._log.warning("agent %r could not be deregistered and will go offline: %s", self._agent.id, reason)
                 return False
         return True
 

@@ -2,57 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
 from rich.cells import cell_len, set_cell_size
+from rich.table import Table
 from rich.text import Text
 
 from agentic.agent import AgentInfo, AgentStatus
 from agentic.findings import Finding, Level
-from agentic.terminal import escaped
+from agentic.text import printable
 
-_HEADER: Final = ("id", "name", "status", "load", "last heartbeat", "capabilities")
-_RIGHT_ALIGNED: Final = (3, 4)
-_NARROWED: Final = {5: 12, 1: 7, 0: 24}
-"""The columns to narrow, the first one first, and how narrow."""
+_HEADER: Final = ("id", "name", "status", "load", "heartbeat", "capabilities")
+_ID, _NAME, _STATUS, _LOAD, _HEARTBEAT, _CAPABILITIES = range(len(_HEADER))
+_RIGHT_ALIGNED: Final = (_LOAD, _HEARTBEAT)
+_GAP: Final = "  "
 
-_STATUS: Final = 2
+_NARROWED: Final = {_CAPABILITIES: 12, _NAME: 12, _ID: 16}
+"""The columns to narrow, the first one first, and how many cells they keep."""
+
+_DROPPED: Final = (_CAPABILITIES, _NAME, _LOAD, _HEARTBEAT, _STATUS)
+"""The columns to leave out where narrowed ones do not fit, the first one first."""
+
+_PLAIN: Final = "\x1b[0m"
+_BOLD: Final = "\x1b[1m"
 _COLOURS: Final[dict[str, str]] = {
-    AgentStatus.AVAILABLE: "green",
-    AgentStatus.BUSY: "yellow",
-    AgentStatus.OFFLINE: "red",
-    AgentStatus.UNKNOWN: "dim",
+    AgentStatus.AVAILABLE: "\x1b[32m",
+    AgentStatus.BUSY: "\x1b[33m",
+    AgentStatus.OFFLINE: "\x1b[31m",
+    AgentStatus.UNKNOWN: "\x1b[2m",
 }
 _MARKS: Final = {Level.OK: ("ok  ", "green"), Level.NOTE: ("note", "yellow"), Level.BAD: ("BAD ", "bold red")}
+_SUBJECT_CELLS: Final = 26
 
 
 def finding_line(finding: Finding) -> Text:
     """Return a finding as one line, what to do about it behind an arrow."""
-    line = Text.assemble(_MARKS[finding.level], f"  {escaped(finding.subject).plain:26} ", escaped(finding.found))
-    return line.append(f"  -> {escaped(finding.advice)}", style="yellow") if finding.advice else line
+    subject = printable(finding.subject, longest=None)
+    return Text.assemble(_MARKS[finding.level], f"  {subject:{_SUBJECT_CELLS}} ", _found(finding))
 
 
-def fleet_lines(agents: Iterable[AgentInfo], now: datetime, width: int | None = None) -> list[Text]:
-    """Return a header and one line for each agent, in the order of their ids, in aligned columns.
+def finding_row(finding: Finding, width: int) -> Table:
+    """Return a finding as a row of a table that is `width` cells wide, its texts wrapped between words."""
+    row = Table.grid(padding=(0, 2))
+    row.add_column(width=4)
+    row.add_column(width=min(_SUBJECT_CELLS, width // 3), overflow="fold")
+    row.add_column(ratio=1, overflow="fold")
+    row.add_row(Text(*_MARKS[finding.level]), Text(printable(finding.subject, longest=None)), _found(finding))
+    row.width = width
+    return row
+
+
+def _found(finding: Finding) -> Text:
+    text = Text(printable(finding.found, longest=None))
+    return text.append(f"  -> {printable(finding.advice, longest=None)}", style="yellow") if finding.advice else text
+
+
+def fleet_lines(
+    agents: Iterable[AgentInfo], now: datetime, width: int | None = None, *, colours: bool = False, cut: str = "…"
+) -> list[str]:
+    """Return a header and one line for each agent, in aligned columns.
 
     Args:
-        agents: In any order.
+        agents: In the order to show them in.
         now: The instant to which the age of each last heartbeat is given.
-        width: How many cells a line may have; None for as many as it needs. Capabilities are cropped first, then names,
-            then ids.
+        width: How many cells a line may have; None for as many as it needs. Capabilities are cropped first, then
+            names, then ids; where that is not enough, columns are left out from the right, the status last.
+        colours: Add the terminal's codes for bold and colours.
+        cut: One cell, shown for the rest of a cropped text.
     """
-    rows = [_HEADER, *(_row(agent, now) for agent in sorted(agents, key=lambda each: each.id))]
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    rows = [_HEADER, *(_row(agent, now) for agent in agents)]
+    widths = [max(map(_cells, column)) for column in zip(*rows, strict=True)]
+    columns = list(range(len(widths)))
     if width is not None:
-        _narrow(widths, width)
-    lines = [_line(row, widths) for row in rows]
-    lines[0].stylize("bold")
-    for line in lines:
-        line.rstrip()
-        if width is not None:
-            line.truncate(width)
+        _fit(columns, widths, width)
+    shape = [(column, widths[column], column in _RIGHT_ALIGNED) for column in columns]
+    lines = [_line(row, shape, cut, colours=colours) for row in rows]
+    if colours:
+        lines[0] = f"{_BOLD}{lines[0]}{_PLAIN}"
     return lines
 
 
@@ -69,28 +97,46 @@ def age(instant: datetime | None, now: datetime) -> str:
 
 def _row(agent: AgentInfo, now: datetime) -> tuple[str, ...]:
     load = f"{agent.current_load}/{agent.max_load}" if agent.max_load else str(agent.current_load)
-    texts = (agent.id, agent.name, agent.status, load, age(agent.last_heartbeat, now), ", ".join(agent.capabilities))
-    return tuple(escaped(text).plain for text in texts)
+    return (
+        printable(agent.id, longest=None),
+        printable(agent.name, longest=None),
+        agent.status.value,
+        load,
+        age(agent.last_heartbeat, now),
+        printable(", ".join(agent.capabilities), longest=None),
+    )
 
 
-def _narrow(widths: list[int], room: int) -> None:
-    """Narrow columns until a line fits, or nothing is left to narrow."""
-    for column, least in _NARROWED.items():
-        excess = sum(widths) + 2 * (len(widths) - 1) - room
-        widths[column] -= max(0, min(excess, widths[column] - least))
+def _fit(columns: list[int], widths: list[int], room: int) -> None:
+    """Leave out columns until the narrowest form of the others fits, then narrow as many of them as needed."""
+
+    def excess(cells: Sequence[int]) -> int:
+        return sum(cells[column] for column in columns) + len(_GAP) * (len(columns) - 1) - room
+
+    narrowest = [min(width, _NARROWED.get(column, width)) for column, width in enumerate(widths)]
+    for column in _DROPPED:
+        if excess(narrowest) <= 0:
+            break
+        columns.remove(column)
+    narrowest[_ID] = min(narrowest[_ID], room)
+    for column in (column for column in _NARROWED if column in columns):
+        widths[column] -= max(0, min(excess(widths), widths[column] - narrowest[column]))
 
 
-def _line(row: tuple[str, ...], widths: list[int]) -> Text:
-    line = Text()
-    for column, (text, width) in enumerate(zip(row, widths, strict=True)):
-        colour = _COLOURS.get(text, "") if column == _STATUS else ""
-        line.append(_cell(text, width, to_the_right=column in _RIGHT_ALIGNED), style=colour).append("  ")
-    return line
+def _line(row: Sequence[str], shape: Sequence[tuple[int, int, bool]], cut: str, *, colours: bool) -> str:
+    cells = []
+    for column, width, to_the_right in shape:
+        text = row[column]
+        length = _cells(text)
+        if length > width:
+            text, length = set_cell_size(text, width - 1) + cut, width
+        padding = " " * (width - length)
+        if colours and column == _STATUS and text in _COLOURS:
+            text = f"{_COLOURS[text]}{text}{_PLAIN}"
+        cells.append(padding + text if to_the_right else text + padding)
+    return _GAP.join(cells).rstrip()
 
 
-def _cell(text: str, width: int, *, to_the_right: bool) -> str:
-    length = cell_len(text)
-    if length > width:
-        return set_cell_size(text, width - 1) + "~"
-    padding = " " * (width - length)
-    return padding + text if to_the_right else text + padding
+def _cells(text: str) -> int:
+    """Return how many cells of a terminal a printable text takes."""
+    return len(text) if text.isascii() else cell_len(text)

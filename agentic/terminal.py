@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
@@ -42,14 +43,19 @@ def _output_errors() -> Iterator[None]:
 
 
 class _Stream(Console):
-    """Writes text as it stands: no markup, no emoji codes, no folding."""
+    """Writes text as it stands: no markup, no emoji codes; a terminal gets long lines wrapped between words."""
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
+        options.setdefault("soft_wrap", not self.file.isatty())
         with _output_errors():
             super().print(*objects, **options)
+
+    def note(self, text: str) -> None:
+        """Print one line that is beside the point."""
+        self.print(Text(text, style="dim"), soft_wrap=True)
 
     def on_broken_pipe(self) -> None:
         # Rich would end the process here, in the middle of the event loop.
@@ -65,28 +71,49 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def has_colours() -> bool:
+    """Tell whether standard output takes the codes for colours, and is to have them."""
+    return out.color_system is not None and not (out.no_color or out.legacy_windows)
+
+
+def cut_mark() -> str:
+    """Return the character that standard output can show for the rest of a cropped text."""
+    return "…" if _takes_unicode() else "~"
+
+
+def _takes_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
 def escaped(text: str) -> Text:
     """Return a whole text with its control characters escaped, free of markup."""
     return Text(printable(text, longest=None))
 
 
-def print_json(value: bytes) -> None:
-    """Print one encoded JSON value on a line."""
-    _write(_json_text(value) + "\n")
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines as they stand."""
+    _write("".join(f"{line}\n" for line in lines))
+
+
+def print_json(values: Iterable[bytes]) -> None:
+    """Print encoded JSON values, one a line."""
+    print_lines(_json_lines(values))
 
 
 def print_json_array(values: Iterable[bytes]) -> None:
     """Print encoded JSON values as an array, one a line."""
-    _write("[" + ",\n ".join(map(_json_text, values)) + "]\n")
+    _write("[" + ",\n ".join(_json_lines(values)) + "]\n")
 
 
-def _json_text(value: bytes) -> str:
-    """Return the same JSON, with what a terminal could obey or cannot show written as JSON's own escapes."""
-    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    text = value.decode()
-    if text.isprintable() and (unicode or text.isascii()):
-        return text
-    return "".join(c if c.isprintable() and (unicode or c.isascii()) else _json_escape(c) for c in text)
+def _json_lines(values: Iterable[bytes]) -> Iterator[str]:
+    """Yield the same JSON, with what a terminal could obey or cannot show written as JSON's own escapes."""
+    unicode = _takes_unicode()
+    for value in values:
+        text = value.decode()
+        if text.isprintable() and (unicode or text.isascii()):
+            yield text
+        else:
+            yield "".join(c if c.isprintable() and (unicode or c.isascii()) else _json_escape(c) for c in text)
 
 
 def _json_escape(char: str) -> str:
@@ -128,7 +155,7 @@ def exit_in_one_line() -> Iterator[None]:
 def complain(message: str) -> None:
     """Print an error as one line on standard error, as far as that can be written."""
     with suppress(OSError):
-        err.print(Text.assemble(("error: ", "bold red"), escaped(message)))
+        err.print(Text.assemble(("error: ", "bold red"), escaped(message)), soft_wrap=True)
 
 
 def _causes(error: Exception) -> Iterator[Exception]:
@@ -184,6 +211,27 @@ def run_cancellable(work: Coroutine[Any, Any, T]) -> T:
     finally:
         for number, handler in defaults.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ends_within(seconds: float, message: str | None = None) -> Iterator[None]:
+    """End the process with 1 and an error when the body lasts longer, whatever it waits for.
+
+    A name server or a file system that hangs holds threads which nothing can cancel.
+    """
+
+    def give_up() -> None:
+        if message is not None:
+            complain(message)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 # --- the process ---

@@ -72,21 +72,20 @@ class StoreURL:
         if "://" not in whole or scheme.lower() not in SCHEMES:
             raise ConfigurationError(
                 "unsupported registry backend: expected a URL such as memory://, sqlite:///file.db or "
-                f"redis://localhost:6379/0; known schemes are {', '.join(SCHEMES)}"
+                "redis://localhost:6379/0; known schemes are memory, sqlite, unix, and redis, rediss, valkey, valkeys, "
+                "these four also with +sentinel and +cluster"
             )
-        if scheme not in SCHEMES:
-            malformed(f"its scheme must be written in lower case, {scheme.lower()}://")
         _check_characters(whole)
         parts = _URL.fullmatch(whole)
         # A raw '/', '?', '#' or '@' in a password ends up in the path or the query. A file's path may hold an '@'.
-        if parts is None or (scheme != "sqlite" and "@" in whole[parts.end("hosts") :]):
+        if parts is None or (scheme.lower() != "sqlite" and "@" in whole[parts.end("hosts") :]):
             _not_encoded()
         user = parts["user"] or ""
         if re.search(r"[\[\] ]", user):
             _not_encoded()
         username, _, password = user.partition(":")
         return cls(
-            scheme=scheme,
+            scheme=scheme.lower(),
             hosts=tuple(_host(each) for each in parts["hosts"].split(",")),
             segments=tuple(_decoded(each) for each in parts["path"][1:].split("/")) if parts["path"] else (),
             username=_decoded(username),

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=0.5, metavar="S", help="how long calls are measured (0.5)")
     parser.add_argument("--uvloop", action="store_true", help="on uvloop's event loop in place of asyncio's own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with versions, to this file")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures into this SVG or PNG file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures into this SVG file")
     parser.add_argument("--load", type=Path, metavar="FILE", help="measure nothing: take the figures of this JSON file")
     parser.add_argument("--markdown", action="store_true", help="print tables for a page")
     return parser

@@ -2,36 +2,78 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from benchmarks.samples import OURS
 
-COLOURS: Final = {"redis": "#c0392b", "sqlite": "#2471a3", "memory": "#7d8790"}
+COLOURS: Final = {"redis": "#c0392b", "sqlite": "#2471a3", "memory": "#6b7683"}
 LINES: Final = {"list": "-", "reap, none stale": "--", "reap, all stale": ":"}
 CALLERS: Final = 1_000
-GREY: Final = "#b8bfc6"
+INK: Final = "#1f2328"
+PAPER: Final = "#ffffff"
+GRID: Final = "#e4e7eb"
+PEER: Final = "#b8bfc6"
+DARK: Final = {
+    INK: "#e6e9ee",
+    PAPER: "#1e2129",
+    GRID: "#363b47",
+    PEER: "#59626e",
+    COLOURS["redis"]: "#ef7b6e",
+    COLOURS["sqlite"]: "#62b0e8",
+    COLOURS["memory"]: "#a3adb9",
+}
+"""What each colour is where the reader's page is dark."""
+TEXT: Final[Any] = {
+    "font.family": "sans-serif",
+    "font.size": 12,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.facecolor": PAPER,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": PAPER,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "agentic",
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Draw a run into an SVG or PNG file."""
-    mpl.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "agentic"}
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    costs, rates = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    """Draw a run into an SVG file, which is light or dark as the page that shows it."""
+    mpl.rcParams.update(TEXT)
+    figure = Figure(figsize=(7.6, 11.5), layout=ConstrainedLayoutEngine(h_pad=0.15))
+    costs, rates = figure.subplots(2, 1, height_ratios=(1, 1.5))
     _draw_costs(costs, document["results"])
     _draw_rates(rates, document["results"])
     about = document["about"]
     figure.supxlabel(
         f"{about['cores']} cores, Python {about['python'].split()[-1]}, {about.get('server', 'no server')}, "
-        f"SQLite {about['sqlite']}: {about['command']}",
-        fontsize=7,
-        color="#666666",
+        f"SQLite {about['sqlite']}",
+        fontsize=10,
     )
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=160)
+    drawn = StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    path.write_text(_themed(drawn.getvalue()), encoding="utf-8")
+
+
+def _themed(svg: str) -> str:
+    """Return the picture with a variable for each colour."""
+    light, dark = [], []
+    for number, (colour, other) in enumerate(DARK.items()):
+        svg = svg.replace(colour, f"var(--c{number})")
+        light.append(f"--c{number}: {colour}")
+        dark.append(f"--c{number}: {other}")
+    style = f":root {{ {'; '.join(light)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {'; '.join(dark)} }} }}\n"
+    return svg.replace('<style type="text/css">', f'<style type="text/css">\n{style}', 1)
 
 
 def _draw_costs(axes: Axes, results: list[dict[str, Any]]) -> None:
@@ -46,8 +88,16 @@ def _draw_costs(axes: Axes, results: list[dict[str, Any]]) -> None:
                 axes.plot(*zip(*points, strict=True), line, color=colour, marker="o", ms=3, label=f"{store}: {call}")
     axes.set(xscale="log", yscale="log", xlabel="agents in the fleet", ylabel="milliseconds")
     axes.set_title("One call that walks the fleet", loc="left", fontweight="bold")
-    axes.grid(which="major", color="#eeeeee")
-    axes.legend(fontsize=7, frameon=False, handlelength=3.5)
+    axes.grid(which="major", color=GRID)
+    axes.legend(
+        fontsize=10,
+        frameon=False,
+        handlelength=2,
+        columnspacing=1,
+        ncols=3,
+        loc="upper center",
+        bbox_to_anchor=(0.4, -0.16),
+    )
 
 
 def _draw_rates(axes: Axes, results: list[dict[str, Any]]) -> None:
@@ -57,12 +107,13 @@ def _draw_rates(axes: Axes, results: list[dict[str, Any]]) -> None:
         medians = row["medians"]
         for name in reversed(medians):
             rate = medians[name]["rate"]
-            axes.barh(position, rate, height=0.85, color=COLOURS[row["store"]] if name == OURS else GREY)
-            axes.text(rate, position, f" {rate:,.0f}", va="center", fontsize=7)
+            axes.barh(position, rate, height=0.85, color=COLOURS[row["store"]] if name == OURS else PEER)
+            axes.text(rate, position, f" {rate:,.0f}", va="center", fontsize=10.5)
             labels.append((position, f"{row['store']} {row['call']}" if name == OURS else name))
             position += 1
         position += 0.6
-    axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=7)
+    axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=10.5)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("calls a second")
     axes.set_title(f"{CALLERS:,} callers, each awaiting one call", loc="left", fontweight="bold")
     axes.margins(x=0.15)

@@ -1,34 +1,23 @@
 """A FastAPI service that is an agent itself, shows the fleet, and takes silent agents offline.
 
-Run it with any ASGI server; the store comes from the AGENTIC_* variables, in memory when none is set.
+    pip install agentic-registry fastapi uvicorn
+    AGENTIC_URL=sqlite:///fleet.db uvicorn --workers 2 fastapi_app:app
+
+The store comes from the AGENTIC_* variables; with two workers it must be SQLite or Redis, which both of them see.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from agentic import AgentInfo, AgentRegistry, Reaper, RegistryError, open_registry
+from agentic import AgentInfo, AgentRegistry, RegistryError
+from agentic.asgi import lifespan
 
-
-@asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Keep the registry open, this service registered, and the fleet swept, for as long as the application runs."""
-    async with (
-        open_registry() as registry,
-        Reaper(registry),
-        registry.session(AgentInfo("gateway", name="the gateway", capabilities=("http",))),
-    ):
-        app.state.registry = registry
-        yield
-
-
-app = FastAPI(lifespan=lifespan)
+# Each worker process is an agent of its own: gateway-HOST-PID.
+app = FastAPI(lifespan=lifespan(agent=AgentInfo("gateway", capabilities=("http",)), wait=30))
 
 
 def the_registry(request: Request) -> AgentRegistry:
@@ -47,19 +36,25 @@ async def answer_error(_request: Request, error: RegistryError) -> JSONResponse:
 
 
 @app.get("/agents")
-async def list_agents(registry: Registry) -> list[dict[str, Any]]:
+async def list_agents(registry: Registry) -> list[AgentInfo]:
     """List the fleet."""
-    return [msgspec.to_builtins(agent) for agent in await registry.list()]
+    return await registry.list()
 
 
 @app.get("/agents/{agent_id}")
-async def get_agent(agent_id: str, registry: Registry) -> dict[str, Any]:
+async def get_agent(agent_id: str, registry: Registry) -> AgentInfo:
     """Show one agent."""
-    agent: dict[str, Any] = msgspec.to_builtins(await registry.get(agent_id))
-    return agent
+    return await registry.get(agent_id)
 
 
 @app.post("/agents/{agent_id}/heartbeat", status_code=204)
 async def heartbeat(agent_id: str, registry: Registry) -> None:
     """Take the heartbeat of an agent that has no connection to the store."""
     await registry.heartbeat(agent_id)
+
+
+@app.get("/health")
+async def health(request: Request) -> JSONResponse:
+    """Tell whether the store acknowledged this process's latest heartbeat."""
+    healthy = request.app.state.agent_session.healthy
+    return JSONResponse({"healthy": healthy}, 200 if healthy else 503)

@@ -1,34 +1,19 @@
-"""A worker that is an agent: it tells the fleet when it is busy, and goes offline by itself should it die.
+"""A worker that is an agent: it tells the fleet when it is busy, and is marked offline should it die.
 
 Run it as it stands: it works off five items and ends; SIGTERM or Ctrl-C ends it after the item in hand. The store comes
-from the AGENTIC_* variables, in memory when none is set; it may be late, and it may be away for a while.
+from the AGENTIC_* variables, in memory when none is set; it may be 30 seconds late, and it may be away for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
-from contextlib import AsyncExitStack
+import socket
+from contextlib import suppress
 
 from agentic import AgentInfo, AgentSession, AgentStatus, BackendUnavailableError, Reaper, open_registry
-
-
-async def enter(stack: AsyncExitStack, stop: asyncio.Event) -> AgentSession | None:
-    """Open a session, waiting for a store that is late; return None where the worker is to stop before that."""
-    while not stop.is_set():
-        try:
-            async with AsyncExitStack() as entered:
-                registry = await entered.enter_async_context(open_registry())
-                await entered.enter_async_context(Reaper(registry, on_reaped=report_lost))
-                # Left first: the agent is deregistered before the registry closes.
-                agent = AgentInfo("worker-1", capabilities=("items",), max_load=1)
-                session = await entered.enter_async_context(registry.session(agent))
-                stack.push_async_exit(entered.pop_all())
-                return session
-        except BackendUnavailableError as error:
-            print(f"waiting for the store: {error}")
-            await asyncio.sleep(1)
-    return None
 
 
 async def report_lost(ids: list[str]) -> None:
@@ -50,27 +35,45 @@ async def work(session: AgentSession, items: asyncio.Queue[str], stop: asyncio.E
         item = items.get_nowait()
         await report(session, AgentStatus.BUSY, 1)
         await asyncio.sleep(0.1)  # the work
-        print(f"{session.agent.id}: {item} done")
+        print(f"{item} done")
         await report(session, AgentStatus.AVAILABLE, 0)
+    print(f"{items.qsize()} items left")
+
+
+async def run(items: asyncio.Queue[str], ready: asyncio.Event, stop: asyncio.Event) -> None:
+    """Work in a session, with a reaper beside it."""
+    # Two processes with one id would be one agent.
+    agent = AgentInfo(f"worker-{socket.gethostname()}-{os.getpid()}", capabilities=("items",), max_load=1)
+    async with (
+        open_registry(wait=30) as registry,
+        Reaper(registry, on_reaped=report_lost),
+        registry.session(agent) as session,  # Left first: the agent is deregistered before the registry closes.
+    ):
+        ready.set()
+        await work(session, items, stop)
 
 
 async def main() -> None:
-    """Run the worker, with a reaper beside it."""
-    stop = asyncio.Event()
-    # Without a handler, SIGTERM ends the process at once: its agent stays until a reaper finds it silent.
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, stop.set)
-
+    """Run the worker until it is done or told to stop."""
     items: asyncio.Queue[str] = asyncio.Queue()
     for number in range(1, 6):
         items.put_nowait(f"item {number}")
+    ready, stop = asyncio.Event(), asyncio.Event()
+    working = asyncio.create_task(run(items, ready, stop))
 
-    async with AsyncExitStack() as stack:
-        session = await enter(stack, stop)
-        if session is not None:
-            await work(session, items, stop)
-            print(f"{session.agent.id}: {items.qsize()} items left")
+    def leave() -> None:
+        """End after the item in hand; at once while the store is not there yet."""
+        stop.set()
+        if not ready.is_set():
+            working.cancel()
+
+    # Without a handler, SIGTERM ends the process at once: its agent stays until a reaper finds it silent.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, leave)
+    with suppress(asyncio.CancelledError):
+        await working
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
     asyncio.run(main())

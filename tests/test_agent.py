@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,7 +87,7 @@ def test_metadata_cannot_be_changed(mutate: Callable[[Any], object]) -> None:
 
 def test_no_field_can_be_set_and_lists_become_tuples() -> None:
     capabilities = ["go"]
-    agent = AgentInfo("a", capabilities=capabilities, metadata=MappingProxyType({"k": "v"}))  # type: ignore[arg-type]
+    agent = AgentInfo("a", capabilities=capabilities, metadata=MappingProxyType({"k": "v"}))
     with pytest.raises(AttributeError):
         agent.id = "b"  # type: ignore[misc]
     assert {agent: 1}[AgentInfo("a", capabilities=("go",), metadata={"k": "v"})] == 1
@@ -196,3 +197,64 @@ def test_what_is_no_record_is_corrupt(record: bytes) -> None:
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
+
+
+# --- as other libraries see it ---
+
+
+@given(agents)
+def test_to_dict_has_every_field_as_json_has_it(agent: AgentInfo) -> None:
+    fields = agent.to_dict()
+    assert list(fields) == list(AgentInfo.__struct_fields__)
+    assert json.loads(json.dumps(fields)) == fields
+    assert AgentInfo(**fields | {"last_heartbeat": agent.last_heartbeat}) == agent
+    assert datetime.fromisoformat(fields["last_heartbeat"]) == agent.last_heartbeat
+    fields["metadata"]["k"] = "a copy to change"
+
+
+class Fleet(pydantic.BaseModel):
+    """A model of a user's own that holds agents."""
+
+    agents: list[AgentInfo]
+
+
+@given(st.lists(agents, max_size=3))
+def test_pydantic_reads_what_it_wrote(some: list[AgentInfo]) -> None:
+    fleet = Fleet(agents=some)
+    assert fleet.agents == some
+    assert Fleet.model_validate_json(fleet.model_dump_json()) == fleet
+    assert Fleet.model_validate(fleet.model_dump()) == fleet
+    assert Fleet.model_validate({"agents": [agent.to_dict() for agent in some]}) == fleet
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({}, ("id",)),
+        ({"id": 5}, ("id",)),
+        ({"id": "a", "status": "idle"}, ("status",)),
+        ({"id": "a", "capabilities": "go"}, ("capabilities",)),
+        ({"id": "a", "metadata": {"k": 5}}, ("metadata", "k")),
+        ({"id": "a", "capability": ["go"]}, ("capability",)),
+    ],
+)
+def test_pydantic_names_the_field_that_is_wrong(fields: dict[str, object], place: tuple[str, ...]) -> None:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Fleet.model_validate({"agents": [fields]})
+    (error,) = caught.value.errors()
+    assert error["loc"] == ("agents", 0, *place)
+
+
+def test_pydantic_describes_every_field() -> None:
+    for mode in ("validation", "serialization"):
+        described = pydantic.TypeAdapter(AgentInfo).json_schema(mode=mode)
+        assert list(described["properties"]) == list(AgentInfo.__struct_fields__)
+    assert described["required"] == list(AgentInfo.__struct_fields__)
+
+
+def test_the_text_of_a_status_becomes_the_status() -> None:
+    assert type(AgentInfo("a", status="busy").status) is AgentStatus
+    with pytest.raises(
+        InvalidAgentError, match="^status: must be one of available, busy, offline, unknown, got 'idle'$"
+    ):
+        valid_agent(AgentInfo("a", status="idle"))  # type: ignore[arg-type]

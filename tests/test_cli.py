@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.cells import cell_len
+from rich.text import Text
 from typer.testing import CliRunner, Result
 
-from agentic import AgentInfo, open_registry
+from agentic import AgentInfo, AgentStatus, RegistryConfig, chosen, open_registry
 from agentic.cli import app
-from agentic.tables import age
+from agentic.tables import age, fleet_lines
 from agentic.terminal import escaped
 from agentic.wire import decode_agent
 from tests.redis_server import RedisServer
@@ -68,10 +73,107 @@ def test_a_silent_agent_is_reaped(agentic: Command) -> None:
     assert "offline" in agentic("get", "a").stdout
 
 
+def test_an_update_changes_the_named_fields_alone(agentic: Command) -> None:
+    agentic("register", "a", "--name", "n", "-c", "x", "-c", "y", "--max-load", "5", "--meta", "k=v", "--meta", "l=w")
+
+    def fields() -> dict[str, object]:
+        return dict(json.loads(agentic("get", "a", "--json").stdout))
+
+    expected = fields()
+    for arguments, changed in (
+        (["--status", "busy", "--load", "2"], {"status": "busy", "current_load": 2}),
+        (["--name", ""], {"name": ""}),
+        (["-c", "z"], {"capabilities": ["z"]}),
+        (["--meta", "m=1"], {"metadata": {"m": "1"}}),
+        (["--max-load", "0"], {"max_load": 0}),
+    ):
+        done = agentic("update", "a", *arguments)
+        assert (done.exit_code, done.output) == (0, "")
+        expected |= changed
+        assert fields() == expected
+    done = agentic("update", "a")
+    assert done.exit_code == 2
+    assert "name a field to change" in done.stderr
+
+
+def test_a_listing_shows_the_agents_that_are_asked_for(agentic: Command) -> None:
+    agentic("register", "d", "-c", "x", "-c", "y")
+    agentic("register", "b", "-c", "x")
+    agentic("register", "c", "--status", "busy", "-c", "x", "-c", "y")
+    agentic("register", "a")
+
+    def ids(*options: str) -> list[str]:
+        shown = [line.split()[0] for line in agentic("ls", *options).stdout.splitlines()[1:]]
+        array = [agent["id"] for agent in json.loads(agentic("ls", "--json", *options).stdout)]
+        lines = [json.loads(line)["id"] for line in agentic("ls", "--jsonl", *options).stdout.splitlines()]
+        assert shown == array
+        assert len(lines) == len(array)
+        assert "--limit" in options or sorted(lines) == array
+        return shown
+
+    assert ids() == ["a", "b", "c", "d"]
+    assert ids("--status", "available") == ["a", "b", "d"]
+    assert ids("-c", "x") == ["b", "c", "d"]
+    assert ids("-c", "x", "--capability", "y") == ["c", "d"]
+    assert ids("-c", "x", "--status", "available", "--limit", "1") == ["b"]
+    assert ids("--status", "offline") == []
+    assert ids("--limit", "9") == ["a", "b", "c", "d"]
+    for wrong in (["--limit", "0"], ["--status", "asleep"], ["--json", "--jsonl"]):
+        assert agentic("ls", *wrong).exit_code == 2
+
+
+@pytest.mark.parametrize("limit", [499, 500, 501, 1000, 1200, None])
+def test_a_large_fleet_is_printed_as_lines_of_json(limit: int | None, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/fleet.db"
+
+    async def register() -> list[AgentInfo]:
+        async with open_registry(url) as registry:
+            return await asyncio.gather(*(registry.register(AgentInfo(f"a{number}")) for number in range(1200)))
+
+    agents = {agent.id: agent for agent in asyncio.run(register())}
+    options = [] if limit is None else ["--limit", str(limit)]
+    printed = CliRunner().invoke(app, ["ls", "--jsonl", "--url", url, *options]).stdout
+    found = {agent.id: agent for agent in map(decode_agent, printed.splitlines())}
+    assert len(found) == printed.count("\n") == (limit or 1200)
+    assert found.items() <= agents.items()
+
+
+def test_the_store_and_the_prefix_are_named_before_or_after_the_command(redis_url: str, tmp_path: Path) -> None:
+    prefix = f"test-cli-{tmp_path.name}"
+
+    def ids(*arguments: str) -> list[str]:
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        return [agent["id"] for agent in json.loads(done.stdout)]
+
+    for name in ("one", "two"):
+        url = f"{redis_url}?prefix={prefix}-{name}"
+        assert CliRunner().invoke(app, ["--url", url, "register", name]).exit_code == 0
+    assert ids("--url", redis_url, "--prefix", f"{prefix}-one", "ls", "--json") == ["one"]
+    assert ids("--url", redis_url, "ls", "--json", "--prefix", f"{prefix}-two") == ["two"]
+    assert ids(
+        "--url", "memory://", "--prefix", "x", "ls", "--json", "--url", redis_url, "--prefix", f"{prefix}-one"
+    ) == ["one"]
+    assert ids("ls", "--json", "--url", f"{redis_url}?prefix={prefix}-one", "--prefix", f"{prefix}-two") == ["two"]
+    refused = CliRunner().invoke(app, ["ls", "--url", f"sqlite:///{tmp_path}/x.db", "--prefix", "p"])
+    assert (refused.exit_code, refused.stderr) == (1, "error: prefix: the sqlite store has no such option\n")
+    for name in ("one", "two"):
+        asyncio.run(flush(f"{redis_url}?prefix={prefix}-{name}"))
+
+
+def test_an_agent_is_shown_with_the_age_of_its_heartbeat(agentic: Command) -> None:
+    agentic("register", "a")
+    assert re.search(
+        r"^last_heartbeat  \d{4}-\S+ \S+\+00:00 \(\d+\.\d s ago\)$", agentic("get", "a").stdout, re.MULTILINE
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["get", "ghost"], "error: agent not found: ghost"),
+        (["update", "ghost", "--load", "1"], "error: agent not found: ghost"),
+        (["update", "other", "--load", "-1"], "error: current_load: must not be negative"),
         (["deregister", "ghost"], "error: agent not found: ghost"),
         (["heartbeat", "ghost", "gone"], "error: agents not found: ghost, gone"),
         (["register", ""], "error: agent ID is required"),
@@ -100,7 +202,21 @@ def test_a_wrong_url_is_told_in_one_line_without_its_password(url: str, command:
     assert "s3cr3t" not in done.output
 
 
-@pytest.mark.parametrize("command", ["ls", "ls --json", "get a", "heartbeat a", "deregister a", "reap", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ls",
+        "ls --json",
+        "ls --jsonl",
+        "get a",
+        "update a --load 1",
+        "heartbeat a",
+        "deregister a",
+        "reap",
+        "health",
+        "doctor",
+    ],
+)
 def test_a_command_that_looks_or_changes_creates_no_file(command: str, tmp_path: Path) -> None:
     (tmp_path / "other.db").touch()
     for url in (
@@ -118,7 +234,9 @@ def test_a_command_that_looks_or_changes_creates_no_file(command: str, tmp_path:
     assert list(Path.home().iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["ls", "get a", "heartbeat a", "deregister a", "reap", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["ls", "get a", "update a --load 1", "heartbeat a", "deregister a", "reap", "health", "doctor"]
+)
 def test_a_command_that_looks_leaves_no_key(command: str, own_redis_server: RedisServer) -> None:
     CliRunner().invoke(app, [*command.split(), "--url", own_redis_server.url])
     assert own_redis_server.admin().keys("*:agent:*") == []
@@ -178,6 +296,69 @@ def test_the_version_and_the_help_are_shown() -> None:
     assert "demo" in CliRunner().invoke(app, ["--help"]).stdout
 
 
+def test_every_command_has_a_short_option_for_its_help() -> None:
+    shown = CliRunner().invoke(app, ["-h"])
+    assert shown.exit_code == 0
+    commands = re.findall(r"^  (\w+)  ", shown.stdout.partition("Commands:")[2], re.MULTILINE)
+    assert {"ls", "get", "update", "health", "demo"} <= set(commands)
+    for command in commands:
+        assert CliRunner().invoke(app, [command, "-h"]).stdout == CliRunner().invoke(app, [command, "--help"]).stdout
+
+
+@pytest.mark.parametrize("width", [38, 78])
+def test_no_summary_of_a_command_is_cut(width: int) -> None:
+    shown = CliRunner().invoke(app, ["--help"], terminal_width=width).stdout
+    assert "..." not in shown.partition("Commands:")[2]
+    assert all(len(line) <= width for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("config", "url"),
+    [
+        ({}, "memory://"),
+        ({"backend": "sqlite"}, "sqlite://"),
+        ({"path": "a b/100%?.db"}, "sqlite:///a b/100%25%3F.db"),
+        ({"url": "sqlite:////tmp/x.db?timeout=1"}, "sqlite:////tmp/x.db"),
+        ({"backend": "redis", "prefix": "p"}, "redis://localhost:6379/0?prefix=p"),
+        ({"url": "redis://u:s3cr3t@h/2?prefix=p&ttl=1", "timeout": 1}, "redis://u:***@h/2?prefix=p"),
+        ({"url": "unix:///run/redis.sock?db=3"}, "unix:///run/redis.sock?db=3"),
+    ],
+)
+def test_a_store_is_shown_as_a_url_without_secrets(config: dict[str, Any], url: str) -> None:
+    assert chosen.shown(RegistryConfig(**config)) == url
+    if "***" not in url:
+        assert chosen.shown(RegistryConfig(url=url)) == url
+
+
+# --- the table ---
+
+
+def test_a_table_leaves_out_columns_then_crops() -> None:
+    agents = [
+        AgentInfo(
+            "research-worker-7f9c4d5b8", name="日本語の名前です", capabilities=("search", "translate"), max_load=10
+        ),
+        AgentInfo("b", status=AgentStatus.BUSY, last_heartbeat=LONG_AGO),
+    ]
+    everything = fleet_lines(agents, LONG_AGO)
+    assert [len(line.split("  ")) > 5 for line in everything] == [True, True, True]
+    headers = {}
+    for width in range(1, 90):
+        lines = fleet_lines(agents, LONG_AGO, width)
+        assert max(map(cell_len, lines)) <= width
+        coloured = fleet_lines(agents, LONG_AGO, width, colours=True)
+        assert [Text.from_ansi(line).plain for line in coloured] == lines
+        headers[width] = lines[0].split()
+    assert headers[89] == ["id", "name", "status", "load", "heartbeat", "capabilities"]
+    seen = [names for names in headers.values() if "…" not in "".join(names)]
+    assert all(longer[: len(shorter)] != [] and set(shorter) <= set(longer) for shorter, longer in pairwise(seen))
+    assert headers[40] == ["id", "status", "heartbeat"]
+    assert headers[20] == ["id"]
+    assert fleet_lines(agents, LONG_AGO, 40)[1].startswith("research-worker-")
+    assert fleet_lines(agents, LONG_AGO, 10, cut="~") == ["id", "research-~", "b"]
+    assert fleet_lines([], LONG_AGO) == ["id  name  status  load  heartbeat  capabilities"]
+
+
 def test_a_hostile_id_does_not_reach_the_terminal_raw() -> None:
     assert escaped("\x1b[31mred\n[bold]").plain == r"\x1b[31mred\n[bold]"
 
@@ -189,6 +370,60 @@ def test_ages_are_told_in_the_unit_that_suits_them() -> None:
     ]
     assert told == ["0.0 s ago", "1.2 s ago", "119.0 s ago", "2 min ago", "2 h ago", "35 d ago"]
     assert age(None, at) == age(at.replace(year=1), at) == "never"
+
+
+# --- ids in shells ---
+
+
+def completed(*words: str, shell: str = "bash", **environment: str) -> list[str]:
+    """Return what the command offers a shell for the last of the words; bash splits them as it does."""
+    parts = [part for word in words for part in re.split("([:=@]+)", word) if part or not word]
+    asked = {
+        "_AGENTIC_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "\n".join(["agentic", *parts]),
+        "COMP_CWORD": str(len(parts)),
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_ARGS": " ".join(["agentic", *words]),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (asked | environment).items():
+            patch.setenv(name, value)
+        patch.setattr("agentic.completion.SECONDS", 60)  # It would end the tests.
+        done = CliRunner().invoke(app, prog_name="agentic")
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_ids_complete_from_the_chosen_store(redis_url: str, tmp_path: Path) -> None:
+    prefix = f"test-complete-{tmp_path.name}"
+    in_redis, in_file = f"{redis_url}?prefix={prefix}", f"sqlite:///{tmp_path}/fleet.db"
+    for url, ids in (in_redis, ("worker:a:1", "worker:a:2")), (in_file, ("coder-1", "robot")):
+        for agent_id in ids:
+            assert CliRunner().invoke(app, ["register", agent_id, "--url", url]).exit_code == 0
+    for command in ("get", "update", "heartbeat", "deregister"):
+        assert completed(command, "co", AGENTIC_URL=in_file) == ["coder-1"]
+    assert completed("deregister", "coder-1", "", AGENTIC_URL=in_file) == ["coder-1", "robot"]
+    for options in (["--url", in_redis], [f"--url={in_redis}"], ["--url", redis_url, "--prefix", prefix]):
+        # Of a word that bash has split, it wants the last part.
+        assert completed(*options, "get", "worker:a", AGENTIC_URL=in_file) == ["a:1", "a:2"]
+        assert completed("get", *options, "worker:a:", AGENTIC_URL=in_file) == ["1", "2"]
+    assert completed("get", "worker:", shell="fish", AGENTIC_URL=in_redis) == ["worker:a:1", "worker:a:2"]
+    assert completed("ls", "--url", in_redis, "--status", "of") == ["offline"]
+    asyncio.run(flush(in_redis))
+
+
+def test_an_id_that_a_shell_could_obey_is_not_offered(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/fleet.db"
+    for agent_id in ("a-1", "a$(touch x)", "a`x`", "a b", "a;b", "a*", "a'b", "a\nb"):
+        assert CliRunner().invoke(app, ["register", agent_id, "--url", url]).exit_code == 0
+    assert completed("get", "a", AGENTIC_URL=url) == ["a-1"]
+    assert completed("get", "a", shell="zsh", AGENTIC_URL=url) == ["_arguments", "'*:", """:(("a-1"))'"""]
+
+
+def test_no_ids_complete_where_there_is_no_store(tmp_path: Path) -> None:
+    for url in ("redis://127.0.0.1:1", f"sqlite:///{tmp_path}/no.db", "memory://", "bogus", "sqlite://"):
+        assert completed("get", "", AGENTIC_URL=url) == []
+    assert list(tmp_path.iterdir()) == list(Path.home().iterdir()) == []
 
 
 # --- the demo ---
@@ -248,7 +483,7 @@ def test_the_demo_under_the_documented_rights_says_which_keys_it_needs(own_redis
 
 
 @pytest.mark.parametrize("url", [(), ("--url", "memory://")])
-@pytest.mark.parametrize("command", ["ls", "doctor", "get a", "register a"])
+@pytest.mark.parametrize("command", ["ls", "doctor", "health", "get a", "register a", "update a --load 1"])
 def test_a_store_that_nobody_else_sees_is_refused(command: str, url: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, [*command.split(), *url])
     assert done.exit_code == 1

@@ -7,6 +7,7 @@ import logging
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,10 @@ REDIS = "redis://localhost:6379/0"
         ({"backend": "sqlite"}, SQLiteRegistry, {"path": DEFAULT_PATH, "ttl": None}),
         ({"path": "x.db"}, SQLiteRegistry, {"path": "x.db", "ttl": None}),
         ({"backend": "sqlite", "path": Path("x.db"), "ttl": 5}, SQLiteRegistry, {"path": "x.db", "ttl": 5.0}),
+        (Path("a b.db"), SQLiteRegistry, {"path": "a b.db", "ttl": None}),
+        ("REDIS://H:1/2", RedisRegistry, {"url": "redis://H:1/2", "prefix": "agentic", "ttl": 300.0}),
+        ("SQLite:///X.db", SQLiteRegistry, {"path": "X.db", "ttl": None}),
+        ({"backend": "Redis"}, RedisRegistry, {"url": REDIS, "prefix": "agentic", "ttl": 300.0}),
         (RegistryConfig(backend="redis"), RedisRegistry, {"url": REDIS, "prefix": "agentic", "ttl": 300.0}),
         ({"backend": "redis", "prefix": "p", "ttl": 9}, RedisRegistry, {"url": REDIS, "prefix": "p", "ttl": 9.0}),
         ("redis://h:1/2?prefix=p%2Fq&ttl=60", RedisRegistry, {"url": "redis://h:1/2", "prefix": "p/q", "ttl": 60.0}),
@@ -80,7 +85,6 @@ def test_a_store_is_picked_with_its_options(source: Any, kind: type[AgentRegistr
     ("source", "problem"),
     [
         ({"backend": "etcd"}, "^unsupported registry backend: expected memory, sqlite, redis$"),
-        (RegistryConfig(backend="Redis"), "^unsupported registry backend: "),
         (RegistryConfig(backend=None), "^backend: must be a string, got NoneType$"),  # type: ignore[arg-type]
         ({"backnd": "redis"}, "unknown registry option; did you mean 'backend'?"),
         ({"x": 1}, "unknown registry option: expected backend, url, "),
@@ -98,8 +102,9 @@ def test_a_store_is_picked_with_its_options(source: Any, kind: type[AgentRegistr
         ({"backend": "redis", "prefix": 5}, "^prefix: must be a string, got int$"),
         ({"backend": "sqlite", "synchronous": "OFF"}, "^synchronous: must be"),
         ({"backend": "sqlite", "path": "x" * 10_000_000}, "^path: must be at most 4096 characters, got 10000000$"),
-        ([("ttl", 5)], "^expected a URL, a RegistryConfig or a mapping, got list$"),
-        (7, "^expected a URL, a RegistryConfig or a mapping, got int$"),
+        ([("ttl", 5)], "^expected a URL, a pathlib.Path, a RegistryConfig or a mapping, got list$"),
+        (7, "^expected a URL, a pathlib.Path, a RegistryConfig or a mapping, got int$"),
+        (Path("/"), "^path: holds a NUL character, or names a folder$"),
         (RegistryConfig(backend="sqlite", url=REDIS), "^backend: sqlite does not agree with the URL, which names redis$"),
         (RegistryConfig(backend="memory", url=REDIS), "^backend: memory does not agree"),
         ({"path": "x.db", "url": REDIS}, "^path: name the file either in the URL or here$"),
@@ -119,6 +124,62 @@ def test_what_names_no_store_or_contradicts_itself_is_refused(source: Any, probl
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize(
+    ("source", "options", "expected"),
+    [
+        ("memory://", {"ttl": 30}, {"ttl": 30.0}),
+        ("memory://?ttl=60", {"ttl": 30}, {"ttl": 30.0}),
+        (None, {"ttl": timedelta(seconds=30), "wait": 5}, {"ttl": 30.0, "wait": 5.0}),
+        ("sqlite:///x.db", {"synchronous": "FULL", "create": False}, {"synchronous": "FULL", "create": False}),
+        (Path("x.db"), {"timeout": 1}, {"path": "x.db", "timeout": 1.0}),
+        (REDIS + "?prefix=q&ttl=60", {"prefix": "p", "ttl": None}, {"url": REDIS, "prefix": "p", "ttl": None}),
+        ({"url": REDIS, "max_connections": 4}, {"max_connections": 8}, {"max_connections": 8}),
+        (RegistryConfig(url=REDIS), {"stale_after": 5}, {"stale_after": 5.0}),
+    ],
+)  # fmt: skip
+def test_keywords_count_where_the_source_says_something_else(
+    source: Any, options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    registry = open_registry(source, **options)
+    assert {name: getattr(registry, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "problem"),
+    [
+        ("memory://", {"prefix": "p"}, "^the memory store has no such option: expected ttl, timeout, stale_after, wait$"),
+        (REDIS, {"prefx": "p"}, "^the redis store has no such option; did you mean 'prefix'?"),
+        (REDIS, {"url": REDIS}, "^the redis store has no such option"),
+        ("sqlite:///x.db", {"path": "y.db"}, "^the sqlite store has no such option"),
+        (REDIS, {"ttl": "30"}, "^ttl must be seconds or a timedelta, got str$"),
+        (REDIS, {"timeout": None}, "^timeout must be seconds or a timedelta, got NoneType$"),
+        (REDIS, {"wait": -1}, "^wait must not be negative, got -1$"),
+    ],
+)  # fmt: skip
+def test_a_keyword_that_is_wrong_is_refused(source: Any, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        open_registry(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "store"),
+    [
+        ("memory://", "memory://"),
+        ("sqlite:///a%20b.db", "sqlite:///a%20b.db"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("redis://u:s3cr3t@h:1/2?prefix=p", "redis://u:***@h:1/2?prefix=p"),
+        ("unix:///r.sock?db=3", "unix:///r.sock?prefix=agentic"),
+    ],
+)
+def test_a_registry_names_its_store_without_secrets(source: str, store: str) -> None:
+    assert open_registry(source).store == store
+
+
+def test_the_default_file_is_named_by_its_whole_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert open_registry("sqlite://").store == "sqlite:////home/somebody/.config/agentic/registry.db"
+
+
 @pytest.mark.parametrize("name", sorted({name for names in OPTIONS.values() for name in names} - {"path", "url"}))
 def test_an_option_of_one_store_names_no_store_by_itself(name: str) -> None:
     if name in OPTIONS["memory"]:
@@ -135,6 +196,7 @@ EVERY_OPTION: list[tuple[str, str, str, object]] = [
     ("memory://", "ttl", "60", 60.0),
     ("sqlite:///x.db", "timeout", "1.5", 1.5),
     ("redis://h", "stale_after", "9", 9.0),
+    ("memory://", "wait", "30", 30.0),
     ("sqlite:///x.db", "synchronous", "FULL", "FULL"),
     ("redis://h", "prefix", "fleet", "fleet"),
     ("sqlite:///x.db", "create", "no", False),

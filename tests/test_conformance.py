@@ -81,14 +81,14 @@ async def test_register_replaces_every_field(registry: AgentRegistry) -> None:
 
 async def test_an_agent_may_name_any_status_as_text(registry: AgentRegistry) -> None:
     for status in AgentStatus:
-        stored = await registry.register(AgentInfo("a", status=status.value))  # type: ignore[arg-type]
+        stored = await registry.register(AgentInfo("a", status=status.value))
         assert stored.status is status
         assert (await registry.get("a")).status is status
 
 
 async def test_what_a_caller_holds_cannot_change_what_is_stored(registry: AgentRegistry) -> None:
     metadata, capabilities = {"k": "v"}, ["a"]
-    agent = AgentInfo("a", metadata=metadata, capabilities=capabilities)  # type: ignore[arg-type]
+    agent = AgentInfo("a", metadata=metadata, capabilities=capabilities)
     stored = await registry.register(agent)
     capabilities.append("b")
     metadata["k"] = "changed"

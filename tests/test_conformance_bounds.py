@@ -184,6 +184,20 @@ async def test_open_ends_although_the_store_hangs_and_leaves_nothing_open(
     await registry.aclose()
 
 
+async def test_opening_that_waits_goes_on_when_a_try_that_ignores_its_cancellation_has_ended(store: Store) -> None:
+    registry = store.make(timeout=0.3, wait=60)
+    stubborn = Stubborn()
+    restore = replace_primitive(registry, "_connect", stubborn)
+    async with stubborn.released_at_the_end():
+        opening = asyncio.ensure_future(registry.open())
+        await wait_until(lambda: stubborn.cancelled > 0, "the first try is given up")
+        restore()
+        with pytest.raises(TimeoutError):  # Further tries find the first one still under way.
+            await asyncio.wait_for(asyncio.shield(opening), 1.5)
+    await opening
+    await registry.aclose()
+
+
 @pytest.mark.parametrize("act", [hang, None], ids=["hangs", "ignores its cancellation"])
 async def test_closing_ends_although_the_store_hangs(store: Store, act: Callable[[], Awaitable[object]] | None) -> None:
     registry = store.make(timeout=0.3)

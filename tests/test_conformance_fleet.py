@@ -158,7 +158,7 @@ async def test_closing_lets_walks_and_calls_finish(store: Store) -> None:
 
 
 async def test_a_scan_left_open_ends_with_an_error_when_the_registry_is_closed(store: Store) -> None:
-    registry = store.make(timeout=1)
+    registry = store.make(timeout=3)
     await registry.open()
     await fill(registry, 1200)
     async with aclosing(registry.scan()) as agents:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +17,8 @@ import agentic.errors
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, RegistryConfig, RegistryError, SQLiteRegistry
 from agentic.cli import app
 from agentic.config import ENVIRONMENT_PREFIX, OPTIONS
-from benchmarks.report import markdown
+from benchmarks.tables import BLOCK, filled
+from benchmarks.tables import PAGES as PAGES_WITH_FIGURES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -71,14 +72,15 @@ def test_every_argument_of_a_store_can_be_configured(store: type[AgentRegistry])
     assert arguments == set(OPTIONS[store.__name__.removesuffix("Registry").lower()])
 
 
-def test_the_operations_page_has_every_logger() -> None:
+def test_the_observe_page_has_every_logger() -> None:
     named = {
         name
         for source in (ROOT / "agentic").rglob("*.py")
         for name in re.findall(r'getLogger\("([^"]+)"\)', source.read_text(encoding="utf-8"))
     }
     assert named
-    assert set(re.findall(r"`(agentic\.\w+)`", page("operations.md"))) == named
+    rows = re.findall(r"^\| (`agentic\..*?) \|", page("observe.md"), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(agentic\.\w+)`", row)} == named
 
 
 def test_the_reliability_page_names_tests_that_there_are() -> None:
@@ -88,26 +90,55 @@ def test_the_reliability_page_names_tests_that_there_are() -> None:
     assert named <= set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))
 
 
-@pytest.mark.parametrize("run", ["asyncio", "uvloop"])
-def test_the_performance_page_shows_the_committed_runs_as_they_are(run: str) -> None:
-    document = json.loads((ROOT / "benchmarks" / "results" / f"{run}.json").read_text(encoding="utf-8"))
-    assert markdown(document) in page("performance.md")
-
-
-def test_the_readme_gives_the_figures_of_the_committed_run() -> None:
-    document = json.loads((ROOT / "benchmarks" / "results" / "asyncio.json").read_text(encoding="utf-8"))
-    found = {(each["store"], each["call"], each["size"]): each for each in document["results"]}
-    beats, commits = found["redis", "heartbeat", 1_000], found["sqlite", "heartbeat", 1_000]
-    claims = (
-        f"Redis takes {beats['medians']['agentic']['rate']:,.0f} a second, {beats['ratios']['GET and SET a call']:.3g} times",
-        f"SQLite takes {commits['medians']['agentic']['rate']:,.0f}, {commits['ratios']['one commit a call, NORMAL']:.3g} times",
-        f"is {found['redis', 'list', 20_000]['ratios']['GET and SET a call']:.3g} times as fast as one GET per key",
-    )
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert [claim for claim in claims if claim not in readme] == []
-
-
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_every_page_is_linked_from_the_readme_and_from_the_index(path: Path) -> None:
     assert f"](docs/{path.name})" in (ROOT / "README.md").read_text(encoding="utf-8") or path.name == "index.md"
     assert f"]({path.name})" in page("index.md") or path.name == "index.md"
+
+
+def messages() -> str:
+    """Every text in the source, with `{}` in place of what is formatted."""
+    texts = []
+    for path in (ROOT / "agentic").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.JoinedStr(values=parts):
+                    texts.append("".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts))
+                case ast.Constant(value=str(text)):
+                    texts.append(text)
+    return "\n".join(texts)
+
+
+def test_the_messages_that_the_troubleshooting_page_quotes_are_there() -> None:
+    text = page("troubleshoot.md")
+    rows = [
+        row for table in text.split("| message | cause | do |")[1:] for row in table.partition("\n\n")[0].splitlines()
+    ]
+    quoted = [found[1] for row in rows if (found := re.match(r"\| `([^`]+)` \|", row))]
+    quoted += re.findall(r"\| the log says `([^`]+)`", text)
+    assert len(quoted) > 20
+    known = messages()
+    assert [message for message in quoted if message not in known] == []
+
+
+def test_the_pages_show_the_committed_runs_as_they_are() -> None:
+    for name in PAGES_WITH_FIGURES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert BLOCK.search(text), name
+        assert filled(text) == text, f"{name}: run python -m benchmarks.tables"
+
+
+def test_a_page_with_other_figures_is_found() -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert filled(text.replace("| 1,000 | 100 |", "| 1,000 | 101 |")) == text
+
+
+def test_every_log_field_is_on_the_page() -> None:
+    written = {
+        name
+        for path in (ROOT / "agentic").rglob("*.py")
+        for names in re.findall(r"(?:extra=|fields = )\{(.*?)\}", path.read_text(encoding="utf-8"))
+        for name in re.findall(r'"(\w+)":', names)
+    }
+    assert written
+    assert written <= set(re.findall(r"^\| `(\w+)` \|", page("observe.md").partition("### Fields")[2], re.MULTILINE))

@@ -156,7 +156,7 @@ async def test_a_sweep_that_is_held_back_marks_every_agent_before_it_is_gone(sto
     def on_held(stale: int, live: int) -> None:
         held.append((stale, live))
 
-    async with store.make(ttl=4, stale_after=0.4) as registry:
+    async with store.make(ttl=6, stale_after=0.4) as registry:
         ids = await five_fall_silent(registry)
         for number in range(restarts + 1):
             async with Reaper(
@@ -164,7 +164,7 @@ async def test_a_sweep_that_is_held_back_marks_every_agent_before_it_is_gone(sto
                 interval=0.1,
                 on_reaped=reaped.extend,
                 max_fraction=0.5,
-                guard_deadline=2.6,
+                guard_deadline=3.6,
                 on_held=on_held,
             ):
                 await wait_until(lambda number=number: len(held) > number, "the sweep is held back")  # type: ignore[misc]

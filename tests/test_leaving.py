@@ -109,11 +109,13 @@ async def test_a_deregistration_that_other_code_cancels_is_logged(caplog: pytest
 
 
 class SlowPages(RedisRegistry):
-    """Each page of its sweeps takes a tenth of its timeout."""
+    """Each page of its sweeps takes a part of its timeout, a tenth by default."""
+
+    pause = 0.1
 
     async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
         async for page in super()._sweep(ttl):
-            await asyncio.sleep(self.timeout / 10)
+            await asyncio.sleep(self.pause * self.timeout)
             yield page
 
 
@@ -122,6 +124,7 @@ async def test_a_reaper_whose_registry_is_closed_reports_what_it_has_marked(own_
     async with RedisRegistry(own_redis_server.url) as other:
         await asyncio.gather(*(other.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(5000)))
         registry = SlowPages(own_redis_server.url, timeout=1)
+        registry.pause = 0.4
         await registry.open()
         reaping = asyncio.create_task(Reaper(registry, on_reaped=told.extend).run())
         await wait_until(lambda: bool(told), "the first page is reported")

@@ -24,6 +24,7 @@ from agentic import (
     RegistryClosedError,
 )
 from agentic.callbacks import MAX_WAITING, Callbacks
+from agentic.logs import FieldLogger
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO, RedisStore
 from tests.waiting import wait_until
@@ -223,7 +224,7 @@ async def test_ids_that_wait_are_bounded_and_what_is_too_much_is_logged(caplog: 
     def on_held(stale: int, live: int) -> None:
         calls.append((stale, live))
 
-    callbacks = Callbacks(logging.getLogger("agentic.reaper"), on_reaped, on_held, slow_after=60)
+    callbacks = Callbacks(FieldLogger(logging.getLogger("agentic.reaper")), on_reaped, on_held, slow_after=60)
     callbacks.reaped(["first"])
     callbacks.held(1, 2)
     callbacks.reaped([f"agent-{number}" for number in range(MAX_WAITING)])

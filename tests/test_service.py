@@ -23,6 +23,7 @@ from agentic import (
     RegistryError,
     RegistryOpenError,
 )
+from agentic.logs import FieldLogger
 from agentic.service import Service
 from tests.stores import LONG_AGO
 from tests.waiting import is_there, wait_until
@@ -44,10 +45,8 @@ both = pytest.mark.parametrize("make", [session_of, reaper_of])
 class Failing(Service):
     """A service whose background task fails when told to."""
 
-    _logger = logging.getLogger("agentic.test")
-
     def __init__(self) -> None:
-        super().__init__("the test's service", timeout=5)
+        super().__init__("the test's service", 5, FieldLogger(logging.getLogger("agentic.test")))
         self.fail = asyncio.Event()
         self.error: BaseException = ZeroDivisionError("in the background")
         self.ended = 0

@@ -139,7 +139,6 @@ def test_an_option_beside_the_url_overrides_the_one_in_it() -> None:
         ("sqlite://u:p@/rel.db", "sqlite:///relative.db or sqlite:////absolute.db"),
         ("sqlite:///x.db?mode=ro", "unknown parameter"),
         ("sqlite:///x.db?path=y", "unknown parameter"),
-        ("REDIS://h", "lower case, redis://"),
         ("mongodb://h", "^unsupported registry backend: expected a URL"),
         ("localhost:6379", "^unsupported registry backend: expected a URL"),
         ("/tmp/x.db", "^unsupported registry backend: expected a URL"),

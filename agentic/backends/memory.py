@@ -37,23 +37,30 @@ class MemoryRegistry(AgentRegistry):
         ttl: float | timedelta | None = None,
         timeout: float | timedelta = 5.0,
         stale_after: float | timedelta = 30.0,
+        wait: float | timedelta = 0.0,
         clock: Clock = system_clock,
     ) -> None:
         """Make an empty registry.
 
         Args:
-            ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it.
+            ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it.
             timeout: Seconds a call may take; no call of this store waits for anything.
-            stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
+            stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
+            wait: Seconds for which opening tries again while the store is unavailable.
             clock: Returns the current instant as an aware `datetime`.
 
         Raises:
             ConfigurationError: An option is wrong.
         """
-        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
+        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after, wait=wait)
         self.clock = function(clock, "clock")
         self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
         self._leases: dict[str, _Lease] = {}
+
+    @property
+    def store(self) -> str:
+        """`memory://`."""
+        return "memory://"
 
     def __repr__(self) -> str:
         return f"MemoryRegistry(ttl={self.ttl})"

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 import redis.asyncio as aioredis
@@ -17,6 +18,7 @@ from agentic.agent import AgentChanges, AgentInfo, encode_to_stamp
 from agentic.backends.redis_client import (
     CONNECT_TIMEOUT,
     backend_error,
+    brief,
     check_client,
     hint_of_closing,
     make_client,
@@ -93,6 +95,7 @@ class RedisRegistry(AgentRegistry):
         ttl: float | timedelta | None = 300.0,
         timeout: float | timedelta = 5.0,
         stale_after: float | timedelta = 30.0,
+        wait: float | timedelta = 0.0,
         max_connections: int = 16,
         ca: str | os.PathLike[str] | None = None,
         cert: str | os.PathLike[str] | None = None,
@@ -112,10 +115,11 @@ class RedisRegistry(AgentRegistry):
             password: Overrides the URL's.
             db: Overrides the URL's; a cluster has none but 0.
             prefix: Keeps several registries apart in one database.
-            ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is gone; None
-                keeps it.
+            ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is **gone**;
+                None keeps it.
             timeout: Seconds a call may take, waiting for a free connection included.
-            stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
+            stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
+            wait: Seconds for which opening tries again while the store is unavailable.
             max_connections: Connections at most; further calls wait for one.
             ca: With TLS, a file of certificates to trust in place of the system's.
             cert: With TLS, the client's certificate, and its key where `key` is not given.
@@ -127,7 +131,7 @@ class RedisRegistry(AgentRegistry):
         Raises:
             ConfigurationError: An option is wrong.
         """
-        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
+        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after, wait=wait)
         self.prefix = valid_prefix(refuse_url(text(prefix, "prefix"), "prefix"))
         self.max_connections = count(max_connections, "max_connections")
         self.url: str | None = None
@@ -156,6 +160,12 @@ class RedisRegistry(AgentRegistry):
         self._records = Records(self._keys, self._skip)
         self._writer = Writer()
         self._is_connected = False
+
+    @property
+    def store(self) -> str:
+        """The URL, its password replaced by `***`, and the prefix; of a client that was passed, the prefix alone."""
+        url = self.url or "redis://"
+        return f"{url}{'&' if '?' in url else '?'}prefix={quote(self.prefix)}"
 
     def __repr__(self) -> str:
         return f"RedisRegistry(url={self.url!r}, prefix={self.prefix!r}, ttl={self.ttl})"
@@ -191,7 +201,7 @@ class RedisRegistry(AgentRegistry):
                 "a port speaks TLS (rediss://) or does not (redis://)"
             ) from error
         except DRIVER_ERRORS as error:
-            raise backend_error(error, "failed to connect to Redis", hint_of_closing(self._options)) from error
+            raise backend_error(error, "failed to connect to Redis", hint_of_closing(self._options)) from brief(error)
         self._is_connected = True
 
     async def _warn_of_eviction(self, node: Any) -> None:
@@ -200,7 +210,7 @@ class RedisRegistry(AgentRegistry):
         except BackendRejectedError:
             return  # A user without that right; `agentic doctor` says so.
         if policy is not None:
-            self._logger.warning(
+            self._log.warning(
                 "the server may evict agents when its memory is full: maxmemory-policy is %s, not noeviction", policy
             )
 
@@ -224,9 +234,14 @@ class RedisRegistry(AgentRegistry):
                 await self._settle(Settle, generations.unsettled())
         if untold := marks.take():
             names = printable(", ".join(sorted(untold)), LONGEST_REPORT)
-            self._logger.warning("%d agents were marked offline and reported to nobody: %s", len(untold), names)
+            self._log.warning(
+                "%d agents were marked offline and reported to nobody: %s",
+                len(untold),
+                names,
+                extra={"count": len(untold)},
+            )
         if marks.unsettled():
-            self._logger.warning("agents may have been marked offline and reported to nobody: no answer from the store")
+            self._log.warning("agents may have been marked offline and reported to nobody: no answer from the store")
 
     # --- agents, by id ---
 

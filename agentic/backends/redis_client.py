@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
@@ -216,12 +217,23 @@ def backend_error(error: Exception, what: str, when_closed: str = "") -> Backend
         return BackendUnavailableError(f"{what}: the driver could not read an answer ({type(error).__name__}: {error})")
     code = _code(error)
     hint = _HINTS.get(code, "") or _hint(error, when_closed)
-    message = f"{what}: {error}{hint and '; '}{hint}"
+    message = f"{what}: {str(error).rstrip('.')}; {hint}" if hint else f"{what}: {error}"
     if code:
         return (BackendUnavailableError if code in _FOR_NOW else BackendRejectedError)(message)
     if isinstance(error, (AuthenticationError, ResponseError)) or _caused_by(error, ssl.SSLError):
         return BackendRejectedError(message)
     return BackendUnavailableError(message)
+
+
+def brief(error: Exception) -> Exception:
+    """Return a driver's error without the tracebacks of its chain, forty lines deep; the messages say all that matters.
+
+    What the driver misread is left as it is, to be looked into.
+    """
+    if not isinstance(error, MISREAD):
+        for each in _chain(error):
+            each.__traceback__, each.__suppress_context__ = None, True
+    return error
 
 
 def _code(error: Exception) -> str:
@@ -257,6 +269,10 @@ def _hint(error: Exception, when_closed: str) -> str:
         return "the server wants another certificate of its clients: see cert and key"
     if _caused_by(error, ssl.SSLError):
         return "does this port speak TLS? redis:// is for those that do not"
+    if _caused_by(error, ConnectionRefusedError) or _caused_by(error, FileNotFoundError):  # a Unix socket
+        return "is a server running there? `agentic doctor --url URL` examines it"
+    if _caused_by(error, socket.gaierror):
+        return "check the name of the host"
     if re.search("closed by server|reset by peer", str(error), re.IGNORECASE):
         return when_closed
     if "cluster support disabled" in str(error):

@@ -49,11 +49,13 @@ class Sentinels(Sentinel):
             MasterNotFoundError: No sentinel can be reached, or none of them takes a server for the primary at present.
         """
         failures: list[str] = []
+        cause: RedisError | None = None
         refused, known = False, set[str]()
         for sentinel in tuple(self.sentinels):
             try:
                 services = await self._services(sentinel)
             except RedisError as error:
+                cause = error
                 failures.append(_told(sentinel, error))
                 refused = refused or isinstance(error, (AuthenticationError, ResponseError))
                 continue
@@ -68,7 +70,9 @@ class Sentinels(Sentinel):
             watched = ", ".join(map(printable, sorted(known))) or "none"
             raise Refused(f"the sentinels know no service {printable(service_name)!r}; they watch: {watched}")
         reasons = f": {'; '.join(failures)}" if failures else ""
-        raise MasterNotFoundError(f"the sentinels name no primary of {printable(service_name)!r} at present{reasons}")
+        raise MasterNotFoundError(
+            f"the sentinels name no primary of {printable(service_name)!r} at present{reasons}"
+        ) from cause
 
     async def _services(self, sentinel: Any) -> dict[str, dict[str, str]]:
         """Return what one sentinel says of the services that it watches, by name."""

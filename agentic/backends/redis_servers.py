@@ -26,7 +26,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from agentic.backends.redis_client import backend_error
+from agentic.backends.redis_client import backend_error, brief
 from agentic.backends.redis_connection import Pool
 from agentic.backends.redis_requests import Command, Request, under_way
 from agentic.backends.redis_server_info import (
@@ -186,7 +186,7 @@ class Servers(ABC):
             self.given_up(monotonic() - began)
             raise
         except DRIVER_ERRORS as error:
-            raise backend_error(error, "Redis failed") from error
+            raise backend_error(error, "Redis failed") from brief(error)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -23,12 +23,11 @@ _OF_THE_CLIENT: Final = ("response_callbacks", "oss_cluster_maint_notifications_
 class Topology:
     """The nodes of a cluster and their slots, read from any node that answers.
 
+    Replaces the driver's own, which makes every connection anew whenever it reads the slots, twice in a walk of the
+    fleet. redis-py 7.1 also closes connections in use; 7.2 to 7.4 never close those of the nodes that they replace.
+
     Attributes:
         max_connections: To each node.
-
-    It stands in for the driver's own, which makes every connection anew whenever it has read the slots, as a walk of
-    the fleet does twice. In 7.1 that one closes the connections in use. From 7.2 to 7.4 it puts new nodes into the
-    slots and in the end closes only the old ones: the transports of the new ones are never closed.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import Final, Literal, cast
+from urllib.parse import quote
 
 from msgspec.structs import replace
 
@@ -76,6 +77,7 @@ class SQLiteRegistry(AgentRegistry):
         ttl: float | timedelta | None = None,
         timeout: float | timedelta = 5.0,
         stale_after: float | timedelta = 30.0,
+        wait: float | timedelta = 0.0,
         clock: Clock = system_clock,
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
         create: bool = True,
@@ -85,9 +87,10 @@ class SQLiteRegistry(AgentRegistry):
         Args:
             path: The file, created when it is not there; its folder must exist. None stands for
                 `~/.config/agentic/registry.db`, whose folder is created; both are readable by their owner alone.
-            ttl: Seconds after its last registration or heartbeat at which an agent is gone; None keeps it.
+            ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it.
             timeout: Seconds a call may take, waiting for other processes' writes included.
-            stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
+            stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
+            wait: Seconds for which opening tries again while the store is unavailable.
             clock: Returns the current instant as an aware `datetime`; called in the connection's thread.
             synchronous: What a power failure may take. `"NORMAL"`: the last writes before it, never the file's
                 consistency; a crash of the process takes nothing. `"FULL"`: nothing that was acknowledged, at the price
@@ -98,7 +101,7 @@ class SQLiteRegistry(AgentRegistry):
         Raises:
             ConfigurationError: An option is wrong.
         """
-        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after)
+        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after, wait=wait)
         self.path = DEFAULT_PATH if path is None else file_path(path, "path")
         self.clock = function(clock, "clock")
         self.synchronous = synchronous
@@ -106,6 +109,12 @@ class SQLiteRegistry(AgentRegistry):
             raise ConfigurationError("synchronous: must be 'NORMAL' or 'FULL'")
         self.create = flag(create, "create")
         self._database: Database | None = None
+
+    @property
+    def store(self) -> str:
+        """The file as `sqlite:///relative.db` or `sqlite:////absolute.db`."""
+        path = os.path.expanduser(DEFAULT_PATH) if self.path == DEFAULT_PATH else self.path  # noqa: PTH111  a text stays
+        return f"sqlite:///{quote(path, errors='surrogateescape')}"
 
     def __repr__(self) -> str:
         return f"SQLiteRegistry(path={self.path!r}, ttl={self.ttl})"

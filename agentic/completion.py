@@ -1,0 +1,78 @@
+"""Ids of agents, completed in shells: looked up within a bounded time, in silence."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from typing import Final
+
+import typer
+
+from agentic.chosen import to_look_at
+from agentic.config import RegistryConfig, open_registry
+from agentic.terminal import ends_within, without_log
+
+SECONDS: Final = 2.0
+"""How long a shell may wait."""
+
+_SAFE: Final = re.compile(r"[\w.:@=+,/-]+", re.ASCII)
+"""Ids of other characters are not offered: zsh evaluates what it is given."""
+
+_SPLIT: Final = re.compile(r"[:=@]+")
+"""Where bash splits a word into several."""
+
+
+def agent_ids(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of the store's agents that begin as given; nothing where it does not answer in time."""
+    try:
+        with ends_within(SECONDS), without_log():
+            config = to_look_at(ctx.params.get("url"), ctx.params.get("prefix"))
+            return asyncio.run(_ids(replace(config, timeout=SECONDS / 2), incomplete))
+    except Exception:  # noqa: BLE001  whatever it is, the prompt of a shell is no place to tell it
+        return []
+
+
+async def _ids(config: RegistryConfig, incomplete: str) -> list[str]:
+    async with open_registry(config) as registry:
+        ids = [agent.id for agent in await registry.list()]
+    return sorted(agent_id for agent_id in ids if agent_id.startswith(incomplete) and _SAFE.fullmatch(agent_id))
+
+
+@contextmanager
+def whole_words_in_bash() -> Iterator[None]:
+    """Complete words as they were typed: bash splits them at `:`, `=` and `@`, and replaces the last part only."""
+    if os.environ.get("_AGENTIC_COMPLETE") != "complete_bash":
+        yield
+        return
+    words, last = _joined(os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"]))
+    os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(last)}
+    complete = words[last] if last < len(words) else ""
+    kept = max((match.end() for match in _SPLIT.finditer(complete)), default=0)
+    completions = io.StringIO()
+    try:
+        with redirect_stdout(completions):
+            yield
+    finally:
+        for line in completions.getvalue().splitlines():
+            typer.echo(line[kept:])
+
+
+def _joined(parts: list[str], current: int) -> tuple[list[str], int]:
+    """Return the words of which bash shows the parts, and which of them the cursor is in."""
+    words: list[str] = []
+    glue, last = False, 0
+    for number, part in enumerate(parts):
+        is_split = _SPLIT.fullmatch(part) is not None
+        if words and (glue or is_split):
+            words[-1] += part
+        else:
+            words.append(part)
+        glue = is_split
+        if number <= current:
+            last = len(words) - 1
+    return words, last if current < len(parts) else len(words)

@@ -1,0 +1,43 @@
+"""How pydantic reads, writes and describes an agent; imported for pydantic's users alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic_core import core_schema
+
+if TYPE_CHECKING:
+    from agentic.agent import AgentInfo
+
+
+def agent_schema(agent_class: type[AgentInfo], handler: Callable[[object], Any]) -> core_schema.CoreSchema:
+    """Return the schema of an agent: read from an `AgentInfo` or from its fields, written as its fields.
+
+    Args:
+        agent_class: `AgentInfo`.
+        handler: Pydantic's, which returns the schema of a type.
+    """
+    fields = {name: handler(hint) for name, hint in get_type_hints(agent_class).items()}
+
+    def described(always_there: bool) -> core_schema.CoreSchema:
+        return core_schema.typed_dict_schema(
+            {
+                name: core_schema.typed_dict_field(field, required=always_there or name == "id")
+                for name, field in fields.items()
+            },
+            cls_name="AgentInfo",
+            extra_behavior="forbid",
+            metadata={"pydantic_js_updates": {"title": "AgentInfo"}},
+        )
+
+    def read(value: object, check: Callable[[object], dict[str, Any]]) -> AgentInfo:
+        return value if isinstance(value, agent_class) else agent_class(**check(value))
+
+    return core_schema.no_info_wrap_validator_function(
+        read,
+        described(False),
+        serialization=core_schema.plain_serializer_function_ser_schema(
+            lambda agent: {name: getattr(agent, name) for name in fields}, return_schema=described(True)
+        ),
+    )
