@@ -26,7 +26,6 @@ def agent_schema(agent_class: type[AgentInfo], handler: Callable[[object], Any])
                 name: core_schema.typed_dict_field(field, required=always_there or name == "id")
                 for name, field in fields.items()
             },
-            cls_name="AgentInfo",
             extra_behavior="forbid",
             metadata={"pydantic_js_updates": {"title": "AgentInfo"}},
         )

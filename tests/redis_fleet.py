@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -91,9 +91,17 @@ class RedisCluster:
 
     def move_slots(self, count: int, source: RedisServer, target: RedisServer) -> None:
         """Move the first so many slots from one primary to another, key by key, as a resharding tool does."""
-        for slot in range(count):
-            self.begin_move(slot, source, target)
-            self.finish_move(slot, source, target)
+        source_id, target_id = self.node_id(source), self.node_id(target)
+        told = dict.fromkeys(each.port for each in (target, source, *self.servers[:PRIMARIES]))
+        with ExitStack() as stack:
+            clients = {port: stack.enter_context(redis.Redis(port=port)) for port in told}
+            for slot in range(count):
+                clients[target.port].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+                clients[source.port].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+                if clients[source.port].execute_command("CLUSTER", "COUNTKEYSINSLOT", slot):
+                    self._migrate(slot, source, target, 10_000)
+                for client in clients.values():
+                    client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
 
     def begin_move(self, slot: int, source: RedisServer, target: RedisServer, keys: int = 0) -> list[bytes]:
         """Begin to move a slot, and move so many of its keys; return those."""

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 import redis.asyncio as aioredis
+from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from agentic import (
@@ -21,6 +22,7 @@ from agentic import (
     BackendUnavailableError,
     RedisRegistry,
 )
+from agentic.backends.redis_keys import ShardedKeys
 from agentic.backends.redis_walk import LONGEST_STEP, PAGE_SIZE
 from tests.proxy import Proxy
 from tests.redis_fleet import SERVICE, RedisCluster, SentinelTrio
@@ -159,6 +161,33 @@ async def test_a_clusters_connections_closed_while_they_were_idle_fail_no_write(
         await asyncio.gather(*(registry.deregister(agent_id) for agent_id in ids))
 
 
+async def test_walks_of_a_cluster_make_no_connection_anew(redis_cluster: RedisCluster) -> None:
+    def made() -> int:
+        found = (redis_cluster.ask(each, "INFO", "stats")["total_connections_received"] for each in servers)
+        return sum(map(int, found))
+
+    servers = redis_cluster.servers
+    async with RedisRegistry(redis_cluster.url, prefix="walks") as registry:
+        await registry.register(AgentInfo("a"))
+        before = made()
+        for _ in range(30):
+            await registry.list()
+        # To each node two at most, for a page and for the slots, and the one that counts them.
+        assert made() - before <= 3 * len(servers)
+
+
+async def test_nodes_that_leave_out_their_host_are_found(own_redis_cluster: RedisCluster) -> None:
+    for server in own_redis_cluster.servers:
+        own_redis_cluster.ask(server, "CONFIG", "SET", "cluster-preferred-endpoint-type", "unknown-endpoint")
+    async with RedisRegistry(own_redis_cluster.url) as registry:
+        await everything(registry)
+        source, target, *_ = own_redis_cluster.servers
+        slot = min(map(key_slot, ShardedKeys("agentic").probes()))
+        own_redis_cluster.begin_move(slot, source, target)
+        own_redis_cluster.finish_move(slot, source, target)
+        await everything(registry)
+
+
 async def test_many_connections_that_died_silently_cost_one_timeout(own_redis_server: RedisServer) -> None:
     async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url, timeout=1) as registry:
         await registry.register(AgentInfo("a"))
@@ -199,8 +228,11 @@ async def test_a_pool_smaller_than_the_registrys_own_limit_fails_no_call(
 
 async def test_a_small_pool_of_a_cluster_fails_no_call(redis_cluster: RedisCluster) -> None:
     client = aioredis.RedisCluster(host="127.0.0.1", port=redis_cluster.servers[0].port, max_connections=1)
+    before = open_sockets()
     async with RedisRegistry(client=client, prefix="small") as registry:
         await everything(registry)
+    assert open_sockets() == before
+    assert await client.ping()
     await client.aclose()
 
 

@@ -91,15 +91,18 @@ def mutual(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
     issued = authority.issue_cert("agent@fleet")
     issued.private_key_pem.write_to_path(tmp_path / "client.key")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "client.pem")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
     return context
 
 
+@pytest.mark.parametrize("files", [{"cert": "client.pem", "key": "client.key"}, {"cert": "both.pem"}])
 async def test_a_server_that_wants_a_certificate_gets_it(
-    redis_url: str, mutual: ssl.SSLContext, tmp_path: Path
+    redis_url: str, mutual: ssl.SSLContext, tmp_path: Path, files: dict[str, str]
 ) -> None:
     async with Proxy(port_of(redis_url), mutual) as proxy:
         base = f"{proxy.url}?ca={tmp_path / 'ca.pem'}&prefix=mutual"
-        async with open_registry(f"{base}&cert={tmp_path / 'client.pem'}&key={tmp_path / 'client.key'}") as registry:
+        given = "".join(f"&{option}={tmp_path / name}" for option, name in files.items())
+        async with open_registry(base + given) as registry:
             assert await registry.list() == []
         with pytest.raises(BackendError, match="certificate of its clients: see cert and key"):
             await open_registry(base).open()

@@ -88,6 +88,8 @@ def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | Top
     }
     certificates = {name: options.pop(name) for name in tuple(options) if name.startswith("ssl_")}
     check_certificates(certificates)
+    if "ssl_certfile" in certificates:
+        certificates.setdefault("ssl_keyfile", certificates["ssl_certfile"])  # Up to 7.1 nothing is sent without it.
     tls = options.pop("ssl", False)
     if "sentinels" in options:
         return _sentinel_client(options, certificates, tls)
