@@ -9,7 +9,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "docs", "package", "tests", "frameworks"]
+nox.options.sessions = ["lint", "types", "docs", "package", "tests"]
 nox.options.reuse_venv = "yes"
 
 GROUPS = nox.project.load_toml("pyproject.toml")
@@ -104,7 +104,7 @@ def versions(session: nox.Session, *sources: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)", str(found), re.MULTILINE))
 
 
-@nox.session
+@nox.session(default=False)
 def frameworks(session: nox.Session) -> None:
     """Run and type-check the examples for Litestar, LangGraph and the OpenAI Agents SDK."""
     install(session, "test", "frameworks")
