@@ -82,14 +82,14 @@ def _without_values(message: str, arguments: Sequence[str]) -> str:
         for value in filter(None, (argument, argument.partition("=")[2])):
             message = message.replace(repr(value), "'***'")
     message = re.sub(r"(unexpected extra argument).*", r"\1", message, flags=re.DOTALL)
-    message = re.sub(r"\S*(://|@)\S*", "***", message)
+    message = re.sub(r"\S*(://|@)\S*", "***", message).replace("Value error, ", "")
     return "\n".join(escaped(line).plain for line in message.split("\n"))
 
 
 app = typer.Typer(
     cls=_Commands,
     help="A registry of live agents.\n\nThe store is named by its URL, such as redis://localhost or sqlite:///fleet.db.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     # Else help is never narrower than 50 characters.
@@ -120,13 +120,16 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     url: Url = None,
     prefix: Prefix = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit(2)
 
 
 @app.command(cls=_Command)
@@ -281,7 +284,11 @@ def deregister(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
 def reap(
     ttl: Annotated[
         float | None,
-        typer.Option(help="Seconds of silence; by default the store's stale_after, which is 30.", show_default=False),
+        typer.Option(
+            metavar="SECONDS",
+            help="How long an agent may be silent; by default the store's stale_after, which is 30.",
+            show_default=False,
+        ),
     ] = None,
     url: Url = None,
     prefix: Prefix = None,
@@ -293,7 +300,7 @@ def reap(
             for agent_id in sorted(marked):
                 out.print(escaped(agent_id))
 
-        await registry.reap(registry.stale_after if ttl is None else ttl, on_marked=show)
+        await registry.reap(ttl, on_marked=show)
 
     _on_registry(url, prefix, run)
 
@@ -340,12 +347,13 @@ def doctor(as_json: AsJson = False, url: Url = None, prefix: Prefix = None) -> N
                     continue
                 out.print(finding_row(finding, out.width) if is_terminal() else finding_line(finding))
 
-    failed: BackendError | None = None
+    failed: RegistryError | None = None
     try:
         _on_registry(url, prefix, run, names_store=True)
     except BackendError as error:
-        failed = error
-        findings.append(Finding(Level.BAD, "store", str(error)))
+        failed = RegistryError(500, re.sub(" `agentic doctor.*` examines it", "", str(error)))
+        found, _, advice = str(failed).partition("; ")
+        findings.append(Finding(Level.BAD, "store", found, advice))
     if as_json:
         print_json_array(map(msgspec.json.encode, findings))
     if failed is not None:

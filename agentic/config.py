@@ -241,14 +241,16 @@ def resolved(config: RegistryConfig) -> RegistryConfig:
     return replace(config, backend=backend)
 
 
-def shared(config: RegistryConfig) -> RegistryConfig:
+def shared(source: RegistryConfig) -> RegistryConfig:
     """Return the configuration, resolved, of a store that other programs see, for one that looks at their agents.
 
     Raises:
         ConfigurationError: It is wrong, or names the memory store, as it does where nothing is given.
     """
-    config = resolved(config)
+    config = resolved(source)
     if config.backend == "memory":
+        if not (source.url or source.backend):
+            raise ConfigurationError("no store is named: pass --url sqlite:///fleet.db, or set AGENTIC_URL")
         raise ConfigurationError("no program sees another's memory: name a store by its URL, as in AGENTIC_URL")
     return replace(config, wait=None)  # A person waits, and can try again.
 
@@ -300,7 +302,8 @@ def _read(name: str, value: object, *, strict: bool) -> object:
     if isinstance(value, (str, int, float)):
         with suppress(msgspec.ValidationError, ValueError):  # Their messages show the value.
             return msgspec.convert(value, kind, strict=strict)
-    raise ConfigurationError(f"{name}: must be {_EXPECTED[kind]}, got {type_name(value)}")
+    got = "got another text" if isinstance(value, str) and not strict else f"got {type_name(value)}"
+    raise ConfigurationError(f"{name}: must be {_EXPECTED[kind]}, {got}")
 
 
 def _backend(config: RegistryConfig, url: StoreURL | None) -> str:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from agentic.agent import AgentInfo, AgentStatus
 from agentic.clock import system_clock
 from agentic.errors import AgentNotFoundError, BackendError, BackendRejectedError, BackendUnavailableError
-from agentic.findings import Finding, Level
+from agentic.findings import READS_ONLY, Finding, Level
 from agentic.registry import AgentRegistry
 
 SLOW: Final = 0.05
@@ -41,14 +41,18 @@ async def examine(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
         ("rights", lambda: _rights(registry)),
         ("agents", lambda: _fleet(registry)),
     ]
-    answers = True
+    answers, reads_only = True, False
     for subject, step in steps:
         if not answers:
             yield Finding(Level.NOTE, subject, "not examined, because the store did not answer")
             continue
+        if reads_only and subject == "rights":
+            yield Finding(Level.NOTE, subject, f"not examined, because the user {READS_ONLY}")
+            continue
         try:
             async with aclosing(step()) as findings:
                 async for finding in findings:
+                    reads_only |= finding.found == READS_ONLY
                     yield finding
         except BackendError as error:
             yield Finding(Level.BAD, subject, f"could not be examined: {error}")

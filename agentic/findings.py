@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
+
+READS_ONLY: Final = "may read only"
+"""What a store finds of a user that is meant to look and not to write."""
 
 
 class Level(StrEnum):

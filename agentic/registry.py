@@ -374,7 +374,7 @@ class AgentRegistry(ABC):
                     yield agent
 
     async def reap(
-        self, ttl: float | timedelta, *, on_marked: Callable[[builtins.list[str]], object] | None = None
+        self, ttl: float | timedelta | None = None, *, on_marked: Callable[[builtins.list[str]], object] | None = None
     ) -> builtins.list[str]:
         """Mark offline every agent whose last heartbeat is more than `ttl` ago by the store's clock.
 
@@ -384,7 +384,7 @@ class AgentRegistry(ABC):
 
         Args:
             ttl: How long an agent may be silent, not the registry's `ttl`, after which it is gone. Seconds or a
-                `timedelta`; finite and not negative.
+                `timedelta`; finite and not negative; `stale_after` by default.
             on_marked: Called with the ids of each page that marked any, in the event loop, as soon as the store has
                 acknowledged them and whatever ends the call afterwards: an error, a cancellation, `aclose`. Its
                 exceptions end the call.
@@ -398,7 +398,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed; its `reaped` holds the ids marked before that.
             RegistryClosedError: The registry was closed; its `reaped` holds the ids marked before that.
         """
-        span = duration(ttl, "ttl")
+        span = duration(self.stale_after if ttl is None else ttl, "ttl")
         if on_marked is not None:
             function(on_marked, "on_marked")
         reaped: builtins.list[str] = []

@@ -20,7 +20,7 @@ from agentic.cli import app
 from agentic.tables import age, fleet_lines
 from agentic.terminal import escaped
 from agentic.wire import decode_agent
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, free_port
 from tests.stores import LONG_AGO
 from tests.test_docs import documented_acl
 
@@ -296,6 +296,27 @@ def test_the_version_and_the_help_are_shown() -> None:
     assert "demo" in CliRunner().invoke(app, ["--help"]).stdout
 
 
+def test_the_bare_command_shows_the_same_help() -> None:
+    bare = CliRunner().invoke(app, [])
+    assert (bare.exit_code, bare.stdout) == (2, CliRunner().invoke(app, ["--help"]).stdout)
+    assert "redis://localhost" in bare.stdout
+
+
+def test_a_command_without_a_store_says_how_to_name_one() -> None:
+    done = CliRunner().invoke(app, ["ls"])
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "error: no store is named: pass --url sqlite:///fleet.db, or set AGENTIC_URL\n",
+    )
+
+
+def test_the_doctor_does_not_advise_to_ask_the_doctor() -> None:
+    done = CliRunner().invoke(app, ["doctor", "--json", "--url", f"redis://127.0.0.1:{free_port()}"])
+    (finding,) = json.loads(done.stdout)
+    assert finding["advice"] == "is a server running there?"
+    assert "Connect call failed" in finding["found"]
+
+
 def test_every_command_has_a_short_option_for_its_help() -> None:
     shown = CliRunner().invoke(app, ["-h"])
     assert shown.exit_code == 0
@@ -487,7 +508,7 @@ def test_the_demo_under_the_documented_rights_says_which_keys_it_needs(own_redis
 def test_a_store_that_nobody_else_sees_is_refused(command: str, url: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, [*command.split(), *url])
     assert done.exit_code == 1
-    assert "name a store by its URL, as in AGENTIC_URL" in done.stderr
+    assert ("name a store by its URL, as in AGENTIC_URL" if url else "no store is named: pass --url") in done.stderr
     assert list(Path.home().iterdir()) == []
 
 

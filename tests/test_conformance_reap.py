@@ -141,6 +141,13 @@ async def test_closing_waits_for_the_page_under_way_and_the_reap_names_it(store:
     assert caught.value.reaped == tuple(told)
 
 
+async def test_a_reap_without_a_ttl_takes_the_registrys_stale_after(store: Store) -> None:
+    async with store.make(stale_after=60) as registry:
+        await fill(registry)
+        await registry.register(AgentInfo("alive"))
+        assert sorted(await registry.reap()) == IDS
+
+
 async def test_an_on_marked_that_cannot_be_called_is_refused_before_anybody_is_marked(registry: AgentRegistry) -> None:
     await fill(registry)
     with pytest.raises(ConfigurationError, match="^on_marked: must be callable, got int$"):

@@ -215,6 +215,8 @@ async def test_a_user_who_may_only_read_is_told_apart_from_one_who_lacks_the_scr
     client.execute_command("ACL", "SETUSER", "weak", "on", ">p", "~*", "+@all", "-evalsha", "-eval")
     viewer = await findings(RedisRegistry(own_redis_server.url.replace("://", "://viewer:password@")))
     assert viewer["user"][:2] == (Level.NOTE, "may read only")
+    assert viewer["rights"][:2] == (Level.NOTE, "not examined, because the user may read only")
+    assert not [subject for subject, (level, *_) in viewer.items() if level is Level.BAD]
     assert "scripts" not in viewer
     weak = await findings(RedisRegistry(own_redis_server.url.replace("://", "://weak:p@")))
     assert weak["scripts"][:2] == (Level.BAD, "EVAL is refused")
@@ -293,7 +295,7 @@ def test_a_store_that_cannot_be_opened_is_an_error_and_a_finding_in_json(url: st
     assert done.exit_code == 1
     (found,) = json.loads(done.stdout)
     assert (found["level"], found["subject"]) == ("bad", "store")
-    assert done.stderr == f"error: {found['found']}\n"
+    assert done.stderr == f"error: {'; '.join(filter(None, (found['found'], found['advice'])))}\n"
     assert CliRunner().invoke(app, ["doctor", "--url", url]).stdout == ""
 
 

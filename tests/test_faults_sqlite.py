@@ -274,7 +274,10 @@ async def test_a_folder_that_cannot_be_written_is_the_operators(tmp_path: Path) 
         else:
             folder.chmod(0o555)
         for name in ("there.db", "new.db"):
-            with pytest.raises(BackendRejectedError, match="check that its folder exists and can be written"):
+            with pytest.raises(
+                BackendRejectedError,
+                match="check that its folder exists, and that the file and the folder can be read and written",
+            ):
                 await SQLiteRegistry(folder / name).open()
 
 

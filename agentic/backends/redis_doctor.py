@@ -9,7 +9,7 @@ from redis.exceptions import NoPermissionError
 
 from agentic.backends.redis_walk import LONGEST_STEP
 from agentic.errors import BackendRejectedError
-from agentic.findings import Finding, Level
+from agentic.findings import READS_ONLY, Finding, Level
 
 if TYPE_CHECKING:
     from agentic.backends.redis import RedisRegistry
@@ -64,7 +64,7 @@ async def _scripts(registry: RedisRegistry, node: Any) -> Finding:
         await registry._servers.ask(node, "EVAL", "return 1", 0)
     except BackendRejectedError as error:
         if await _may_only_read(registry, node):
-            return Finding(Level.NOTE, "user", "may read only", "right for a viewer; agents and reapers need to write")
+            return Finding(Level.NOTE, "user", READS_ONLY, "right for a viewer; agents and reapers need to write")
         return Finding(Level.BAD, "scripts", "EVAL is refused", str(error))
     return Finding(Level.OK, "scripts", "EVAL works")
 

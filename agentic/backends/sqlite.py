@@ -114,7 +114,7 @@ class SQLiteRegistry(AgentRegistry):
     def store(self) -> str:
         """The file as `sqlite:///relative.db` or `sqlite:////absolute.db`."""
         path = os.path.expanduser(DEFAULT_PATH) if self.path == DEFAULT_PATH else self.path  # noqa: PTH111  a text stays
-        return f"sqlite:///{quote(path, errors='surrogateescape')}"
+        return f"sqlite:///{quote(path, safe='/:', errors='surrogateescape')}"
 
     def __repr__(self) -> str:
         return f"SQLiteRegistry(path={self.path!r}, ttl={self.ttl})"

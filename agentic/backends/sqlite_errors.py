@@ -14,7 +14,7 @@ _HINTS: Final = {
     sqlite3.SQLITE_CORRUPT: "it is damaged: close every program that has it open, move it away with its -wal and -shm "
     "files, and put a copy in its place or let the agents register anew",
     sqlite3.SQLITE_READONLY: "it, or its folder, cannot be written: check their permissions",
-    sqlite3.SQLITE_CANTOPEN: "check that its folder exists and can be written",
+    sqlite3.SQLITE_CANTOPEN: "check that its folder exists, and that the file and the folder can be read and written",
     sqlite3.SQLITE_IOERR: "check its disk, and that no program still has an earlier file of this name open",
 }
 

@@ -49,7 +49,7 @@ class Recorded(AgentRegistry):
     async def list(self) -> list[AgentInfo]:
         return await self._recorded("list", "", None, super().list(), seen=lambda agents: map(_seen, agents))
 
-    async def reap(self, ttl: Any, *, on_marked: Callable[[Any], object] | None = None) -> list[str]:  # type: ignore[valid-type]
+    async def reap(self, ttl: Any = None, *, on_marked: Callable[[Any], object] | None = None) -> list[str]:  # type: ignore[valid-type]
         reported: list[str] = []
 
         def marked(ids: Any) -> None:
