@@ -58,13 +58,22 @@ def types(session: nox.Session) -> None:
     session.run("ty", "check", "tests/typical_use.py")
 
 
+# The tests wait more than they compute, so more workers than processors.
+IN_PARALLEL = ("-n", "4", "--dist", "worksteal")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on every store, with branch coverage; arguments go to pytest."""
+    """Run the tests on every store; arguments go to pytest."""
     install(session, "test")
-    # They wait more than they compute, so more workers than processors.
-    everything = () if session.posargs else ("-n", "4", "--dist", "worksteal", "--cov", "--cov-report=term")
-    session.run("pytest", *everything, *session.posargs)
+    session.run("pytest", *(session.posargs or IN_PARALLEL))
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Run the tests with branch coverage, which takes twice as long."""
+    install(session, "test")
+    session.run("pytest", *IN_PARALLEL, "--cov", "--cov-report=term", *session.posargs)
 
 
 @nox.session(default=False)
@@ -74,7 +83,7 @@ def lowest(session: nox.Session) -> None:
     groups = nox.project.dependency_groups(GROUPS, "test")
     session.run("uv", "pip", "install", "--resolution", "lowest-direct", "-e", ".[cli]", *groups)
     files = sorted(str(file) for each in CONTRACT for file in Path("tests").glob(f"test_{each}.py"))
-    session.run("pytest", "-n", "4", "--dist", "worksteal", *files, *session.posargs)
+    session.run("pytest", *IN_PARALLEL, *files, *session.posargs)
 
 
 @nox.session(default=False)
