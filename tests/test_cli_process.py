@@ -14,6 +14,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,10 +43,18 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def heed_signals(*, but_ctrl_c: bool = False) -> None:
+    """Undo what a shell does to the programs that it starts in the background, as tests may be."""
+    for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+    if but_ctrl_c:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def started(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    with subprocess.Popen([*COMMAND, *arguments], text=True, **pipes) as process:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": heed_signals, **options}
+    with subprocess.Popen([*COMMAND, *arguments], text=True, **options) as process:
         try:
             yield process
         finally:
@@ -312,7 +321,7 @@ def test_a_command_without_output_needs_none(url: str, redirection: str) -> None
 def test_a_signal_ends_the_demo_without_a_trace(
     number: signal.Signals, ignoring_ctrl_c: bool, own_redis_server: RedisServer
 ) -> None:
-    before = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignoring_ctrl_c else None
+    before = partial(heed_signals, but_ctrl_c=ignoring_ctrl_c)
     with started("demo", "--plain", "--url", own_redis_server.url, preexec_fn=before) as process:
         wait_for_line(process, "registered")
         process.send_signal(number)
@@ -329,7 +338,7 @@ async def test_an_interrupted_reap_has_printed_every_agent_that_it_marked(own_re
         async with Proxy(own_redis_server.port) as proxy:
             proxy.delay = 0.2
             command = [*COMMAND, "reap", "--url", proxy.url]
-            process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+            process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, preexec_fn=heed_signals)
             assert process.stdout is not None
             first = await process.stdout.readline()
             process.send_signal(signal.SIGINT)

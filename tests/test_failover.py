@@ -173,6 +173,7 @@ async def test_one_failed_primary_fails_its_own_agents_alone(cluster: RedisClust
             assert isinstance(answer, BackendError) == (third == 1), (agent_id, third, answer)
 
 
+@pytest.mark.timeout(300)
 async def test_a_cluster_resharded_during_list_and_reap(cluster: RedisCluster) -> None:
     async with RedisRegistry(cluster.url, ttl=None) as registry:
         ids = [f"agent-{number}" for number in range(3_000)]

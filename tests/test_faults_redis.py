@@ -220,7 +220,7 @@ async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisSer
 
 
 async def test_when_every_connection_is_taken_calls_wait_and_end(own_redis_server: RedisServer) -> None:
-    timeout = 1.0
+    timeout = 2.0
     async with RedisRegistry(own_redis_server.url, timeout=timeout, max_connections=4) as registry:
         await registry.register(AgentInfo("a"))
         assert all(len(agents) == 1 for agents in await asyncio.gather(*(registry.list() for _ in range(150))))

@@ -141,8 +141,11 @@ async def test_a_reaper_that_ends_amid_a_sweep_reports_what_it_has_marked(
     own_redis_server: RedisServer, pages: int
 ) -> None:
     told: list[str] = []
-    async with SlowPages(own_redis_server.url, timeout=1) as registry:
-        await asyncio.gather(*(registry.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(3000)))
+    async with (
+        RedisRegistry(own_redis_server.url) as other,
+        SlowPages(own_redis_server.url, timeout=2) as registry,
+    ):
+        await asyncio.gather(*(other.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(3000)))
         async with Reaper(registry, on_reaped=told.extend):
             await wait_until(lambda: len(told) > 400 * pages, "so many pages are reported")
         offline = [agent.id for agent in await registry.list() if agent.status == "offline"]

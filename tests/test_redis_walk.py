@@ -94,6 +94,7 @@ async def test_a_server_that_is_another_one_each_time_is_an_error() -> None:
     assert servers.runs == 2 * MOST_ROUNDS  # type: ignore[attr-defined]
 
 
+@pytest.mark.timeout(300)
 async def test_a_registry_that_only_lists_finds_a_new_primary_of_its_cluster(own_redis_cluster: RedisCluster) -> None:
     cluster = own_redis_cluster
     async with RedisRegistry(cluster.url, ttl=None) as registry:
