@@ -220,10 +220,11 @@ async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisSer
 
 
 async def test_when_every_connection_is_taken_calls_wait_and_end(own_redis_server: RedisServer) -> None:
-    timeout = 2.0
-    async with RedisRegistry(own_redis_server.url, timeout=timeout, max_connections=4) as registry:
+    async with RedisRegistry(own_redis_server.url, timeout=20, max_connections=4) as registry:
         await registry.register(AgentInfo("a"))
         assert all(len(agents) == 1 for agents in await asyncio.gather(*(registry.list() for _ in range(150))))
+    timeout = 1.0
+    async with RedisRegistry(own_redis_server.url, timeout=timeout, max_connections=4) as registry:
         own_redis_server.pause()
         async with asyncio.timeout(3 * timeout):
             answers = await asyncio.gather(*(registry.list() for _ in range(150)), return_exceptions=True)
