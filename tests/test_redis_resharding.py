@@ -88,7 +88,7 @@ async def test_writes_to_a_half_moved_slot_wait_until_it_has_moved(slot: HalfMov
 
 
 async def test_a_write_that_waits_for_a_slot_too_long_says_why_and_was_not_made(slot: HalfMoved) -> None:
-    async with RedisRegistry(slot.cluster.url, ttl=None, timeout=0.5) as registry:
+    async with RedisRegistry(slot.cluster.url, ttl=None, timeout=3) as registry:
         slot.begin()
         for agent_id in (min(slot.moved), min(set(MOVING) - slot.moved)):
             with pytest.raises(BackendUnavailableError, match="is being moved"):
