@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Final
-from urllib.parse import quote
+from typing import Annotated
 
 import typer
 
 from agentic.config import RegistryConfig, as_config, resolved, shared
-from agentic.urls import StoreURL
-
-_NOT_IN_A_PATH: Final = {ord(char): quote(char) for char in "%?#"}
 
 
 def _or_before_the_command(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
@@ -60,16 +56,3 @@ def to_look_at(url: str | None, prefix: str | None) -> RegistryConfig:
     """
     config = shared(chosen(url, prefix))
     return replace(config, create=False) if config.backend == "sqlite" else config
-
-
-def shown(config: RegistryConfig) -> str:
-    """Return the store of a sound configuration as a URL, with `***` in place of its secrets."""
-    config = resolved(config)
-    if config.backend == "memory":
-        return "memory://"
-    if config.backend == "sqlite":
-        return f"sqlite:///{config.path.translate(_NOT_IN_A_PATH)}" if config.path else "sqlite://"
-    url = str(StoreURL.parse(config.url)) if config.url else "redis://localhost:6379/0"
-    options = {"db": config.db, "prefix": quote(config.prefix)}
-    query = "&".join(f"{name}={value}" for name, value in options.items() if value)
-    return f"{url}?{query}" if query else url

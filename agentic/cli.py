@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from importlib.metadata import version
 from shlex import quote
 from shutil import get_terminal_size
@@ -20,7 +19,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_agent
-from agentic.chosen import Prefix, Url, chosen, shown, to_look_at
+from agentic.chosen import Prefix, Url, chosen, to_look_at
 from agentic.completion import agent_ids, whole_words_in_bash
 from agentic.config import RegistryConfig, open_registry, resolved, shared
 from agentic.demo import Summary, check_rights, run_demo, scratch_registry
@@ -174,7 +173,7 @@ def ls(
         if is_terminal():
             found = f"{len(agents)} of " if len(agents) < len(everyone) else ""
             noun = "agent" if len(everyone) == 1 else "agents"
-            err.note(f"{found}{len(everyone)} {noun} in {shown(chosen(url, prefix))}")
+            err.note(f"{found}{len(everyone)} {noun} in {registry.store}")
 
     _on_registry(url, prefix, run, names_store=True)
 
@@ -317,12 +316,12 @@ def health(
 
     Exits with 0 or 1 and prints one line. Creates nothing.
     """
-    config = to_look_at(url, prefix)
-    place = shown(config)
+    # The store's own error says more than the end of the time.
+    registry = open_registry(to_look_at(url, prefix), timeout=0.9 * timeout)
+    place = registry.store
 
     async def answer() -> None:
-        # The store's own error says more than the end of the time.
-        async with open_registry(replace(config, timeout=0.9 * timeout)):
+        async with registry:
             pass
 
     with ends_within(timeout, f"{place} did not answer within {timeout:g} s"), without_log():
@@ -404,7 +403,7 @@ def _option_of_next(url: str | None, prefix: str | None, config: RegistryConfig)
         return " --url sqlite:///fleet.db"
     if url is None and prefix is None:
         return ""
-    return f" --url {quote(shown(config))}"
+    return f" --url {quote(open_registry(config).store)}"
 
 
 def _fields(
@@ -450,7 +449,7 @@ def _on_registry(
     config = shared(chosen(url, prefix)) if create else to_look_at(url, prefix)
     registry = open_registry(config)
     if url is None and not names_store and sys.stderr.isatty():
-        err.note(f"store: {shown(config)}")
+        err.note(f"store: {registry.store}")
 
     async def opened() -> None:
         async with registry:

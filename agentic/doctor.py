@@ -33,7 +33,7 @@ async def examine(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
     `timeout`, the count of the fleet within `timeout` for each page; after a step that got no answer, the others are
     skipped unless the store answers again.
     """
-    yield Finding(Level.OK, "store", repr(registry))
+    yield Finding(Level.OK, "store", registry.store)
     steps: list[tuple[str, Callable[[], AsyncGenerator[Finding, None]]]] = [
         ("state of the store", registry.diagnose),
         ("latency", lambda: _latency(registry)),

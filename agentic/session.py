@@ -50,7 +50,7 @@ class AgentSession(Service):
     time. Heartbeats run in a copy of the context in which it was opened.
 
     Attributes:
-        interval: Seconds between heartbeats, at most a third of the registry's `stale_after`.
+        interval: Seconds between heartbeats; longer than a third of the registry's `stale_after` is warned of.
         healthy: Whether the store acknowledged the latest heartbeat or registration.
         last_beat_at: When the store last acknowledged one, by this host's clock; None before the first.
     """

@@ -8,14 +8,13 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.cells import cell_len
 from rich.text import Text
 from typer.testing import CliRunner, Result
 
-from agentic import AgentInfo, AgentStatus, RegistryConfig, chosen, open_registry
+from agentic import AgentInfo, AgentStatus, open_registry
 from agentic.cli import app
 from agentic.tables import age, fleet_lines
 from agentic.terminal import escaped
@@ -331,24 +330,6 @@ def test_no_summary_of_a_command_is_cut(width: int) -> None:
     shown = CliRunner().invoke(app, ["--help"], terminal_width=width).stdout
     assert "..." not in shown.partition("Commands:")[2]
     assert all(len(line) <= width for line in shown.splitlines())
-
-
-@pytest.mark.parametrize(
-    ("config", "url"),
-    [
-        ({}, "memory://"),
-        ({"backend": "sqlite"}, "sqlite://"),
-        ({"path": "a b/100%?.db"}, "sqlite:///a b/100%25%3F.db"),
-        ({"url": "sqlite:////tmp/x.db?timeout=1"}, "sqlite:////tmp/x.db"),
-        ({"backend": "redis", "prefix": "p"}, "redis://localhost:6379/0?prefix=p"),
-        ({"url": "redis://u:s3cr3t@h/2?prefix=p&ttl=1", "timeout": 1}, "redis://u:***@h/2?prefix=p"),
-        ({"url": "unix:///run/redis.sock?db=3"}, "unix:///run/redis.sock?db=3"),
-    ],
-)
-def test_a_store_is_shown_as_a_url_without_secrets(config: dict[str, Any], url: str) -> None:
-    assert chosen.shown(RegistryConfig(**config)) == url
-    if "***" not in url:
-        assert chosen.shown(RegistryConfig(url=url)) == url
 
 
 # --- the table ---

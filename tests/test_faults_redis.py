@@ -206,8 +206,8 @@ async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisSer
             client.client_kill_filter(_type="normal", skipme=True)
             await registry.heartbeat("a")
         with socket.create_connection(("127.0.0.1", own_redis_server.port)) as killer:
-            killed = 0
             for _ in range(20):  # in flight: a stopped server finds the kill before it finds the reads
+                await registry.get("a")  # A connection that the server knows.
                 own_redis_server.pause()
                 killer.sendall(b"CLIENT KILL TYPE normal SKIPME yes\r\n")
                 reads = [asyncio.create_task(registry.get("a")) for _ in range(20)]
@@ -215,8 +215,7 @@ async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisSer
                     await asyncio.sleep(0)  # so that they are sent
                 own_redis_server.resume()
                 assert [agent.id for agent in await asyncio.gather(*reads)] == ["a"] * 20
-                killed += int(killer.recv(64).removeprefix(b":"))
-            assert killed >= 10
+                assert int(killer.recv(64).removeprefix(b":")) > 0
 
 
 async def test_when_every_connection_is_taken_calls_wait_and_end(own_redis_server: RedisServer) -> None:

@@ -61,6 +61,8 @@ from agentic.text import printable
 from agentic.urls import StoreURL, refuse_url
 from agentic.validation import MAX_RECORD_BYTES
 
+DEFAULT_PREFIX: Final = "agentic"
+
 NO_OTHER_TYPE: Final = (b"none", b"string")
 """Types of what a key without a record holds: a string has been made since it was read."""
 
@@ -91,7 +93,7 @@ class RedisRegistry(AgentRegistry):
         client: aioredis.Redis | aioredis.RedisCluster | None = None,
         password: str | None = None,
         db: int | None = None,
-        prefix: str = "agentic",
+        prefix: str = DEFAULT_PREFIX,
         ttl: float | timedelta | None = 300.0,
         timeout: float | timedelta = 5.0,
         stale_after: float | timedelta = 30.0,
@@ -135,6 +137,7 @@ class RedisRegistry(AgentRegistry):
         self.prefix = valid_prefix(refuse_url(text(prefix, "prefix"), "prefix"))
         self.max_connections = count(max_connections, "max_connections")
         self.url: str | None = None
+        self._db = db
         self._client = client
         self._servers_to_close: Servers | None = None
         connection = {
@@ -163,9 +166,13 @@ class RedisRegistry(AgentRegistry):
 
     @property
     def store(self) -> str:
-        """The URL, its password replaced by `***`, and the prefix; of a client that was passed, the prefix alone."""
-        url = self.url or "redis://"
-        return f"{url}{'&' if '?' in url else '?'}prefix={quote(self.prefix)}"
+        """The URL, its secrets replaced by `***`, with a `db` and a `prefix` that were given beside it.
+
+        Of a client that was passed it says only `redis://`, and the prefix.
+        """
+        url, prefix = self.url or "redis://", "" if self.prefix == DEFAULT_PREFIX else quote(self.prefix)
+        beside = "&".join(f"{name}={value}" for name, value in (("db", self._db), ("prefix", prefix)) if value)
+        return f"{url}{'&' if '?' in url else '?'}{beside}" if beside else url
 
     def __repr__(self) -> str:
         return f"RedisRegistry(url={self.url!r}, prefix={self.prefix!r}, ttl={self.ttl})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import random
 from typing import Any, Final, cast
@@ -12,12 +13,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseError
 
 from agentic.backends.redis_connection import Pool
+from agentic.backends.redis_keys import SLOTS
 from agentic.backends.redis_server_info import DRIVER_ERRORS, MISREAD, OutOfStep
 
 Address = tuple[str, int]
 
-SLOTS: Final = 16_384
-_OF_THE_CLIENT: Final = ("response_callbacks", "oss_cluster_maint_notifications_handler")
+_NOT_OF_A_CONNECTION: Final = ("response_callbacks", "oss_cluster_maint_notifications_handler")
+"""What the driver keeps among the options of connections although no connection takes it."""
 
 
 class Topology:
@@ -55,7 +57,7 @@ class Topology:
     @classmethod
     def of_client(cls, client: aioredis.RedisCluster) -> Topology:
         """Return the topology of a user's cluster, with connections like those of the user's client."""
-        options = {name: value for name, value in client.connection_kwargs.items() if name not in _OF_THE_CLIENT}
+        options = {name: value for name, value in client.connection_kwargs.items() if name not in _NOT_OF_A_CONNECTION}
         options["retry"] = Retry(NoBackoff(), 0)
         nodes = client.nodes_manager
         seeds = [(node.host, int(node.port)) for node in nodes.startup_nodes.values()]
@@ -137,5 +139,4 @@ class Topology:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for client in tuple(self._clients.values()):
-            await client.aclose()
+        await asyncio.gather(*(client.aclose() for client in self._clients.values()))

@@ -27,6 +27,9 @@ from agentic.seen import Seen
 from agentic.urls import file_path
 
 PAGE_SIZE: Final = 500
+_PLAIN_IN_A_PATH: Final = "/:@+,;=!$&'()*[]"
+"""What a URL need not percent-encode in the path of a file."""
+
 CLEARED_AT_ONCE: Final = 5_000
 
 _PRESENT: Final = "(expires_at IS NULL OR expires_at >= ?)"
@@ -114,7 +117,7 @@ class SQLiteRegistry(AgentRegistry):
     def store(self) -> str:
         """The file as `sqlite:///relative.db` or `sqlite:////absolute.db`."""
         path = os.path.expanduser(DEFAULT_PATH) if self.path == DEFAULT_PATH else self.path  # noqa: PTH111  a text stays
-        return f"sqlite:///{quote(path, safe='/:', errors='surrogateescape')}"
+        return f"sqlite:///{quote(path, safe=_PLAIN_IN_A_PATH, errors='surrogateescape')}"
 
     def __repr__(self) -> str:
         return f"SQLiteRegistry(path={self.path!r}, ttl={self.ttl})"
