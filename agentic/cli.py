@@ -11,16 +11,16 @@ from importlib.metadata import version
 from shlex import quote
 from shutil import get_terminal_size
 from time import perf_counter
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Final, cast
 
 import msgspec
 import typer
 from rich.text import Text
-from typer.core import TyperCommand, TyperGroup
 
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_agent
 from agentic.chosen import Prefix, Url, chosen, to_look_at
-from agentic.completion import agent_ids, whole_words_in_bash
+from agentic.commands import Command, Commands
+from agentic.completion import agent_ids
 from agentic.config import RegistryConfig, open_registry, resolved, shared
 from agentic.demo import Summary, check_rights, run_demo, scratch_registry
 from agentic.demo_screen import showing
@@ -34,7 +34,6 @@ from agentic.terminal import (
     ends_within,
     err,
     escaped,
-    exit_in_one_line,
     has_colours,
     is_terminal,
     out,
@@ -49,44 +48,8 @@ from agentic.text import printable
 PRINTED_AT_ONCE: Final = 500
 """Agents that a walk gathers before it prints them."""
 
-# Typer exports no other of its usage errors.
-UsageError: Final[Any] = typer.BadParameter.__base__
-
-
-class _Commands(TyperGroup):
-    """Commands that end with one line for what went wrong."""
-
-    def main(self, *args: Any, **options: Any) -> Any:
-        with exit_in_one_line(), whole_words_in_bash():
-            try:
-                code = super().main(*args, **options | {"standalone_mode": False})
-            except UsageError as error:
-                arguments = args[0] if args else options.get("args")
-                error.message = _without_values(error.message, sys.argv[1:] if arguments is None else arguments)
-                error.show()
-                code = error.exit_code
-        sys.exit(code)
-
-
-class _Command(TyperCommand):
-    """A command whose summary is not cut where commands are listed."""
-
-    def get_short_help_str(self, limit: int = 0) -> str:
-        return super().get_short_help_str(limit=1000)
-
-
-def _without_values(message: str, arguments: Sequence[str]) -> str:
-    """Return a message without the values that it quotes: a URL in the wrong place may hold a password."""
-    for argument in arguments:
-        for value in filter(None, (argument, argument.partition("=")[2])):
-            message = message.replace(repr(value), "'***'")
-    message = re.sub(r"(unexpected extra argument).*", r"\1", message, flags=re.DOTALL)
-    message = re.sub(r"\S*(://|@)\S*", "***", message).replace("Value error, ", "")
-    return "\n".join(escaped(line).plain for line in message.split("\n"))
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     help="A registry of live agents.\n\nThe store is named by its URL, such as redis://localhost or sqlite:///fleet.db.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
@@ -131,7 +94,7 @@ def _options(
         raise typer.Exit(2)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def ls(
     status: Annotated[
         AgentStatus | None, typer.Option(metavar="STATUS", help=f"Only these: {', '.join(AgentStatus)}.")
@@ -194,7 +157,7 @@ async def _stream(registry: AgentRegistry, matches: Callable[[AgentInfo], bool],
     print_json(map(encode_agent, batch))
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def get(agent_id: Id, as_json: AsJson = False, url: Url = None, prefix: Prefix = None) -> None:
     """Show one agent."""
 
@@ -211,7 +174,7 @@ def get(agent_id: Id, as_json: AsJson = False, url: Url = None, prefix: Prefix =
     _on_registry(url, prefix, run)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def register(
     agent_id: Id,
     name: Name = None,
@@ -232,7 +195,7 @@ def register(
     _on_registry(url, prefix, run, create=True)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def update(
     agent_id: Id,
     name: Name = None,
@@ -259,7 +222,7 @@ def update(
     _on_registry(url, prefix, run)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def heartbeat(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
     """Send the heartbeat of agents."""
 
@@ -269,7 +232,7 @@ def heartbeat(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
     _on_registry(url, prefix, run)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def deregister(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
     """Remove agents."""
 
@@ -279,7 +242,7 @@ def deregister(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
     _on_registry(url, prefix, run)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def reap(
     ttl: Annotated[
         float | None,
@@ -304,7 +267,7 @@ def reap(
     _on_registry(url, prefix, run)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def health(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="How long the store may take to answer.")
@@ -330,7 +293,7 @@ def health(
         out.print(f"ok: {place} answered in {(perf_counter() - began) * 1000:.0f} ms")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def doctor(as_json: AsJson = False, url: Url = None, prefix: Prefix = None) -> None:
     """Examine the store, and say what to do.
 
@@ -361,7 +324,7 @@ def doctor(as_json: AsJson = False, url: Url = None, prefix: Prefix = None) -> N
         raise typer.Exit(1)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def demo(
     agents: Annotated[int, typer.Option(metavar="N", min=3, max=500, help="How many agents.")] = 12,
     plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a live table.")] = False,
