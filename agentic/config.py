@@ -252,7 +252,7 @@ def shared(source: RegistryConfig) -> RegistryConfig:
         if not (source.url or source.backend):
             raise ConfigurationError("no store is named: pass --url sqlite:///fleet.db, or set AGENTIC_URL")
         raise ConfigurationError("no program sees another's memory: name a store by its URL, as in AGENTIC_URL")
-    return replace(config, wait=None)  # A person waits, and can try again.
+    return replace(config, wait=None)  # A command that fails at once can be repeated.
 
 
 def as_config(source: Source) -> RegistryConfig:
