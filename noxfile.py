@@ -64,7 +64,7 @@ IN_PARALLEL = ("-n", "4", "--dist", "worksteal")
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on every store, with branch coverage; arguments go to pytest."""
+    """Run the tests on every store; arguments go to pytest."""
     install(session, "test")
     session.run("pytest", *(session.posargs or (*IN_PARALLEL, "--cov", "--cov-report=term")))
 

@@ -1,11 +1,10 @@
 """A persistent registry of live AI agents for asyncio, in memory, SQLite or Redis."""
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from agentic.agent import AgentInfo, AgentStatus
-from agentic.backends.memory import MemoryRegistry
-from agentic.backends.redis import RedisRegistry
-from agentic.backends.sqlite import SQLiteRegistry
 from agentic.config import RegistryConfig, open_registry
 from agentic.errors import (
     AgentNotFoundError,
@@ -22,6 +21,11 @@ from agentic.errors import (
 from agentic.reaper import Reaper
 from agentic.registry import AgentRegistry
 from agentic.session import AgentSession
+
+if TYPE_CHECKING:
+    from agentic.backends.memory import MemoryRegistry
+    from agentic.backends.redis.registry import RedisRegistry
+    from agentic.backends.sqlite.registry import SQLiteRegistry
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -47,3 +51,20 @@ __all__ = [
     "SQLiteRegistry",
     "open_registry",
 ]
+
+_STORES = {
+    "MemoryRegistry": "agentic.backends.memory",
+    "RedisRegistry": "agentic.backends.redis.registry",
+    "SQLiteRegistry": "agentic.backends.sqlite.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a store, and its driver, when it is first asked for."""
+    if name not in _STORES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_STORES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,8 +10,8 @@ def main() -> None:
     """Run the command line, or say how to install what it needs."""
     try:
         # Imported here: typer and rich are an extra, and the imports take long enough to be interrupted.
-        from agentic.cli import app  # noqa: PLC0415
-        from agentic.terminal import prepare_process  # noqa: PLC0415
+        from agentic.cli.app import app  # noqa: PLC0415
+        from agentic.cli.terminal import prepare_process  # noqa: PLC0415
 
         prepare_process()
         app()

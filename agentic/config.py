@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, Final, Literal, Self, TypedDict, Unpack, get_args, get_type_hints
 
 import msgspec
 
-from agentic.backends.memory import MemoryRegistry
-from agentic.backends.redis import RedisRegistry
-from agentic.backends.redis_url import names_database
-from agentic.backends.sqlite import SQLiteRegistry
+from agentic.backends.redis.url import names_database
 from agentic.errors import ConfigurationError
 from agentic.options import flag, flag_of, text
 from agentic.registry import AgentRegistry
@@ -36,6 +34,12 @@ OPTIONS: Final = {
     ),
 }  # fmt: skip
 """The options of each store, by the names that its class gives them."""
+
+_CLASSES: Final = {
+    "memory": ("agentic.backends.memory", "MemoryRegistry"),
+    "sqlite": ("agentic.backends.sqlite.registry", "SQLiteRegistry"),
+    "redis": ("agentic.backends.redis.registry", "RedisRegistry"),
+}
 
 _PATHS: Final = ("path", "ca", "cert", "key")
 _MAY_BE_A_URL: Final = ("url", "sentinel_username", *SECRETS)
@@ -208,13 +212,14 @@ def open_registry(source: Source = None, **options: Unpack[RegistryOptions]) -> 
                 f"the {config.backend} store has no such option{suggestion(name, _keywords(config.backend))}"
             )
     arguments |= options
-    match config.backend:
-        case "memory":
-            return MemoryRegistry(**arguments)
-        case "sqlite":
-            return SQLiteRegistry(**arguments)
-        case _:
-            return RedisRegistry(**arguments)
+    return _registry_class(config.backend)(**arguments)
+
+
+def _registry_class(backend: str) -> type[AgentRegistry]:
+    """Import a store's class, and with it a driver that takes long to import, when it is needed."""
+    module, name = _CLASSES[backend]
+    found: type[AgentRegistry] = getattr(import_module(module), name)
+    return found
 
 
 def _keywords(backend: str) -> tuple[str, ...]:

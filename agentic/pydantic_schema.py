@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic_core import core_schema
 
-if TYPE_CHECKING:
-    from agentic.agent import AgentInfo
+T = TypeVar("T")
 
 
-def agent_schema(agent_class: type[AgentInfo], handler: Callable[[object], Any]) -> core_schema.CoreSchema:
+def agent_schema(agent_class: type[T], handler: Callable[[object], Any]) -> core_schema.CoreSchema:
     """Return the schema of an agent: read from an `AgentInfo` or from its fields, written as its fields.
 
     Args:
@@ -30,7 +29,7 @@ def agent_schema(agent_class: type[AgentInfo], handler: Callable[[object], Any])
             metadata={"pydantic_js_updates": {"title": "AgentInfo"}},
         )
 
-    def read(value: object, check: Callable[[object], dict[str, Any]]) -> AgentInfo:
+    def read(value: object, check: Callable[[object], dict[str, Any]]) -> T:
         return value if isinstance(value, agent_class) else agent_class(**check(value))
 
     return core_schema.no_info_wrap_validator_function(

@@ -12,6 +12,7 @@ from datetime import timedelta
 from agentic.agent import AgentStatus
 from agentic.callbacks import Callbacks, OnHeld, OnReaped
 from agentic.clock import NEVER, is_stale, positive_seconds
+from agentic.concurrency import finish
 from agentic.errors import BackendError, ConfigurationError
 from agentic.guard import JITTER, Deadline, GracePeriod, StallDetector, deadline_that_fits, longest
 from agentic.logs import FieldLogger
@@ -19,7 +20,6 @@ from agentic.options import fraction, function
 from agentic.outage import Outage
 from agentic.registry import AgentRegistry
 from agentic.service import Service
-from agentic.tasks import finish
 from agentic.text import type_name
 
 logger = logging.getLogger("agentic.reaper")
@@ -187,7 +187,7 @@ class _Sweeps:
         fleet = _Fleet() if self._options.max_fraction is None else await self._count()
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
-        store_times = await self._registry._store_times()
+        store_times = await self._registry.store_times()
         now = loop.time()
         # A store that answers late may have kept the heartbeats waiting as well.
         reason = self._grace.reason(now, max(self._stalls.longest(), now - asked_at), store_times)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
-from abc import ABC, abstractmethod
+import warnings
+import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from contextvars import copy_context
+from copy import copy
 from datetime import datetime, timedelta
 from time import monotonic
 from types import TracebackType
@@ -17,13 +19,17 @@ from typing import Any, ClassVar, Final, Self, TypeVar, Unpack
 import anyio
 import anyio.lowlevel
 
+from agentic.abc import Backend
 from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
 from agentic.clock import duration, positive_seconds
-from agentic.coalescing import own
+from agentic.dispatch.batcher import own
+from agentic.dispatch.dispatcher import Dispatcher
+from agentic.dispatch.home import Home
 from agentic.errors import (
     AgentNotFoundError,
     BackendError,
     BackendUnavailableError,
+    ConfigurationError,
     CorruptRecordError,
     InvalidAgentError,
     RegistryClosedError,
@@ -32,8 +38,6 @@ from agentic.errors import (
 )
 from agentic.exchange import SLACK, ended, outcome, start_detached
 from agentic.findings import Finding
-from agentic.home import Home
-from agentic.lanes import Lanes
 from agentic.logs import FieldLogger
 from agentic.options import function
 from agentic.outage import Outage, Patience
@@ -47,7 +51,7 @@ LONGEST_PAUSE: Final = 5.0
 """Seconds between two tries to open a registry whose store is late, at most."""
 
 
-class AgentRegistry(ABC):
+class AgentRegistry:
     """A registry of live agents; one contract, kept by every store.
 
     Constructing does no I/O; entering (`async with registry:`) opens it, leaving closes only what it opened. Where
@@ -77,33 +81,40 @@ class AgentRegistry(ABC):
     _logger: ClassVar[logging.Logger] = logging.getLogger("agentic.registry")
 
     def __init__(
-        self,
-        *,
-        ttl: float | timedelta | None,
-        timeout: float | timedelta,
-        stale_after: float | timedelta = 30.0,
-        wait: float | timedelta = 0.0,
+        self, backend: Backend, *, stale_after: float | timedelta = 30.0, wait: float | timedelta = 0.0
     ) -> None:
-        """Check the options that every store has.
+        """Take a store, and check the options that every registry has.
+
+        Args:
+            backend: The store, for this registry alone.
+            stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
+            wait: Seconds for which opening tries again while the store is unavailable.
 
         Raises:
-            ConfigurationError: `ttl`, `timeout` or `stale_after` is not a finite number of seconds greater than 0, or
+            ConfigurationError: `backend` is none, `stale_after` is not a finite number of seconds greater than 0, or
                 `wait` is negative or not finite.
         """
-        self.ttl = None if ttl is None else positive_seconds(ttl, "ttl")
-        self.timeout = positive_seconds(timeout, "timeout")
+        if not isinstance(backend, Backend):
+            raise ConfigurationError(f"backend: must be a Backend, got {type_name(backend)}")
+        self.backend = backend
+        backend.on_corrupt = self._count_corrupt
+        self.ttl = backend.ttl
+        self.timeout = backend.timeout
         self.stale_after = positive_seconds(stale_after, "stale_after")
         self.wait = duration(wait, "wait").total_seconds()
         self.corrupt_records = 0
         self._home: Home | None = None
         """Where this registry is open, being opened, or not yet closed."""
-        self._open_lanes: Lanes | None = None
-        self._patience = Patience(1.1 * self.timeout)  # An overdue call ends a little after `timeout`.
+        self._open_dispatcher: Dispatcher | None = None
+        self.patience = Patience(1.1 * self.timeout)  # An overdue call ends a little after `timeout`.
 
     @property
-    @abstractmethod
     def store(self) -> str:
         """What names the store in messages and logs: a URL without its secrets."""
+        return self.backend.store
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.store!r}, ttl={self.ttl})"
 
     # --- lifecycle ---
 
@@ -141,10 +152,12 @@ class AgentRegistry(ABC):
             raise RegistryOpenError
         self._forget()
         self._home = home = Home()
-        connecting = start_detached(self._connect())
+        connecting = start_detached(self.backend.open())
         try:
             await outcome(connecting, self.timeout * (1 + SLACK))  # The store's own errors say more.
-            self._open_lanes = Lanes(self, home)
+            self._open_dispatcher = Dispatcher(self.backend, home)
+            # Not __del__: at the end of a process, Python collects no registry that its own backend refers to.
+            self._unclosed = weakref.finalize(self, _warn_unclosed, repr(self))
         except BaseException:
             await ended(self._end(self._abandon(connecting)), self.timeout)
             raise
@@ -159,22 +172,22 @@ class AgentRegistry(ABC):
             BackendError: The store did not close within `timeout`.
             RegistryClosedError: The registry was opened in another event loop, or before a fork.
         """
-        lanes = self._open_lanes
-        if lanes is None:
+        dispatcher = self._open_dispatcher
+        if dispatcher is None:
             return
-        if lanes.home.is_gone():
+        if dispatcher.home.is_gone():
             self._forget()
             return
-        lanes.home.check()
-        self._open_lanes = None
-        lanes.unclosed.detach()
-        await outcome(self._end(self._close(lanes)), 4 * self.timeout, finish=True)
+        dispatcher.home.check()
+        self._open_dispatcher = None
+        self._unclosed.detach()
+        await outcome(self._end(self._close(dispatcher)), 4 * self.timeout, finish=True)
 
     def _forget(self) -> None:
         """Drop what was opened in an event loop or a process that is gone."""
-        if self._open_lanes is not None:
-            self._open_lanes.unclosed.detach()
-        self._open_lanes = self._home = None
+        if self._open_dispatcher is not None:
+            self._unclosed.detach()
+        self._open_dispatcher = self._home = None
 
     def _end(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start to close; the registry can be opened again when that has ended, however long the store takes."""
@@ -192,21 +205,21 @@ class AgentRegistry(ABC):
             try:
                 await asyncio.wait([connecting])
             finally:
-                await self._disconnect()
+                await self.backend.close()
         except Exception as error:  # noqa: BLE001  the caller of open gets the first one
             self._log.warning("what a failed open had left could not be closed: %s", error)
 
-    async def _close(self, lanes: Lanes) -> None:
+    async def _close(self, dispatcher: Dispatcher) -> None:
         # A program may cancel every task. Then what that has interrupted is disconnected by the second call.
         with suppress(asyncio.CancelledError):
-            await lanes.drain()
+            await dispatcher.drain()
             await self._disconnect_in_time()
         await self._disconnect_in_time()
 
     async def _disconnect_in_time(self) -> None:
         try:
             async with asyncio.timeout(self.timeout):
-                await self._disconnect()
+                await self.backend.close()
         except TimeoutError as error:
             raise BackendUnavailableError(f"the store did not close within {self.timeout:g} s") from error
 
@@ -230,7 +243,13 @@ class AgentRegistry(ABC):
         """Refuse to copy or pickle an open registry: the copy would wait for answers that only the original gets."""
         if self._home is not None:
             raise TypeError("an open registry cannot be copied or pickled")
-        return vars(self) | {"_patience": Patience(1.1 * self.timeout)}
+        state = vars(self) | {"backend": copy(self.backend), "patience": Patience(1.1 * self.timeout)}
+        state.pop("_unclosed", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.backend.on_corrupt = self._count_corrupt
 
     # --- one agent ---
 
@@ -247,7 +266,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed; the agent may be registered all the same.
         """
         agent = valid_agent(agent)
-        stored = await self._lanes.insert(agent.id, agent)
+        stored = await self._dispatcher.insert(agent.id, agent)
         return _settled(stored, agent.id)
 
     async def heartbeat(self, agent_id: str) -> None:
@@ -261,7 +280,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed; the heartbeat may have been stamped all the same.
         """
         agent_id = valid_id(agent_id)
-        present = await self._lanes.touch(agent_id, agent_id)
+        present = await self._dispatcher.touch(agent_id, agent_id)
         if present is not True:  # The one call of a fleet that is made all the time, and nearly always so.
             _settled(present, agent_id)
 
@@ -280,7 +299,7 @@ class AgentRegistry(ABC):
         if isinstance(ids, str) or not isinstance(ids, Iterable):
             raise InvalidAgentError("ids", f"ids: must be an iterable of ids, got {type_name(ids)}")
         unique = list(dict.fromkeys(valid_id(agent_id) for agent_id in ids))
-        touch = self._lanes.touch
+        touch = self._dispatcher.touch
         outcomes = await asyncio.gather(*(touch(agent_id, agent_id) for agent_id in unique))
         for each in outcomes:
             if isinstance(each, RegistryError):
@@ -296,7 +315,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed, or the stored record is corrupt.
         """
         agent_id = valid_id(agent_id)
-        found = await self._lanes.fetch(agent_id, agent_id)
+        found = await self._dispatcher.fetch(agent_id, agent_id)
         return _settled(found, agent_id)
 
     async def update(self, agent_id: str, **changes: Unpack[AgentChanges]) -> AgentInfo:
@@ -318,7 +337,7 @@ class AgentRegistry(ABC):
         checked = valid_changes(changes)
         if not checked:
             return await self.get(agent_id)
-        changed = await self._lanes.patch(agent_id, (agent_id, checked))
+        changed = await self._dispatcher.patch(agent_id, (agent_id, checked))
         return _settled(changed, agent_id)
 
     async def deregister(self, agent_id: str) -> None:
@@ -330,7 +349,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed; the agent may be removed all the same.
         """
         agent_id = valid_id(agent_id)
-        removed = await self._lanes.delete(agent_id, agent_id)
+        removed = await self._dispatcher.delete(agent_id, agent_id)
         _settled(removed, agent_id)
 
     def session(self, agent: AgentInfo, *, interval: float | timedelta | None = None) -> AgentSession:
@@ -357,7 +376,7 @@ class AgentRegistry(ABC):
             BackendError: The store failed: never a shorter list.
         """
         agents: builtins.list[AgentInfo] = []
-        async with aclosing(self._walk(self._pages())) as pages:
+        async with aclosing(self._walk(self.backend.pages())) as pages:
             async for page in pages:
                 agents += page
         return agents
@@ -368,7 +387,7 @@ class AgentRegistry(ABC):
         Raises:
             BackendError: The store failed, perhaps after some agents were yielded.
         """
-        async with aclosing(self._walk(self._pages())) as pages:
+        async with aclosing(self._walk(self.backend.pages())) as pages:
             async for page in pages:
                 for agent in page:
                     yield agent
@@ -410,7 +429,7 @@ class AgentRegistry(ABC):
                 context.run(on_marked, builtins.list(ids))
 
         try:
-            async with aclosing(self._walk(self._sweep(span), marked)) as pages:
+            async with aclosing(self._walk(self.backend.sweep(span), marked)) as pages:
                 async for _ in pages:
                     pass
         except (BackendError, RegistryClosedError) as error:
@@ -424,11 +443,11 @@ class AgentRegistry(ABC):
         Raises:
             BackendError: The store failed.
         """
-        return (await self._store_times())[0]
+        return (await self.store_times())[0]
 
-    async def _store_times(self) -> Sequence[datetime]:
+    async def store_times(self) -> Sequence[datetime]:
         """Return the time of each of the store's servers, in an order that stays while the servers do."""
-        return await self._lanes.bounded(self._times)
+        return await self._dispatcher.bounded(self.backend.times)
 
     async def diagnose(self) -> AsyncGenerator[Finding, None]:
         """Yield what an operator should know of the store: its own state, not the agents in it. Changes nothing.
@@ -438,7 +457,7 @@ class AgentRegistry(ABC):
         Raises:
             BackendError: The store failed, perhaps after some findings were yielded.
         """
-        async with aclosing(self._walk(self._examine())) as pages:
+        async with aclosing(self._walk(self.backend.diagnose())) as pages:
             async for page in pages:
                 for finding in page:
                     yield finding
@@ -453,80 +472,16 @@ class AgentRegistry(ABC):
             BackendError: The store failed; some agents may be deleted.
         """
         deleted = 0
-        async with aclosing(self._walk(self._clear())) as counts:
+        async with aclosing(self._walk(self.backend.clear())) as counts:
             async for count in counts:
                 deleted += count
         return deleted
 
-    # --- what a backend implements: batches in, one outcome each out, in order ---
-    # An outcome is the fact asked for, nothing (False or None) when there is no such agent, or the error that is this
-    # agent's alone. What fails the whole batch is raised, as BackendError.
+    # --- how calls reach the store ---
 
-    @abstractmethod
-    async def _connect(self) -> None:
-        """Open the store and prove that it answers, within `timeout`.
-
-        Where it fails, takes longer or is cancelled, `_disconnect` follows as soon as it has ended.
-        """
-
-    @abstractmethod
-    async def _disconnect(self) -> None:
-        """Close what `_connect` opened: all of it, or what a failed `_connect` or an interrupted call has left."""
-
-    @abstractmethod
-    async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
-        """Store each agent, stamped; return them as stored."""
-
-    @abstractmethod
-    async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        """Stamp a heartbeat on each agent that is there."""
-
-    @abstractmethod
-    async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
-        """Return each agent that is there."""
-
-    @abstractmethod
-    async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
-        """Change the given fields of each agent that is there; return it as it then is."""
-
-    @abstractmethod
-    async def _delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        """Remove each agent that is there."""
-
-    @abstractmethod
-    async def _times(self) -> Sequence[datetime]:
-        """Return the time of each of the store's servers, in an order that stays while the servers do."""
-
-    @abstractmethod
-    def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
-        """Yield every agent once, in pages."""
-
-    @abstractmethod
-    def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        """Mark the stale agents offline, page by page; yield the ids that were marked."""
-
-    @abstractmethod
-    def _clear(self) -> AsyncGenerator[int, None]:
-        """Delete every agent, page by page; yield how many went."""
-
-    async def _examine(self) -> AsyncGenerator[Sequence[Finding], None]:
-        """Look at the store itself; yield what was found after each exchange with it."""
-        nothing: tuple[Sequence[Finding], ...] = ()
-        for findings in nothing:
-            yield findings
-
-    def _skip(self, error: CorruptRecordError) -> None:
-        """Count and log a corrupt record that a walk of the fleet passes over."""
+    def _count_corrupt(self, error: CorruptRecordError) -> None:
         self.corrupt_records += 1
         self._log.warning("skipped: %s", error, extra={"agent_id": error.agent_id})
-
-    # --- how calls reach the primitives ---
-
-    flushes_per_lane: ClassVar[int] = 1
-    """How many flushes of one kind of call may be under way at once."""
-
-    _place_of: Callable[[str], str] | None = None
-    """Which part of the store, failing by itself, holds an agent; None where there is but one."""
 
     def check_open(self) -> None:
         """Check that calls can be made here and now; no I/O.
@@ -534,19 +489,19 @@ class AgentRegistry(ABC):
         Raises:
             RegistryClosedError: The registry is not open, or was opened in another event loop or process.
         """
-        _ = self._lanes
+        _ = self._dispatcher
 
     @property
     def _log(self) -> FieldLogger:
         return FieldLogger(self._logger, store=self.store)
 
     @property
-    def _lanes(self) -> Lanes:
-        lanes = self._open_lanes
-        if lanes is None:
+    def _dispatcher(self) -> Dispatcher:
+        dispatcher = self._open_dispatcher
+        if dispatcher is None:
             raise RegistryClosedError
-        lanes.home.check()
-        return lanes
+        dispatcher.home.check()
+        return dispatcher
 
     async def _walk(
         self, pages: AsyncGenerator[T, None], on_page: Callable[[T], object] | None = None
@@ -556,7 +511,7 @@ class AgentRegistry(ABC):
         With `on_page`, which gets each page in the task that has fetched it, a page under way is let end when the
         caller is cancelled: so none is lost.
         """
-        lanes = self._lanes
+        dispatcher = self._dispatcher
 
         async def fetch() -> T | None:
             page = await anext(pages, None)
@@ -564,13 +519,17 @@ class AgentRegistry(ABC):
                 on_page(page)
             return page
 
-        with lanes.walk():
+        with dispatcher.walk():
             try:
-                while (page := await lanes.bounded(fetch, finish=on_page is not None)) is not None:
+                while (page := await dispatcher.bounded(fetch, finish=on_page is not None)) is not None:
                     yield page
                     await anyio.lowlevel.checkpoint()
             finally:
-                await lanes.close(pages)
+                await dispatcher.close(pages)
+
+
+def _warn_unclosed(registry: str) -> None:
+    warnings.warn(f"unclosed {registry}: use 'async with', or await aclose()", ResourceWarning, stacklevel=2)
 
 
 def _settled(outcome: T | RegistryError | None, agent_id: str) -> T:

@@ -9,9 +9,9 @@ from typing import Self, cast
 
 import anyio
 
+from agentic.concurrency import finish
 from agentic.errors import RegistryClosedError, RegistryError, RegistryOpenError
 from agentic.logs import FieldLogger
-from agentic.tasks import finish
 
 
 class Service(ABC):

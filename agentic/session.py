@@ -6,28 +6,42 @@ import asyncio
 import logging
 import random
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, Unpack
+from typing import Final, Protocol, Unpack
 
 import anyio
 import msgspec
 
 from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
 from agentic.clock import positive_seconds, system_clock
+from agentic.concurrency import finish
 from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError, CorruptRecordError, RegistryClosedError
 from agentic.logs import FieldLogger
-from agentic.outage import Outage
+from agentic.outage import Outage, Patience
 from agentic.service import Service
-from agentic.tasks import finish
 from agentic.text import printable
-
-if TYPE_CHECKING:
-    from agentic.registry import AgentRegistry
 
 logger = logging.getLogger("agentic.session")
 
 LONGEST_DEFAULT_INTERVAL: Final = 10.0
 BEATS_PER_STALE_AFTER: Final = 3
 """How many heartbeats fit into the silence after which an agent is marked: two may be lost without harm."""
+
+
+class Registry(Protocol):
+    """What a session asks of `AgentRegistry`."""
+
+    ttl: float | None
+    timeout: float
+    stale_after: float
+    patience: Patience
+
+    @property
+    def store(self) -> str: ...  # noqa: D102
+
+    async def register(self, agent: AgentInfo) -> AgentInfo: ...  # noqa: D102
+    async def heartbeat(self, agent_id: str) -> None: ...  # noqa: D102
+    async def update(self, agent_id: str, **changes: Unpack[AgentChanges]) -> AgentInfo: ...  # noqa: D102
+    async def deregister(self, agent_id: str) -> None: ...  # noqa: D102
 
 
 class AgentSession(Service):
@@ -55,7 +69,7 @@ class AgentSession(Service):
         last_beat_at: When the store last acknowledged one, by this host's clock; None before the first.
     """
 
-    def __init__(self, registry: AgentRegistry, agent: AgentInfo, *, interval: float | timedelta | None = None) -> None:
+    def __init__(self, registry: Registry, agent: AgentInfo, *, interval: float | timedelta | None = None) -> None:
         self._registry = registry
         # An old heartbeat would let the agent be reaped as soon as it is registered.
         self._agent = valid_agent(msgspec.structs.replace(valid_agent(agent), last_heartbeat=None))
@@ -143,7 +157,7 @@ class AgentSession(Service):
                 pause = max(0.0, self._jittered() - (loop.time() - started_at))
 
     async def _end(self) -> None:
-        await self._registry._patience.wait(self._deregister())
+        await self._registry.patience.wait(self._deregister())
 
     async def _heartbeat(self) -> None:
         try:
@@ -190,13 +204,13 @@ class AgentSession(Service):
     def _acknowledged(self) -> None:
         self.healthy = True
         self.last_beat_at = system_clock()
-        self._registry._patience.restore()
+        self._registry.patience.restore()
 
     def _jittered(self) -> float:
         return self.interval * random.uniform(0.8, 1.0)
 
 
-def _interval(interval: float | timedelta | None, registry: AgentRegistry) -> float:
+def _interval(interval: float | timedelta | None, registry: Registry) -> float:
     ttl = registry.ttl
     if interval is None:
         silence = registry.stale_after if ttl is None else min(registry.stale_after, ttl)

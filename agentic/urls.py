@@ -232,3 +232,8 @@ def _shown_host(name: str, port: int | None) -> str:
         return "***"
     address = f"[{name}]" if ":" in name else name
     return address if port is None else f"{address}:{port}"
+
+
+def with_parameter(url: str, name: str, value: object) -> str:
+    """Return a URL with one more query parameter, whose value is quoted already."""
+    return f"{url}{'&' if '?' in url else '?'}{name}={value}"

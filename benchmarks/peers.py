@@ -23,9 +23,9 @@ from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, RedisRegistry
 from agentic.agent import encode_agent
-from agentic.backends.redis_scripts import SCRIPTS
+from agentic.backends.redis.scripts import SCRIPTS
 from agentic.clock import format_instant, parse_instant
-from agentic.coalescing import BATCH_SIZE
+from agentic.dispatch.batcher import BATCH_SIZE
 from agentic.wire import decode_agent
 from benchmarks.samples import Sample
 
@@ -217,7 +217,7 @@ class BareScript:
                 at = (at + BATCH_SIZE) % (len(keys) - BATCH_SIZE)
 
         async with asyncio.TaskGroup() as group:
-            for flight in range(self._registry.flushes_per_lane):
+            for flight in range(self._registry.backend.max_batches):
                 group.create_task(work(flight * BATCH_SIZE))
         return Sample(done / (time.perf_counter() - began))
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agentic import RedisRegistry
-from agentic.backends.redis_scripts import SCRIPTS
+from agentic.backends.redis.scripts import SCRIPTS
 from benchmarks.measure import calls, fill, fleet, walk
 from benchmarks.report import about
 from benchmarks.samples import Sample

@@ -39,7 +39,7 @@ _LOOK = """
 
 async def in_transaction(registry: SQLiteRegistry) -> bool:
     """Tell whether a registry's connection that writes has a transaction open, after what is under way."""
-    writer = registry._open_database._writer
+    writer = registry.backend.database._writer
     assert writer is not None
     return await writer.connection.run(lambda job: job.db.in_transaction, 1)
 

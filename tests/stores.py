@@ -14,8 +14,9 @@ from typing import Any
 import redis
 
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
-from agentic.backends.redis_keys import Keys, ShardedKeys
-from agentic.backends.sqlite_rows import AGENT_COLUMNS
+from agentic.backends.redis.backend import RedisBackend
+from agentic.backends.redis.keys import Keys, ShardedKeys
+from agentic.backends.sqlite.rows import AGENT_COLUMNS
 from agentic.clock import format_instant, parse_instant
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -127,15 +128,6 @@ class SQLiteStore(Store):
         self.clock.advance(-seconds)
 
 
-class _StoppedRedis(RedisRegistry):
-    """Reads the server's time of a sweep from the test; the data stays in the real server."""
-
-    sweeps_at: datetime | None = None
-
-    async def _time_of(self, node: Any) -> datetime:
-        return self.sweeps_at or await super()._time_of(node)
-
-
 _HEARTBEAT = re.compile(rb'(?<="last_heartbeat":")[^"]*')
 
 
@@ -160,14 +152,17 @@ class RedisStore(Store):
         self._foreign = self._keys_elsewhere()
 
     def make(self, **options: Any) -> RedisRegistry:
-        return _StoppedRedis(self.url, prefix=self.prefix, **options)
+        return RedisRegistry(self.url, prefix=self.prefix, **options)
 
     def corrupt(self, agent_id: str) -> None:
         self.client.set(self.keys.agent(agent_id), '{"id":"' + agent_id, keepttl=True)
 
     def stop_sweeps_at(self, registry: AgentRegistry, now: datetime) -> None:
-        assert isinstance(registry, _StoppedRedis)
-        registry.sweeps_at = now
+        async def stopped(node: object) -> datetime:
+            return now
+
+        assert isinstance(registry.backend, RedisBackend)
+        registry.backend.time_of = stopped  # type: ignore[method-assign]
 
     async def let_pass(self, seconds: float) -> None:
         """Make every record older by so many seconds: its heartbeat, and its key's time to live."""

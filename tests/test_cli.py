@@ -15,9 +15,9 @@ from rich.text import Text
 from typer.testing import CliRunner, Result
 
 from agentic import AgentInfo, AgentStatus, open_registry
-from agentic.cli import app
-from agentic.tables import age, fleet_lines
-from agentic.terminal import escaped
+from agentic.cli.app import app
+from agentic.cli.tables import age, fleet_lines
+from agentic.cli.terminal import escaped
 from agentic.wire import decode_agent
 from tests.redis_server import RedisServer, free_port
 from tests.stores import LONG_AGO
@@ -390,7 +390,7 @@ def completed(*words: str, shell: str = "bash", **environment: str) -> list[str]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (asked | environment).items():
             patch.setenv(name, value)
-        patch.setattr("agentic.completion.SECONDS", 60)  # It would end the tests.
+        patch.setattr("agentic.cli.completion.SECONDS", 60)  # It would end the tests.
         done = CliRunner().invoke(app, prog_name="agentic")
     assert done.stderr == ""
     return done.stdout.split()

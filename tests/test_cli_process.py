@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from agentic import AgentInfo, AgentStatus, RegistryError, open_registry
-from agentic.terminal import exit_in_one_line
+from agentic.cli.terminal import exit_in_one_line
 from tests.proxy import Proxy
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentic import AgentInfo, AgentNotFoundError, AgentRegistry, BackendError, RegistryClosedError
-from agentic import coalescing as module
-from agentic.coalescing import BATCH_SIZE, Coalescer, Lane
+from agentic.dispatch import batcher as module
+from agentic.dispatch.batcher import BATCH_SIZE, Batcher, Lane
 from tests.stores import Store
 from tests.waiting import wait_until
 
@@ -49,9 +49,9 @@ class Ledger:
         return send
 
 
-def lanes(ledger: Ledger, flushes: int = 1, timeout: float = 20) -> tuple[Coalescer, Lane[Any, Any], Lane[Any, Any]]:
+def lanes(ledger: Ledger, flushes: int = 1, timeout: float = 20) -> tuple[Batcher, Lane[Any, Any], Lane[Any, Any]]:
     """A coalescer with a lane whose calls commute and one whose calls do not."""
-    coalescer = Coalescer(timeout, flushes)
+    coalescer = Batcher(timeout, flushes)
     return coalescer, coalescer.lane(ledger.sender("touch"), commutes=True), coalescer.lane(ledger.sender("write"))
 
 
@@ -173,7 +173,7 @@ async def test_a_wrong_number_of_answers_is_an_error_and_not_a_crossed_answer() 
     async def send(items: Sequence[int]) -> Sequence[int]:
         return items[:-1]
 
-    coalescer = Coalescer(20, 1)
+    coalescer = Batcher(20, 1)
     lane = coalescer.lane(send)
     errors = await asyncio.gather(lane("a", 1), lane("b", 2), return_exceptions=True)
     assert all(isinstance(error, BackendError) for error in errors)
@@ -386,10 +386,10 @@ async def storm(registry: AgentRegistry) -> None:
         assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
         assert sum(result is None for result in results) >= 300
     assert sorted(agent.id for agent in await registry.list()) == sorted(ids)
-    assert registry._open_lanes is not None
+    assert registry._open_dispatcher is not None
     await settle()
-    assert registry._open_lanes._coalescer._turns == {}
-    assert registry._open_lanes._coalescer._pending == 0
+    assert registry._open_dispatcher._batcher._turns == {}
+    assert registry._open_dispatcher._batcher._pending == 0
 
 
 async def test_a_flush_that_hangs_is_cancelled_once_all_its_calls_are_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,7 +451,7 @@ async def test_drain_fails_every_call_although_a_flush_ignores_its_cancellation(
                 await released.wait()
         return items
 
-    coalescer = Coalescer(0.1, 1)
+    coalescer = Batcher(0.1, 1)
     lane = coalescer.lane(ignore_cancellation)
     calls = started([lane("a", 1)])
     await settle()

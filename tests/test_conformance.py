@@ -368,7 +368,7 @@ async def test_a_corrupt_record_is_an_error_for_its_own_callers_alone(store: Sto
         for agent_id in ("good", "bad", "fine"):
             await registry.register(AgentInfo(agent_id))
         if isinstance(store, SQLiteStore) and store.make().path == ":memory:":
-            await registry._open_database.write(  # type: ignore[attr-defined]
+            await registry.backend.database.write(  # type: ignore[attr-defined]
                 lambda db: db.execute("UPDATE agents SET metadata = 'no JSON' WHERE id = 'bad'")
             )
         else:

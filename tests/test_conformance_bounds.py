@@ -38,29 +38,30 @@ async def diagnose(registry: AgentRegistry) -> list[object]:
 
 
 CALLS: dict[str, tuple[str, Call]] = {
-    "register": ("_insert", lambda registry: registry.register(AgentInfo("a"))),
-    "heartbeat": ("_touch", lambda registry: registry.heartbeat("a")),
-    "heartbeat_many": ("_touch", lambda registry: registry.heartbeat_many(["a", "b"])),
-    "get": ("_fetch", lambda registry: registry.get("a")),
-    "update": ("_patch", lambda registry: registry.update("a", name="x")),
-    "deregister": ("_delete", lambda registry: registry.deregister("a")),
-    "list": ("_pages", lambda registry: registry.list()),
-    "scan": ("_pages", scan),
-    "reap": ("_sweep", lambda registry: registry.reap(60)),
-    "flush": ("_clear", lambda registry: registry.flush()),
-    "store_time": ("_times", lambda registry: registry.store_time()),
-    "diagnose": ("_examine", diagnose),
+    "register": ("insert", lambda registry: registry.register(AgentInfo("a"))),
+    "heartbeat": ("touch", lambda registry: registry.heartbeat("a")),
+    "heartbeat_many": ("touch", lambda registry: registry.heartbeat_many(["a", "b"])),
+    "get": ("fetch", lambda registry: registry.get("a")),
+    "update": ("patch", lambda registry: registry.update("a", name="x")),
+    "deregister": ("delete", lambda registry: registry.deregister("a")),
+    "list": ("pages", lambda registry: registry.list()),
+    "scan": ("pages", scan),
+    "reap": ("sweep", lambda registry: registry.reap(60)),
+    "flush": ("clear", lambda registry: registry.flush()),
+    "store_time": ("times", lambda registry: registry.store_time()),
+    "diagnose": ("diagnose", diagnose),
 }
 """Each call, and the primitive behind it."""
 
-WALKS = ("_pages", "_sweep", "_clear", "_examine")
+WALKS = ("pages", "sweep", "clear", "diagnose")
 
 every_call = pytest.mark.parametrize("call", CALLS)
 
 
 def replace_primitive(registry: AgentRegistry, name: str, act: Callable[[], Awaitable[object]]) -> Callable[[], None]:
     """Let one primitive do this first, before it does its own work; return what undoes that."""
-    original = getattr(registry, name)
+    backend = registry.backend
+    original = getattr(backend, name)
 
     async def primitive(*args: Any) -> Any:
         await act()
@@ -71,8 +72,8 @@ def replace_primitive(registry: AgentRegistry, name: str, act: Callable[[], Awai
         async for page in original(*args):
             yield page
 
-    setattr(registry, name, pages if name in WALKS else primitive)
-    return lambda: setattr(registry, name, original)
+    setattr(backend, name, pages if name in WALKS else primitive)
+    return lambda: setattr(backend, name, original)
 
 
 async def hang() -> None:
@@ -171,7 +172,7 @@ async def test_open_ends_although_the_store_hangs_and_leaves_nothing_open(
     before = store.connections()
     registry = store.make(timeout=0.3)
     stubborn = Stubborn()
-    restore = replace_primitive(registry, "_connect", act or stubborn)
+    restore = replace_primitive(registry, "open", act or stubborn)
     async with stubborn.released_at_the_end():
         assert isinstance(await ends(registry.open()), BackendUnavailableError)
         restore()
@@ -187,7 +188,7 @@ async def test_open_ends_although_the_store_hangs_and_leaves_nothing_open(
 async def test_opening_that_waits_goes_on_when_a_try_that_ignores_its_cancellation_has_ended(store: Store) -> None:
     registry = store.make(timeout=0.3, wait=60)
     stubborn = Stubborn()
-    restore = replace_primitive(registry, "_connect", stubborn)
+    restore = replace_primitive(registry, "open", stubborn)
     async with stubborn.released_at_the_end():
         opening = asyncio.ensure_future(registry.open())
         await wait_until(lambda: stubborn.cancelled > 0, "the first try is given up")
@@ -202,13 +203,13 @@ async def test_opening_that_waits_goes_on_when_a_try_that_ignores_its_cancellati
 async def test_closing_ends_although_the_store_hangs(store: Store, act: Callable[[], Awaitable[object]] | None) -> None:
     registry = store.make(timeout=0.3)
     stubborn = Stubborn()
-    restore = replace_primitive(registry, "_disconnect", act or stubborn)
+    restore = replace_primitive(registry, "close", act or stubborn)
     async with stubborn.released_at_the_end():
         await open_with_short_timeout(registry)
         assert isinstance(await ends(registry.aclose()), BackendUnavailableError)
         restore()
     await wait_until(lambda: registry._home is None, "closing has ended")
-    await registry._disconnect()
+    await registry.backend.close()
 
 
 async def test_an_open_that_fails_raises_its_own_error_although_disconnecting_fails_or_hangs(store: Store) -> None:
@@ -220,8 +221,8 @@ async def test_an_open_that_fails_raises_its_own_error_although_disconnecting_fa
 
     for act in (fail, hang):
         registry = store.make(timeout=0.3)
-        replace_primitive(registry, "_connect", refuse)
-        replace_primitive(registry, "_disconnect", act)
+        replace_primitive(registry, "open", refuse)
+        replace_primitive(registry, "close", act)
         error = await ends(registry.open())
         assert str(error) == "refused"
 
@@ -248,7 +249,7 @@ async def test_a_cancelled_open_leaves_nothing_open(store: Store) -> None:
     await wait_until(lambda: threading.active_count() <= threads + 1, "no thread is left")  # anyio keeps one for a time
 
 
-@pytest.mark.parametrize("interrupted", ["_insert", "_disconnect"])
+@pytest.mark.parametrize("interrupted", ["insert", "close"])
 async def test_closing_goes_on_although_every_task_is_cancelled(store: Store, interrupted: str) -> None:
     connections = store.connections()
     registry = store.make()
@@ -264,7 +265,7 @@ async def test_closing_goes_on_although_every_task_is_cancelled(store: Store, in
     call = asyncio.create_task(ends(registry.register(AgentInfo("a"))))
     closing = asyncio.create_task(registry.aclose())
     await wait_until(lambda: bool(begun), f"{interrupted} is under way")
-    await wait_until(lambda: registry._open_lanes is None, "closing has begun")
+    await wait_until(lambda: registry._open_dispatcher is None, "closing has begun")
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     async with asyncio.timeout(10):
@@ -376,7 +377,7 @@ async def test_scans_left_half_way_leave_nothing(store: Store) -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     async with store.make() as registry:
         await asyncio.gather(*(registry.register(AgentInfo(f"agent-{n}")) for n in range(1200)))
-        lanes = registry._open_lanes
+        lanes = registry._open_dispatcher
         assert lanes is not None
         tasks = asyncio.all_tasks()
         for _ in range(10):
@@ -406,7 +407,7 @@ async def test_what_is_sent_runs_in_no_callers_context(store: Store) -> None:
 
         replace_primitive(registry, primitive, look)
 
-    primitives = {primitive for primitive, _ in CALLS.values()} | {"_connect", "_disconnect"}
+    primitives = {primitive for primitive, _ in CALLS.values()} | {"open", "close"}
     for primitive in primitives:
         look_at(primitive)
     caller.set("the opener")

@@ -33,8 +33,8 @@ class SlowAnswers:
     def __init__(self, registry: AgentRegistry) -> None:
         self.withheld = 0
         self.let_through = 0
-        self._sweep = registry._sweep
-        registry._sweep = self.sweep  # type: ignore[method-assign]
+        self._sweep = registry.backend.sweep
+        registry.backend.sweep = self.sweep  # type: ignore[method-assign]
 
     async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
         async with aclosing(self._sweep(ttl)) as pages:
@@ -118,16 +118,16 @@ async def test_closing_waits_for_the_page_under_way_and_the_reap_names_it(store:
     told: list[str] = []
     reaping = asyncio.create_task(registry.reap(60, on_marked=told.extend))
     await answers.reached(1)
-    lanes = registry._open_lanes
+    lanes = registry._open_dispatcher
     assert lanes is not None
     told_when_disconnected: list[int] = []
-    disconnect = registry._disconnect
+    disconnect = registry.backend.close
 
     async def noted() -> None:
         told_when_disconnected.append(len(told))
         await disconnect()
 
-    registry._disconnect = noted  # type: ignore[method-assign]
+    registry.backend.close = noted  # type: ignore[method-assign]
     closing = asyncio.create_task(registry.aclose())
     await asyncio.sleep(0.5)  # The second page may take longer than closing waits for the walk.
     answers.let_through = 1
@@ -240,7 +240,7 @@ async def test_time_that_passes_between_two_pages_takes_nobody_offline(store: St
         return  # Its clock cannot be moved in the middle of a walk; each server's time is read once.
     async with store.make(ttl=100) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(f"agent-{number}")) for number in range(1500)))
-        async with aclosing(registry._sweep(timedelta(seconds=50))) as pages:
+        async with aclosing(registry.backend.sweep(timedelta(seconds=50))) as pages:
             reported = list(await anext(pages, []))  # A default of () breaks anext in Python 3.11.
             await store.let_pass(200)
             reported += [agent_id async for page in pages for agent_id in page]

@@ -15,7 +15,7 @@ import typer.main
 import agentic
 import agentic.errors
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, RegistryConfig, RegistryError, SQLiteRegistry
-from agentic.cli import app
+from agentic.cli.app import app
 from agentic.config import ENVIRONMENT_PREFIX, OPTIONS
 from benchmarks.tables import BLOCK, filled
 from benchmarks.tables import PAGES as PAGES_WITH_FIGURES

@@ -22,8 +22,8 @@ from agentic import (
     RegistryClosedError,
     SQLiteRegistry,
 )
-from agentic.backends.redis_doctor import _version
-from agentic.cli import app
+from agentic.backends.redis.diagnosis import _version
+from agentic.cli.app import app
 from agentic.doctor import examine
 from agentic.findings import Finding, Level
 from tests.proxy import Proxy

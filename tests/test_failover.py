@@ -12,9 +12,9 @@ import pytest
 import redis
 
 from agentic import AgentInfo, AgentSession, BackendError, BackendUnavailableError, RedisRegistry
-from agentic.backends.redis_client import make_client
-from agentic.backends.redis_keys import ShardedKeys
-from agentic.backends.redis_url import connection_options
+from agentic.backends.redis.client import make_client
+from agentic.backends.redis.keys import ShardedKeys
+from agentic.backends.redis.url import connection_options
 from agentic.clock import system_clock
 from agentic.urls import StoreURL
 from tests.beats import wait_intervals

@@ -21,6 +21,7 @@ from agentic import (
     Reaper,
     RedisRegistry,
 )
+from agentic.backends.memory import MemoryBackend
 from agentic.guard import Deadline, GracePeriod, StallDetector, deadline_that_fits
 from tests.proxy import Proxy
 from tests.redis_server import RedisServer, free_port
@@ -194,28 +195,29 @@ async def test_grace_given_again_and_again_ends_before_agents_are_gone() -> None
     assert sorted(reaped) == ids
 
 
-class Down(MemoryRegistry):
+class Down(MemoryBackend):
     """It does not answer the reaper while it is down."""
 
     down = False
 
-    async def _times(self) -> Sequence[datetime]:
+    async def times(self) -> Sequence[datetime]:
         if self.down:
             raise BackendUnavailableError("down")
-        return await super()._times()
+        return await super().times()
 
 
 async def test_a_sweep_that_is_held_back_goes_ahead_although_the_store_fails_now_and_then() -> None:
     reaped: list[str] = []
-    async with Down() as registry:
+    store = Down()
+    async with AgentRegistry(store) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(5)))
         async with Reaper(
             registry, ttl=0.6, interval=0.02, on_reaped=reaped.extend, max_fraction=0.5, guard_deadline=2
         ):
 
             async def all_marked() -> bool:
-                registry.down = not registry.down
-                await asyncio.sleep(0.1 if registry.down else 0.5)
+                store.down = not store.down
+                await asyncio.sleep(0.1 if store.down else 0.5)
                 return len(reaped) == 5
 
             await wait_until(all_marked, "all are marked")
@@ -231,7 +233,8 @@ async def test_an_outage_while_a_sweep_is_held_back_costs_no_living_agent_its_li
     def on_held(stale: int, live: int) -> None:
         held.append(stale)
 
-    async with Down(stale_after=1.2) as registry:
+    store = Down()
+    async with AgentRegistry(store, stale_after=1.2) as registry:
         for agent_id in ("alive", "silent"):
             await registry.register(AgentInfo(agent_id, last_heartbeat=LONG_AGO))
         reaper = Reaper(
@@ -239,9 +242,9 @@ async def test_an_outage_while_a_sweep_is_held_back_costs_no_living_agent_its_li
         )
         async with reaper:
             await wait_until(lambda: bool(held), "the sweep is held back")
-            registry.down = True
+            store.down = True
             await asyncio.sleep(reaper.guard_deadline)
-            registry.down = False
+            store.down = False
             await wait_until(lambda: "more to send a heartbeat" in caplog.text, "agents get their time")
             await registry.heartbeat("alive")
             await wait_until(lambda: bool(reaped), "the agent that is silent is marked")
@@ -285,13 +288,13 @@ async def test_a_held_loop_costs_no_living_agent_its_life() -> None:
     assert reaped == ["long silent", "silent"]
 
 
-class HeldInItsWalk(MemoryRegistry):
+class HeldInItsWalk(MemoryBackend):
     """Its event loop can be held once, in the midst of a walk, as any other task might hold it there."""
 
     hold = 0.0
 
-    async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
-        async for page in super()._pages():
+    async def pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
+        async for page in super().pages():
             yield page
             seconds, self.hold = self.hold, 0.0
             time.sleep(seconds)  # noqa: ASYNC251  the fault itself
@@ -299,11 +302,12 @@ class HeldInItsWalk(MemoryRegistry):
 
 async def test_a_loop_held_while_the_fleet_is_counted_costs_no_living_agent_its_life() -> None:
     reaped: list[str] = []
-    async with HeldInItsWalk() as registry, AsyncExitStack() as stack:
+    store = HeldInItsWalk()
+    async with AgentRegistry(store) as registry, AsyncExitStack() as stack:
         for number in range(5):
             await stack.enter_async_context(registry.session(AgentInfo(f"alive-{number}"), interval=0.2))
         await registry.register(AgentInfo("silent"))
-        registry.hold = 2
+        store.hold = 2
         async with Reaper(registry, ttl=1.5, interval=0.1, on_reaped=reaped.extend, max_fraction=0.5):
             await wait_until(lambda: bool(reaped), "the agent that is silent is marked all the same")
     assert reaped == ["silent"]

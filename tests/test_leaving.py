@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from agentic import AgentInfo, MemoryRegistry, Reaper, RedisRegistry, RegistryClosedError
+from agentic import AgentInfo, AgentRegistry, Reaper, RedisRegistry, RegistryClosedError
+from agentic.backends.memory import MemoryBackend
 from agentic.outage import Patience
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO
@@ -56,7 +57,7 @@ async def test_sessions_that_leave_a_store_that_hangs_wait_for_one_timeout_toget
 async def test_what_leaving_did_not_wait_for_ends_in_the_background(own_redis_server: RedisServer) -> None:
     url = own_redis_server.url
     async with RedisRegistry(url, timeout=3) as registry, RedisRegistry(url) as other:
-        registry._patience = Patience(0.1)
+        registry.patience = Patience(0.1)
         async with AsyncExitStack() as stack:
             await enter_sessions(stack, registry)
             own_redis_server.pause()
@@ -91,13 +92,13 @@ async def test_a_store_that_answers_again_is_waited_for_again() -> None:
 
 
 async def test_a_deregistration_that_other_code_cancels_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    class Slow(MemoryRegistry):
-        async def _delete(self, ids: Any) -> Any:
+    class Slow(MemoryBackend):
+        async def delete(self, ids: Any) -> Any:
             deleting.set()
             await asyncio.Event().wait()
 
     deleting = asyncio.Event()
-    async with Slow(timeout=0.2) as registry:
+    async with AgentRegistry(Slow(timeout=0.2)) as registry:
         session = registry.session(AgentInfo("a"))
         await session.open()
         closing = asyncio.create_task(session.aclose())
@@ -108,23 +109,25 @@ async def test_a_deregistration_that_other_code_cancels_is_logged(caplog: pytest
         await wait_until(lambda: "agent 'a' could not be deregistered" in caplog.text, "it is logged")
 
 
-class SlowPages(RedisRegistry):
-    """Each page of its sweeps takes a part of its timeout, a tenth by default."""
+def slow_pages(url: str, pause: float = 0.1) -> RedisRegistry:
+    """Return a registry each page of whose sweeps takes this part of its timeout, which is two seconds."""
+    registry = RedisRegistry(url, timeout=2)
+    sweep = registry.backend.sweep
 
-    pause = 0.1
-
-    async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        async for page in super()._sweep(ttl):
-            await asyncio.sleep(self.pause * self.timeout)
+    async def slow(ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        async for page in sweep(ttl):
+            await asyncio.sleep(2 * pause)
             yield page
+
+    registry.backend.sweep = slow  # type: ignore[method-assign]
+    return registry
 
 
 async def test_a_reaper_whose_registry_is_closed_reports_what_it_has_marked(own_redis_server: RedisServer) -> None:
     told: list[str] = []
     async with RedisRegistry(own_redis_server.url) as other:
         await asyncio.gather(*(other.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(5000)))
-        registry = SlowPages(own_redis_server.url, timeout=1)
-        registry.pause = 0.4
+        registry = slow_pages(own_redis_server.url, pause=0.4)
         await registry.open()
         reaping = asyncio.create_task(Reaper(registry, on_reaped=told.extend).run())
         await wait_until(lambda: bool(told), "the first page is reported")
@@ -143,7 +146,7 @@ async def test_a_reaper_that_ends_amid_a_sweep_reports_what_it_has_marked(
     told: list[str] = []
     async with (
         RedisRegistry(own_redis_server.url) as other,
-        SlowPages(own_redis_server.url, timeout=2) as registry,
+        slow_pages(own_redis_server.url) as registry,
     ):
         await asyncio.gather(*(other.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(3000)))
         async with Reaper(registry, on_reaped=told.extend):

@@ -23,6 +23,7 @@ from agentic import (
     RedisRegistry,
     RegistryClosedError,
 )
+from agentic.backends.memory import MemoryBackend
 from agentic.callbacks import MAX_WAITING, Callbacks
 from agentic.logs import FieldLogger
 from tests.redis_server import RedisServer
@@ -245,14 +246,14 @@ async def test_ids_that_wait_are_bounded_and_what_is_too_much_is_logged(caplog: 
 # --- failure ---
 
 
-class Failing(MemoryRegistry):
+class Failing(MemoryBackend):
     """Its sweeps can be made to fail after the first page, or to wait."""
 
     error: Exception | None = None
     gate: asyncio.Event | None = None
 
-    async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        async for page in super()._sweep(ttl):
+    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        async for page in super().sweep(ttl):
             if self.gate:
                 await self.gate.wait()
             yield page
@@ -262,9 +263,10 @@ class Failing(MemoryRegistry):
 
 async def test_what_a_failed_sweep_had_marked_is_told() -> None:
     told: list[str] = []
-    async with Failing() as registry:
+    store = Failing()
+    async with AgentRegistry(store) as registry:
         await registry.register(SILENT)
-        registry.error = BackendError("down")
+        store.error = BackendError("down")
         with pytest.raises(BackendError) as caught:
             await registry.reap(60)
         assert caught.value.reaped == ("silent",)
@@ -292,15 +294,16 @@ async def test_an_outage_is_logged_once_and_once_when_over(
 
 
 async def test_a_bug_is_logged_and_comes_out_of_run_and_of_the_block(caplog: pytest.LogCaptureFixture) -> None:
-    async with Failing() as registry:
-        registry.error = ZeroDivisionError()
+    store = Failing()
+    async with AgentRegistry(store) as registry:
+        store.error = ZeroDivisionError()
         await registry.register(SILENT)
         with pytest.raises(ZeroDivisionError):
             await Reaper(registry, ttl=60).run()
         with pytest.raises(ZeroDivisionError) as caught:
             async with Reaper(registry, ttl=60):
                 await asyncio.Event().wait()
-        assert caught.value is registry.error
+        assert caught.value is store.error
     assert caplog.text.count("the reaper has failed") == 2
 
 
@@ -311,14 +314,15 @@ async def test_a_registry_that_is_not_open_is_told_loudly() -> None:
 
 async def test_a_sweep_under_way_is_finished_and_told_when_the_reaper_is_cancelled() -> None:
     told: list[str] = []
-    async with Failing() as registry:
-        registry.gate = asyncio.Event()
+    store = Failing()
+    async with AgentRegistry(store) as registry:
+        store.gate = asyncio.Event()
         await registry.register(SILENT)
         task = asyncio.create_task(Reaper(registry, ttl=60, on_reaped=told.extend).run())
-        await wait_until(lambda: registry._leases["silent"].agent.status is AgentStatus.OFFLINE, "the agent is marked")
+        await wait_until(lambda: store._leases["silent"].agent.status is AgentStatus.OFFLINE, "the agent is marked")
         task.cancel()
         await asyncio.sleep(0)
-        registry.gate.set()
+        store.gate.set()
         with pytest.raises(asyncio.CancelledError):
             await task
     assert told == ["silent"]

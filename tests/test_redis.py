@@ -12,7 +12,7 @@ import redis
 import redis.asyncio as aioredis
 
 from agentic import AgentInfo, AgentNotFoundError, BackendError, ConfigurationError, RedisRegistry
-from agentic.backends.redis_walk import PAGE_SIZE
+from agentic.backends.redis.scan import PAGE_SIZE
 from tests.redis_fleet import RedisCluster
 from tests.redis_server import RedisServer
 from tests.stores import RedisStore
@@ -202,7 +202,7 @@ async def test_concurrent_heartbeats_share_round_trips(redis_store: RedisStore) 
 async def test_a_new_connection_gives_the_server_no_errors(own_redis_server: RedisServer) -> None:
     async with RedisRegistry(own_redis_server.url) as registry:
         await registry.list()
-        stats = await registry._servers.ask(None, "INFO", "stats")
+        stats = await registry.backend._servers.ask(None, "INFO", "stats")
     assert stats["total_error_replies"] == 0
 
 

@@ -22,8 +22,8 @@ from agentic import (
     BackendUnavailableError,
     RedisRegistry,
 )
-from agentic.backends.redis_keys import ShardedKeys
-from agentic.backends.redis_walk import LONGEST_STEP, PAGE_SIZE
+from agentic.backends.redis.keys import ShardedKeys
+from agentic.backends.redis.scan import LONGEST_STEP, PAGE_SIZE
 from tests.proxy import Proxy
 from tests.redis_fleet import SERVICE, RedisCluster, SentinelTrio
 from tests.redis_server import RedisServer
@@ -319,7 +319,7 @@ async def test_a_walk_beside_many_foreign_keys_takes_few_steps_none_of_them_long
 async def test_a_step_that_finds_more_than_a_page_of_keys_is_read_in_pages(own_redis_server: RedisServer) -> None:
     async with RedisRegistry(own_redis_server.url, ttl=None) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(f"agent-{number}")) for number in range(3_000)))
-        walk: Any = registry._walk_records()
+        walk: Any = registry.backend._walk_records()
         walk._scan = lambda cursor, step: ("SCAN", cursor, "COUNT", LONGEST_STEP)
         sizes = [len(page) async for page in walk.pages()]
         assert sum(sizes) == 3_000

@@ -12,8 +12,8 @@ from itertools import count
 
 import pytest
 
-from agentic.backends.redis_generations import Generations
-from agentic.backends.redis_marks import Marks
+from agentic.backends.redis.generations import Generations
+from agentic.backends.redis.marks import Marks
 
 SCHEDULES = 400
 STEPS = 150

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from agentic import AgentInfo, ConfigurationError, RedisRegistry
-from agentic.backends.redis_keys import SHARDS, SLOTS, Keys, ShardedKeys, by_family, family_of, id_in
+from agentic.backends.redis.keys import SHARDS, SLOTS, Keys, ShardedKeys, by_family, family_of, id_in
 from tests.redis_fleet import RedisCluster
 from tests.stores import RedisStore
 

@@ -19,8 +19,8 @@ from agentic import (
     BackendUnavailableError,
     RedisRegistry,
 )
-from agentic.backends.redis_keys import SLOTS, ShardedKeys
-from agentic.backends.redis_scripts import SCRIPTS
+from agentic.backends.redis.keys import SLOTS, ShardedKeys
+from agentic.backends.redis.scripts import SCRIPTS
 from tests.proxy import Proxy
 from tests.redis_fleet import PRIMARIES, RedisCluster
 from tests.redis_server import RedisServer
@@ -150,7 +150,9 @@ async def test_a_late_write_in_a_cluster_does_not_overtake_a_later_call(own_redi
                 answers = await asyncio.gather(*updates, return_exceptions=True)
                 assert all(isinstance(answer, BackendUnavailableError) for answer in answers), answers
             else:
-                batch = asyncio.ensure_future(registry._patch([(agent_id, {"current_load": 1}) for agent_id in ids]))
+                batch = asyncio.ensure_future(
+                    registry.backend.patch([(agent_id, {"current_load": 1}) for agent_id in ids])
+                )
                 await wait_until(lambda: bool(proxy.held), "the updates are on their way")
                 batch.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -301,7 +303,7 @@ async def test_a_registry_opened_again_in_a_forked_process_goes_on(server: Redis
         RedisRegistry(proxy.url, timeout=2) as parent,
         RedisRegistry(server.url, timeout=2) as child,
     ):
-        child._writer.generations.writer = parent._writer.generations.writer
+        child.backend._writer.generations.writer = parent.backend._writer.generations.writer
         await child.register(AgentInfo("a"))
         for _ in range(3):
             await lose_a_write(proxy, parent)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentic import AgentInfo, AgentStatus, BackendRejectedError, BackendUnavailableError, RedisRegistry
-from agentic.backends.redis_scripts import SCRIPTS
+from agentic.backends.redis.scripts import SCRIPTS
 from tests.proxy import Proxy
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO

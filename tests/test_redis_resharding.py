@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from agentic import AgentInfo, AgentNotFoundError, AgentStatus, BackendUnavailableError, RedisRegistry
-from agentic.backends.redis_keys import ShardedKeys, id_in
+from agentic.backends.redis.keys import ShardedKeys, id_in
 from tests.redis_fleet import PRIMARIES, RedisCluster
 from tests.stores import LONG_AGO
 from tests.waiting import wait_until
@@ -120,11 +120,11 @@ async def test_heartbeats_go_on_after_a_lost_write_to_a_half_moved_slot(slot: Ha
     async with RedisRegistry(slot.cluster.url, ttl=None, timeout=10) as registry:
         slot.begin()
         family = KEYS.agent(MOVING[0]).partition(b":agent:")[0]
-        registry._writer.generations.lost(family, 0)
+        registry.backend._writer.generations.lost(family, 0)
         beating = asyncio.ensure_future(registry.heartbeat_many(MOVING))
         await wait_until(beating.done, "the heartbeats do not wait for the slot", within=5)
         assert beating.result() == set()
-        assert registry._writer.generations.unsettled() == [family]
+        assert registry.backend._writer.generations.unsettled() == [family]
         slot.finish()
         await registry.heartbeat(MOVING[0])
-        assert registry._writer.generations.unsettled() == []
+        assert registry.backend._writer.generations.unsettled() == []

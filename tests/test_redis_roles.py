@@ -20,9 +20,9 @@ from agentic import (
     ConfigurationError,
     RedisRegistry,
 )
-from agentic.backends import redis_server_info
-from agentic.backends.redis_client import make_client
-from agentic.backends.redis_keys import ShardedKeys
+from agentic.backends.redis import server_info as redis_server_info
+from agentic.backends.redis.client import make_client
+from agentic.backends.redis.keys import ShardedKeys
 from tests.proxy import Proxy
 from tests.redis_fleet import PRIMARIES, RedisCluster, SentinelTrio
 from tests.redis_server import RedisServer
@@ -232,7 +232,7 @@ async def in_cluster(own_redis_cluster: RedisCluster) -> AsyncIterator[RedisRegi
 
 async def scan_node(registry: RedisRegistry, port: int) -> bool:
     """Take a step of a scan of one node by itself; return whether the registry then knows another layout."""
-    servers: Any = registry._servers
+    servers: Any = registry.backend._servers
     node = ("127.0.0.1", port)
     layout = servers.layout()
     await servers.page(node, [], ("SCAN", 0))

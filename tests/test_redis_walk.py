@@ -12,10 +12,11 @@ import pytest
 import redis
 
 from agentic import AgentInfo, AgentStatus, BackendRejectedError, BackendUnavailableError, RedisRegistry
-from agentic.backends.redis_keys import Keys
-from agentic.backends.redis_server_info import LATEST
-from agentic.backends.redis_servers import OneServer, Page, Scanned, Servers
-from agentic.backends.redis_walk import MOST_ROUNDS, Walk
+from agentic.backends.redis.backend import RedisBackend
+from agentic.backends.redis.keys import Keys
+from agentic.backends.redis.scan import MOST_ROUNDS, Walk
+from agentic.backends.redis.server_info import LATEST
+from agentic.backends.redis.servers import OneServer, Page, Scanned, Servers
 from tests.redis_fleet import SERVICE, RedisCluster, SentinelTrio
 from tests.redis_server import RedisServer
 from tests.stores import RedisStore
@@ -163,14 +164,16 @@ async def test_a_key_of_another_type_is_told_and_counted(
 
 
 async def test_what_a_sweep_marked_before_one_agents_error_is_told(redis_store: RedisStore) -> None:
-    class PartlyAnswered(RedisRegistry):
+    class PartlyAnswered(RedisBackend):
         async def _mark(self, ids: list[str], found: Any) -> list[tuple[str, Any]]:
             marks = await super()._mark(ids, found)
             return [
                 (agent_id, BackendUnavailableError("gone") if agent_id == "b" else mark) for agent_id, mark in marks
             ]
 
-    async with PartlyAnswered(redis_store.url, prefix=redis_store.prefix) as registry:
+    registry = RedisRegistry(redis_store.url, prefix=redis_store.prefix)
+    registry.backend.__class__ = PartlyAnswered
+    async with registry:
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in "abc"))
         with pytest.raises(BackendUnavailableError) as caught:
             await registry.reap(0)

@@ -16,7 +16,7 @@ from agentic import (
     BackendRejectedError,
     RedisRegistry,
 )
-from agentic.backends.redis_keys import ShardedKeys
+from agentic.backends.redis.keys import ShardedKeys
 from tests.redis_fleet import RedisCluster
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO
@@ -88,7 +88,7 @@ async def test_the_documented_rights_suffice(own_redis_server: RedisServer) -> N
             await registry.deregister("b")
             assert await registry.flush() == 1
             with pytest.raises(BackendError):
-                await registry._servers.ask(None, "CONFIG", "GET", "maxmemory")
+                await registry.backend._servers.ask(None, "CONFIG", "GET", "maxmemory")
 
 
 # --- a user who may only read ---

@@ -23,6 +23,7 @@ from agentic import (
     RegistryError,
     RegistryOpenError,
 )
+from agentic.backends.memory import MemoryBackend
 from agentic.logs import FieldLogger
 from agentic.service import Service
 from tests.stores import LONG_AGO
@@ -145,30 +146,31 @@ async def test_a_session_that_is_closed_may_be_opened_again(registry: AgentRegis
         assert not await is_there(registry)()
 
 
-class Down(MemoryRegistry):
+class Down(MemoryBackend):
     """Its registrations fail while it is down."""
 
     down = False
 
-    async def _insert(self, agents: Any) -> Any:
+    async def insert(self, agents: Any) -> Any:
         if self.down:
             raise BackendUnavailableError("down")
-        return await super()._insert(agents)
+        return await super().insert(agents)
 
 
 async def test_a_session_whose_registration_fails_removes_nobody_and_may_be_opened_again() -> None:
-    async with Down() as registry:
+    store = Down()
+    async with AgentRegistry(store) as registry:
         session = session_of(registry)
         async with session:
             pass
         await registry.register(AgentInfo("a", name="somebody else's"))
-        registry.down = True
+        store.down = True
         with pytest.raises(BackendUnavailableError):
             async with session:
                 pytest.fail("entered")
         await session.aclose()
         assert (await registry.get("a")).name == "somebody else's"
-        registry.down = False
+        store.down = False
         async with session:
             assert session.healthy
 

@@ -23,6 +23,7 @@ from agentic import (
     RedisRegistry,
     RegistryClosedError,
 )
+from agentic.backends.memory import MemoryBackend
 from tests.redis_server import RedisServer
 from tests.stores import LONG_AGO, SHARED_STORES, RedisStore, Store
 from tests.waiting import wait_until
@@ -185,51 +186,54 @@ async def test_an_agent_that_is_gone_at_the_end_is_no_error(registry: AgentRegis
         await registry.deregister("a")
 
 
-class Failing(MemoryRegistry):
+class Failing(MemoryBackend):
     """Its calls can be made to raise."""
 
     heartbeat_error: Exception | None = None
     deregister_error: Exception | None = None
     register_error: Exception | None = None
 
-    async def _touch(self, ids: Any) -> Any:
+    async def touch(self, ids: Any) -> Any:
         if self.heartbeat_error:
             raise self.heartbeat_error
-        return await super()._touch(ids)
+        return await super().touch(ids)
 
-    async def _delete(self, ids: Any) -> Any:
+    async def delete(self, ids: Any) -> Any:
         if self.deregister_error:
             raise self.deregister_error
-        return await super()._delete(ids)
+        return await super().delete(ids)
 
-    async def _insert(self, agents: Any) -> Any:
+    async def insert(self, agents: Any) -> Any:
         if self.register_error:
             raise self.register_error
-        return await super()._insert(agents)
+        return await super().insert(agents)
 
 
 async def test_a_bug_in_the_heartbeat_cancels_the_body_and_comes_out_as_it_is() -> None:
-    async with Failing() as registry:
-        registry.heartbeat_error = ZeroDivisionError()
+    failing = Failing()
+    async with AgentRegistry(failing) as registry:
+        failing.heartbeat_error = ZeroDivisionError()
         with pytest.raises(ZeroDivisionError) as caught:
             async with registry.session(AgentInfo("a"), interval=QUICK):
                 await asyncio.Event().wait()
-        assert any(entry.name == "_touch" for entry in caught.traceback)  # Where it was raised is still told.
+        assert any(entry.name == "touch" for entry in caught.traceback)  # Where it was raised is still told.
         assert not await is_registered(registry)
 
 
 async def test_a_store_that_fails_at_the_start_raises_and_there_is_no_session() -> None:
-    async with Failing() as registry:
-        registry.register_error = BackendError("down")
-        registry.deregister_error = ZeroDivisionError()  # would come out if the session tried to deregister
+    failing = Failing()
+    async with AgentRegistry(failing) as registry:
+        failing.register_error = BackendError("down")
+        failing.deregister_error = ZeroDivisionError()  # would come out if the session tried to deregister
         with pytest.raises(BackendError, match="down"):
             async with registry.session(AgentInfo("a")):
                 pytest.fail("the body ran")
 
 
 async def test_a_store_that_fails_at_the_end_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    async with Failing() as registry:
-        registry.deregister_error = BackendError("down")
+    failing = Failing()
+    async with AgentRegistry(failing) as registry:
+        failing.deregister_error = BackendError("down")
         async with registry.session(AgentInfo("a")):
             pass
     assert "could not be deregistered and will go offline: down" in caplog.text

@@ -28,9 +28,9 @@ from agentic import (
     CorruptRecordError,
     SQLiteRegistry,
 )
-from agentic.backends import sqlite_connection
-from agentic.backends.sqlite import PAGE_SIZE
-from agentic.backends.sqlite_schema import SCHEMA_VERSION
+from agentic.backends.sqlite import connection as sqlite_connection
+from agentic.backends.sqlite.backend import PAGE_SIZE
+from agentic.backends.sqlite.schema import SCHEMA_VERSION
 from agentic.clock import NEVER
 from tests.sqlite_file import in_transaction
 from tests.waiting import wait_until
@@ -324,7 +324,7 @@ async def test_how_often_the_disk_is_synced_is_an_option(
     tmp_path: Path, synchronous: Literal["NORMAL", "FULL"], level: int
 ) -> None:
     async with SQLiteRegistry(tmp_path / "r.db", synchronous=synchronous) as registry:
-        found = await registry._open_database.write(lambda db: db.execute("PRAGMA synchronous").fetchone())
+        found = await registry.backend.database.write(lambda db: db.execute("PRAGMA synchronous").fetchone())
     assert found == (level,)
 
 
@@ -339,12 +339,12 @@ async def test_batches_of_any_size_and_ids_of_any_kind_find_their_rows(tmp_path:
         for size in (1, 2, 3, 5, 64, 65, len(ids)):
             some = ids[-size:]
             await registry.flush()
-            assert await registry._touch(some) == [False] * size
-            await registry._insert([AgentInfo(agent_id) for agent_id in some[::2]])
+            assert await registry.backend.touch(some) == [False] * size
+            await registry.backend.insert([AgentInfo(agent_id) for agent_id in some[::2]])
             found = [agent_id in some[::2] for agent_id in some]
-            assert await registry._touch(some) == found
-            assert [agent is not None for agent in await registry._fetch(some)] == found
-            assert await registry._delete(some) == found
+            assert await registry.backend.touch(some) == found
+            assert [agent is not None for agent in await registry.backend.fetch(some)] == found
+            assert await registry.backend.delete(some) == found
 
 
 async def test_text_that_is_none_spoils_its_own_row_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -370,7 +370,7 @@ async def test_a_damaged_id_at_a_pages_end_costs_the_list_no_other_agent(tmp_pat
     path = tmp_path / "r.db"
     ids = [f"a{n:04}" for n in range(2 * PAGE_SIZE + 100)]
     async with SQLiteRegistry(path) as registry:
-        await registry._insert([AgentInfo(agent_id) for agent_id in ids])
+        await registry.backend.insert([AgentInfo(agent_id) for agent_id in ids])
         # The last of a page, whichever way the walk goes.
         damaged = {ids[PAGE_SIZE - 1], ids[-PAGE_SIZE]}
         with closing(sqlite3.connect(path)) as db, db:
@@ -385,8 +385,8 @@ async def test_a_walk_meets_every_agent_that_stays_and_none_twice(tmp_path: Path
     path = tmp_path / "r.db"
     ids = [f"a{n:04}" for n in range(2 * PAGE_SIZE)]
     async with SQLiteRegistry(path) as registry:
-        await registry._insert([AgentInfo(agent_id) for agent_id in ids])
-        await registry._delete(ids[::7])
+        await registry.backend.insert([AgentInfo(agent_id) for agent_id in ids])
+        await registry.backend.delete(ids[::7])
         stay = set(ids) - set(ids[::7])
         found = []
         async for agent in registry.scan():
@@ -395,15 +395,15 @@ async def test_a_walk_meets_every_agent_that_stays_and_none_twice(tmp_path: Path
                 continue
             if meanwhile == "some registered anew":
                 some = sorted(stay)[::5]
-                await registry._delete(some)
-                await registry._insert([AgentInfo(agent_id) for agent_id in some])
+                await registry.backend.delete(some)
+                await registry.backend.insert([AgentInfo(agent_id) for agent_id in some])
                 stay -= set(some)
             elif meanwhile == "vacuumed":
                 with closing(sqlite3.connect(path, isolation_level=None)) as db:
                     db.execute("VACUUM")
             else:
                 await registry.flush()
-                await registry._insert([AgentInfo(agent_id) for agent_id in reversed(ids)])
+                await registry.backend.insert([AgentInfo(agent_id) for agent_id in reversed(ids)])
                 stay = set()
         assert len(found) == len(set(found))
         assert stay <= set(found) <= set(ids)

@@ -21,7 +21,7 @@ from agentic import (
     BackendUnavailableError,
     SQLiteRegistry,
 )
-from agentic.backends import sqlite_connection
+from agentic.backends.sqlite import connection as sqlite_connection
 from agentic.findings import Level
 from tests.sqlite_file import in_transaction, locked_by_another_process
 from tests.waiting import wait_until
@@ -258,7 +258,7 @@ async def test_a_transaction_whose_caller_is_cancelled_is_rolled_back(
         await registry.register(AgentInfo("a"))
         if not gate.closed:
             raw.execute("BEGIN IMMEDIATE")
-        call = asyncio.ensure_future(registry._open_database.write(work))
+        call = asyncio.ensure_future(registry.backend.database.write(work))
         await wait_until((gate.reached if gate.closed else waits).is_set, f"the transaction waits for {waits_for}")
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -299,7 +299,7 @@ async def test_a_long_statement_whose_caller_is_cancelled_is_interrupted(path: P
 
     async with SQLiteRegistry(path) as registry, asyncio.timeout(DOES_NOT_HANG):
         await registry.register(AgentInfo("a"))
-        database = registry._open_database
+        database = registry.backend.database
         call = asyncio.ensure_future((database.write if kind == "write" else database.read)(endless))
         await wait_until(begun.is_set, "the statement is about to run")
         call.cancel()

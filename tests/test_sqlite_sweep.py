@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentic import AgentInfo, AgentStatus, SQLiteRegistry
-from agentic.backends.sqlite import CLEARED_AT_ONCE, PAGE_SIZE
+from agentic.backends.sqlite.backend import CLEARED_AT_ONCE, PAGE_SIZE
 from tests.sqlite_file import TABLE_WITHOUT_CONSTRAINTS
 from tests.stores import LONG_AGO, Clock
 
@@ -65,7 +65,7 @@ async def test_a_sweep_skips_corrupt_rows_counts_them_and_leaves_them(
 
 async def test_a_page_of_corrupt_rows_does_not_end_a_sweep(path: Path, raw: sqlite3.Connection, clock: Clock) -> None:
     async with SQLiteRegistry(path, clock=clock) as registry:
-        await registry._insert([AgentInfo(f"a{n}", last_heartbeat=LONG_AGO) for n in range(3 * PAGE_SIZE)])
+        await registry.backend.insert([AgentInfo(f"a{n}", last_heartbeat=LONG_AGO) for n in range(3 * PAGE_SIZE)])
         raw.execute("UPDATE agents SET metadata = 'none' WHERE rowid > 1")
         assert await registry.reap(60) == ["a0"]
         assert registry.corrupt_records == 3 * PAGE_SIZE - 1
@@ -130,7 +130,7 @@ async def test_after_a_step_back_expiries_count_from_the_next_sweep(
 async def test_agents_past_the_ttl_are_reported_once_among_two_sweeps(path: Path, clock: Clock) -> None:
     ids = [f"a{n}" for n in range(3 * PAGE_SIZE)]
     async with SQLiteRegistry(path, clock=clock, ttl=100) as one, SQLiteRegistry(path, clock=clock, ttl=100) as other:
-        await one._insert([AgentInfo(agent_id) for agent_id in ids])
+        await one.backend.insert([AgentInfo(agent_id) for agent_id in ids])
         await one.update("a0", status=AgentStatus.OFFLINE)
         clock.stop(NOW + timedelta(seconds=101))
         reported = await asyncio.gather(one.reap(60), other.reap(60))
@@ -143,7 +143,7 @@ async def test_an_agent_that_came_back_after_its_ttl_is_not_deleted_by_a_sweep_u
     path: Path, raw: sqlite3.Connection, clock: Clock
 ) -> None:
     async with SQLiteRegistry(path, clock=clock, ttl=100) as registry:
-        await registry._insert([AgentInfo(f"a{n}") for n in range(2 * PAGE_SIZE)])
+        await registry.backend.insert([AgentInfo(f"a{n}") for n in range(2 * PAGE_SIZE)])
         clock.stop(NOW + timedelta(seconds=101))
         # Rows are swept from the last one downwards: `a0` comes back between the first page and its own.
         later = "2099-01-01T00:00:00.000000Z"
@@ -169,7 +169,7 @@ async def test_another_writer_gets_its_turn_between_the_pages_of_a_sweep(
         pages.append(len(ids))
 
     async with SQLiteRegistry(path, clock=clock) as registry:
-        await registry._insert([AgentInfo(f"a{n}", last_heartbeat=LONG_AGO) for n in range(3 * PAGE_SIZE + 1)])
+        await registry.backend.insert([AgentInfo(f"a{n}", last_heartbeat=LONG_AGO) for n in range(3 * PAGE_SIZE + 1)])
         assert len(await registry.reap(60, on_marked=write_meanwhile)) == 3 * PAGE_SIZE + 1
         assert pages == [PAGE_SIZE] * 3 + [1]
         assert len(await registry.list()) == 3 * PAGE_SIZE + 1 + len(pages)
@@ -177,9 +177,9 @@ async def test_another_writer_gets_its_turn_between_the_pages_of_a_sweep(
 
 async def test_a_flush_of_many_rows_is_several_transactions(path: Path, raw: sqlite3.Connection) -> None:
     async with SQLiteRegistry(path) as registry:
-        await registry._insert([AgentInfo(f"a{n}") for n in range(2 * CLEARED_AT_ONCE + 1)])
+        await registry.backend.insert([AgentInfo(f"a{n}") for n in range(2 * CLEARED_AT_ONCE + 1)])
         cleared = []
-        async for count in registry._clear():
+        async for count in registry.backend.clear():
             cleared.append(count)
             raw.execute("INSERT INTO agents (id) VALUES (?)", (f"new-{len(cleared)}",))
         # Those that came meanwhile took rowids that were free again.

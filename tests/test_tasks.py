@@ -10,7 +10,7 @@ from contextlib import aclosing
 import anyio
 import pytest
 
-from agentic.tasks import finish, one_ahead
+from agentic.concurrency import finish, one_ahead
 
 
 async def test_finish_returns_and_raises_what_the_call_does() -> None:

@@ -20,7 +20,7 @@ from agentic import (
     RedisRegistry,
     open_registry,
 )
-from agentic.backends.redis_client import make_client
+from agentic.backends.redis.client import make_client
 from tests.proxy import Proxy
 from tests.redis_fleet import SERVICE, SentinelTrio
 

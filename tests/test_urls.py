@@ -19,7 +19,7 @@ from agentic import (
     SQLiteRegistry,
     open_registry,
 )
-from agentic.backends.redis_url import connection_options
+from agentic.backends.redis.url import connection_options
 from agentic.urls import StoreURL
 
 TLS = {"host": "h", "port": 6379, "db": 0, "ssl": True}

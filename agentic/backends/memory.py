@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from agentic.abc import Backend
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus, check_size
 from agentic.clock import NEVER, Clock, is_stale, read, system_clock
 from agentic.errors import InvalidAgentError, RegistryError
@@ -31,6 +32,8 @@ class MemoryRegistry(AgentRegistry):
     which reports it if it was never marked offline.
     """
 
+    backend: MemoryBackend
+
     def __init__(
         self,
         *,
@@ -52,7 +55,27 @@ class MemoryRegistry(AgentRegistry):
         Raises:
             ConfigurationError: An option is wrong.
         """
-        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after, wait=wait)
+        super().__init__(MemoryBackend(ttl=ttl, timeout=timeout, clock=clock), stale_after=stale_after, wait=wait)
+        self.clock = self.backend.clock
+
+
+class MemoryBackend(Backend):
+    """Agents in a dict. What it holds of one past its `ttl` stays until the next sweep."""
+
+    def __init__(
+        self, *, ttl: float | timedelta | None = None, timeout: float | timedelta = 5.0, clock: Clock = system_clock
+    ) -> None:
+        """Make an empty store.
+
+        Args:
+            ttl: As of `Backend`.
+            timeout: As of `Backend`.
+            clock: Returns the current instant as an aware `datetime`.
+
+        Raises:
+            ConfigurationError: An option is wrong.
+        """
+        super().__init__(ttl=ttl, timeout=timeout)
         self.clock = function(clock, "clock")
         self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
         self._leases: dict[str, _Lease] = {}
@@ -62,16 +85,13 @@ class MemoryRegistry(AgentRegistry):
         """`memory://`."""
         return "memory://"
 
-    def __repr__(self) -> str:
-        return f"MemoryRegistry(ttl={self.ttl})"
-
-    async def _connect(self) -> None:
+    async def open(self) -> None:
         pass
 
-    async def _disconnect(self) -> None:
+    async def close(self) -> None:
         pass
 
-    async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
+    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
         now = self._now()
         stored = []
         for agent in agents:
@@ -80,7 +100,7 @@ class MemoryRegistry(AgentRegistry):
             stored.append(stamped)
         return stored
 
-    async def _touch(self, ids: Sequence[str]) -> Sequence[bool]:
+    async def touch(self, ids: Sequence[str]) -> Sequence[bool]:
         now = self._now()
         leases = [self._lease(agent_id, now) for agent_id in ids]
         for lease in leases:
@@ -92,12 +112,12 @@ class MemoryRegistry(AgentRegistry):
                 lease.renewed_at = now
         return [lease is not None for lease in leases]
 
-    async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | None]:
+    async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | None]:
         now = self._now()
         leases = [self._lease(agent_id, now) for agent_id in ids]
         return [None if lease is None else lease.agent.stamped(now) for lease in leases]
 
-    async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+    async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         now = self._now()
         return [self._patch_one(agent_id, fields, now) for agent_id, fields in changes]
 
@@ -113,7 +133,7 @@ class MemoryRegistry(AgentRegistry):
         lease.agent = changed
         return changed.stamped(now)
 
-    async def _delete(self, ids: Sequence[str]) -> Sequence[bool]:
+    async def delete(self, ids: Sequence[str]) -> Sequence[bool]:
         now = self._now()
         return [self._delete_one(agent_id, now) for agent_id in ids]
 
@@ -123,14 +143,14 @@ class MemoryRegistry(AgentRegistry):
         del self._leases[agent_id]
         return True
 
-    async def _times(self) -> Sequence[datetime]:
+    async def times(self) -> Sequence[datetime]:
         return [self._now()]
 
-    async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
+    async def pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         for ids in self._id_pages():
-            yield [agent for agent in await self._fetch(ids) if agent is not None]
+            yield [agent for agent in await self.fetch(ids) if agent is not None]
 
-    async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
         as_of = self._now()
         for ids in self._id_pages():
             now = self._now()
@@ -157,7 +177,7 @@ class MemoryRegistry(AgentRegistry):
             lease.agent = replace(agent, status=AgentStatus.OFFLINE)
         return is_silent
 
-    async def _clear(self) -> AsyncGenerator[int, None]:
+    async def clear(self) -> AsyncGenerator[int, None]:
         for ids in self._id_pages():
             now = self._now()
             leases = [self._leases.pop(agent_id, None) for agent_id in ids]

@@ -13,7 +13,7 @@ import msgspec
 
 from agentic import AgentInfo, AgentNotFoundError, BackendError, Reaper
 from tests.chaos.history import Journal
-from tests.chaos.recorded import BUGS, Recorded, RecordedRedis, RecordedSQLite
+from tests.chaos.recorded import Recorded, RecordedSQLite, with_bug
 from tests.chaos.setting import CROWD, CROWD_KEPT_FOR, INTERVAL, KEPT_FOR, STALE_AFTER, TICK, TIMEOUT, Setting
 
 
@@ -144,7 +144,7 @@ def _registry(setting: Setting, journal: Journal, name: str, ttl: float) -> Reco
     if setting.url.startswith("sqlite"):
         made = RecordedSQLite(setting.url.removeprefix("sqlite://"), ttl=ttl, timeout=TIMEOUT)
     else:
-        made = BUGS.get(setting.bug, RecordedRedis)(setting.url, ttl=ttl, timeout=TIMEOUT)
+        made = with_bug(setting.bug, setting.url, ttl=ttl, timeout=TIMEOUT)
     made.journal, made.name = journal, name
     return made
 

@@ -19,7 +19,8 @@ from agentic import (
     SQLiteRegistry,
 )
 from agentic.agent import AgentChanges
-from agentic.backends.redis_server_info import Greeting
+from agentic.backends.redis.backend import RedisBackend
+from agentic.backends.redis.server_info import Greeting
 from tests.chaos.history import Journal, Seen
 
 T = TypeVar("T")
@@ -101,10 +102,10 @@ class RecordedSQLite(Recorded, SQLiteRegistry):
     pass
 
 
-class Buggy(RecordedRedis):
+class Buggy(RedisBackend):
     async def _read_and_write(self, agent_id: str, changed: dict[str, str], **options: Any) -> bool:
         """Read a record and write it back with other fields, in two steps."""
-        key, client = self._key(agent_id), self._servers._client  # type: ignore[attr-defined]
+        key, client = self._keys.agent(agent_id), self._servers._client  # type: ignore[attr-defined]
         record = await self._servers.driven(lambda: client.get(key), repeatable=False)
         if record is not None:
             text = msgspec.json.encode(msgspec.json.decode(record) | changed)
@@ -115,7 +116,7 @@ class Buggy(RecordedRedis):
 class GetThenSet(Buggy):
     """The bug: a heartbeat reads the record and writes it back."""
 
-    async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+    async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
         changed = {"last_heartbeat": datetime.now(UTC).isoformat(), "status": "available"}
         calls = [self._read_and_write(agent_id, changed, px=self._milliseconds) for agent_id in ids]
         return list(await asyncio.gather(*calls))
@@ -146,26 +147,36 @@ class ListSwallows(RecordedRedis):
         return agents
 
 
-class ForgetsLosses(RecordedRedis):
+class ForgetsLosses(RedisBackend):
     """The bug: a write whose outcome is unknown may take effect after later ones."""
 
-    async def _connect(self) -> None:
-        await super()._connect()
+    async def open(self) -> None:
+        await super().open()
         self._writer.generations.lost = lambda family, sent: None  # type: ignore[method-assign]
 
 
-class AsksAnyServer(RecordedRedis):
+class AsksAnyServer(RedisBackend):
     """The bug: a server that was demoted, and does not reach its primary, is read as before."""
 
-    async def _connect(self) -> None:
+    async def open(self) -> None:
         Greeting.check_in_sync = lambda *_: None  # type: ignore[method-assign]
-        await super()._connect()
+        await super().open()
 
 
-BUGS: Final[dict[str, type[RecordedRedis]]] = {
+def with_bug(name: str, *arguments: Any, **options: Any) -> RecordedRedis:
+    """Return a registry with an old bug put back, or with none where it has no name."""
+    if name == "list-swallows-errors":
+        return ListSwallows(*arguments, **options)
+    registry = RecordedRedis(*arguments, **options)
+    if name:
+        registry.backend.__class__ = _BACKENDS[name]
+    return registry
+
+
+_BACKENDS: Final[dict[str, type[RedisBackend]]] = {
     "heartbeat-get-then-set": GetThenSet,
     "reap-without-compare": ReapBlindly,
-    "list-swallows-errors": ListSwallows,
     "late-writes-accepted": ForgetsLosses,
     "any-server-is-read": AsksAnyServer,
 }
+BUGS: Final = (*_BACKENDS, "list-swallows-errors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from agentic.backends.redis_scripts import ABSENT, CORRUPT, DONE
+from agentic.backends.redis.scripts import ABSENT, CORRUPT, DONE
 from agentic.errors import BackendError, BackendRejectedError, CorruptRecordError, RegistryError
 from agentic.text import printable
 from agentic.validation import too_large

@@ -10,7 +10,7 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-from agentic.backends.redis_server_info import MISREAD, OutOfStep, Refused
+from agentic.backends.redis.server_info import MISREAD, OutOfStep, Refused
 from agentic.text import printable
 
 # As bytes, so that the driver gives the answer as it is: what it makes of it differs from release to release.

@@ -14,11 +14,11 @@ from redis.exceptions import AskError, MovedError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from agentic.backends.redis_keys import by_family
-from agentic.backends.redis_operations import Read
-from agentic.backends.redis_requests import Batch, Command, Request, requests, under_way
-from agentic.backends.redis_server_info import DRIVER_ERRORS, LATEST, TIME, NotInSync, answered, time_of
-from agentic.backends.redis_servers import (
+from agentic.backends.redis.keys import by_family
+from agentic.backends.redis.operations import Read
+from agentic.backends.redis.requests import Batch, Command, Request, requests, under_way
+from agentic.backends.redis.server_info import DRIVER_ERRORS, LATEST, TIME, NotInSync, answered, time_of
+from agentic.backends.redis.servers import (
     PING,
     WHO_ARE_YOU,
     Page,
@@ -29,7 +29,7 @@ from agentic.backends.redis_servers import (
     scanned_by,
     with_connection,
 )
-from agentic.backends.redis_topology import Address, Topology
+from agentic.backends.redis.topology import Address, Topology
 from agentic.errors import BackendError
 
 ASKING: Final = ("ASKING",)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from redis.exceptions import NoPermissionError
 
-from agentic.backends.redis_walk import LONGEST_STEP
+from agentic.backends.redis.keys import Keys
+from agentic.backends.redis.scan import LONGEST_STEP
+from agentic.backends.redis.servers import Servers
 from agentic.errors import BackendRejectedError
 from agentic.findings import READS_ONLY, Finding, Level
-
-if TYPE_CHECKING:
-    from agentic.backends.redis import RedisRegistry
 
 OLDEST: Final = (6, 2)
 KEEPS_AGENTS: Final = "noeviction"
@@ -22,32 +21,32 @@ CROWDED: Final = 10_000
 MOST_FOREIGN: Final = 0.5
 
 
-async def redis_findings(registry: RedisRegistry) -> AsyncGenerator[Finding, None]:
+async def redis_findings(servers: Servers, keys: Keys) -> AsyncGenerator[Finding, None]:
     """Yield what is found of each server."""
-    nodes = await registry._servers.nodes()
+    nodes = await servers.nodes()
     for node in nodes:
-        for finding in (*await _facts(registry, node), await _scripts(registry, node)):
+        for finding in (*await _facts(servers, keys, node), await _scripts(servers, keys, node)):
             yield finding if len(nodes) == 1 else _of_node(finding, node)
 
 
-async def _facts(registry: RedisRegistry, node: Any) -> list[Finding]:
+async def _facts(servers: Servers, keys: Keys, node: Any) -> list[Finding]:
     try:
-        info = await registry._servers.ask(node, "INFO")
+        info = await servers.ask(node, "INFO")
     except BackendRejectedError as error:
         advice = f"grant +info, to let it be examined and to notice when it is restarted amid a walk ({error})"
         return [Finding(Level.NOTE, "server", "INFO is refused", advice)]
     findings = [_version(info), _eviction(info), _memory(info), _persistence(info), _role(info)]
-    return [*findings, await _keys(registry, node, info)]
+    return [*findings, await _keys(servers, keys, node, info)]
 
 
-async def _keys(registry: RedisRegistry, node: Any, info: dict[str, Any]) -> Finding:
+async def _keys(servers: Servers, keys: Keys, node: Any, info: dict[str, Any]) -> Finding:
     """Tell how many keys a walk passes over, and estimate by one step of a scan how many are another's."""
-    there = int(info.get(f"db{registry._servers.database}", {}).get("keys", 0))
+    there = int(info.get(f"db{servers.database}", {}).get("keys", 0))
     if there < CROWDED:
         return Finding(Level.OK, "keys", f"{there:,} in the database")
-    scan = ("SCAN", 0, "MATCH", registry._keys.pattern, "COUNT", LONGEST_STEP)
-    _, found = await registry._servers.ask(node, *scan)
-    foreign = max(0.0, 1 - len(registry._keys.own(found)) / LONGEST_STEP)
+    scan = ("SCAN", 0, "MATCH", keys.pattern, "COUNT", LONGEST_STEP)
+    _, found = await servers.ask(node, *scan)
+    foreign = max(0.0, 1 - len(keys.own(found)) / LONGEST_STEP)
     if foreign < MOST_FOREIGN:
         return Finding(Level.OK, "keys", f"{there:,} in the database")
     return Finding(
@@ -58,21 +57,21 @@ async def _keys(registry: RedisRegistry, node: Any, info: dict[str, Any]) -> Fin
     )
 
 
-async def _scripts(registry: RedisRegistry, node: Any) -> Finding:
+async def _scripts(servers: Servers, keys: Keys, node: Any) -> Finding:
     # A script that the server knows already is called by its hash: a missing right would show after its next restart.
     try:
-        await registry._servers.ask(node, "EVAL", "return 1", 0)
+        await servers.ask(node, "EVAL", "return 1", 0)
     except BackendRejectedError as error:
-        if await _may_only_read(registry, node):
+        if await _may_only_read(servers, keys, node):
             return Finding(Level.NOTE, "user", READS_ONLY, "right for a viewer; agents and reapers need to write")
         return Finding(Level.BAD, "scripts", "EVAL is refused", str(error))
     return Finding(Level.OK, "scripts", "EVAL works")
 
 
-async def _may_only_read(registry: RedisRegistry, node: Any) -> bool:
+async def _may_only_read(servers: Servers, keys: Keys, node: Any) -> bool:
     """Tell whether a write that changes nothing is refused as well."""
     try:
-        await registry._servers.ask(node, "PERSIST", registry._keys.probes()[0])
+        await servers.ask(node, "PERSIST", keys.probes()[0])
     except BackendRejectedError as error:
         return isinstance(error.__cause__, NoPermissionError)
     return False

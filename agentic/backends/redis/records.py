@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
 from agentic.agent import AgentInfo, AgentStatus
-from agentic.backends.redis_keys import Keys, id_in
+from agentic.backends.redis.keys import Keys, id_in
 from agentic.clock import NEVER
 from agentic.errors import CorruptRecordError
 from agentic.text import printable
@@ -16,13 +16,14 @@ Stored = tuple[bytes, bytes, datetime]
 """A key, the record that it holds, and the time of the server that said so."""
 
 
+OnCorrupt = Callable[[CorruptRecordError], object]
+
+
 class Records:
     """Decodes the records of a registry."""
 
-    def __init__(self, keys: Keys, skip: Callable[[CorruptRecordError], None]) -> None:
-        """Call `skip` for each corrupt record that a walk passes over."""
+    def __init__(self, keys: Keys) -> None:
         self._keys = keys
-        self._skip = skip
 
     def decoded(self, key: bytes, record: bytes, now: datetime) -> AgentInfo | CorruptRecordError:
         """Return a record's agent as of `now`, or the error that says why there is none in it."""
@@ -40,28 +41,30 @@ class Records:
         shown = printable(key.decode(errors="replace"))
         return CorruptRecordError(f"the record at key '{shown}' is corrupt: {printable(why)}", id_in(key))
 
-    def agents(self, page: Sequence[Stored]) -> list[AgentInfo]:
-        """Return the agent of each record; a corrupt one is skipped, with a logged warning."""
+    def agents(self, page: Sequence[Stored], on_corrupt: OnCorrupt) -> list[AgentInfo]:
+        """Return the agent of each record; a corrupt one is skipped."""
         agents = []
         for key, record, now in page:
             agent = self.decoded(key, record, now)
             if isinstance(agent, AgentInfo):
                 agents.append(agent)
             else:
-                self._skip(agent)
+                on_corrupt(agent)
         return agents
 
-    def not_live(self, page: Sequence[Stored], boundary: datetime) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
+    def not_live(
+        self, page: Sequence[Stored], boundary: datetime, on_corrupt: OnCorrupt
+    ) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
         """Yield the id of each agent that a sweep has to write, with its heartbeat as stored, and why.
 
         The reason is `stale`, or `future` for a heartbeat that its server's clock has not reached. A corrupt record is
-        skipped with a logged warning.
+        skipped.
         """
         for key, record, now in page:
             try:
                 pulse = decode_pulse(record)
             except CorruptRecord as error:
-                self._skip(self.corrupt(key, str(error)))
+                on_corrupt(self.corrupt(key, str(error)))
                 continue
             heartbeat = pulse.last_heartbeat or NEVER
             # Of an offline agent too, a heartbeat of the future keeps the record for longer than its time to live.
@@ -70,5 +73,5 @@ class Records:
             if self._keys.agent(pulse.id) == key and not why:
                 continue
             # Read as a whole now: what `list` would call corrupt must not be written.
-            for agent in self.agents([(key, record, now)]):
+            for agent in self.agents([(key, record, now)], on_corrupt):
                 yield agent.id, (heartbeat_as_written(record), why)

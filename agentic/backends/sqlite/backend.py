@@ -1,8 +1,7 @@
-"""Agents in a SQLite file: they survive a restart, and several processes of one host share them."""
+"""Agents in a SQLite file: how each primitive is made of statements and transactions."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, Sequence
@@ -12,18 +11,18 @@ from urllib.parse import quote
 
 from msgspec.structs import replace
 
+from agentic.abc import Backend
 from agentic.agent import AgentChanges, AgentInfo, check_size
-from agentic.backends.sqlite_database import Database
-from agentic.backends.sqlite_doctor import examine
-from agentic.backends.sqlite_file import DEFAULT_PATH
-from agentic.backends.sqlite_rows import AGENT_COLUMNS, agent_of, for_all, json_text, later, row_of
-from agentic.backends.sqlite_sweep import due_rows, sweep_rows
+from agentic.backends.seen import Seen
+from agentic.backends.sqlite.database import Database
+from agentic.backends.sqlite.diagnosis import examine
+from agentic.backends.sqlite.file import DEFAULT_PATH
+from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, json_text, later, row_of
+from agentic.backends.sqlite.sweep import due_rows, sweep_rows
 from agentic.clock import Clock, format_instant, read, system_clock
 from agentic.errors import ConfigurationError, InvalidAgentError, RegistryClosedError, RegistryError
 from agentic.findings import Finding
 from agentic.options import flag, function, text
-from agentic.registry import AgentRegistry
-from agentic.seen import Seen
 from agentic.urls import file_path
 
 PAGE_SIZE: Final = 500
@@ -57,21 +56,10 @@ DELETE FROM agents WHERE rowid IN (
 _MAX_SOUND_IDS: Final = 100_000
 
 
-class SQLiteRegistry(AgentRegistry):
-    """A registry in a SQLite file, or in memory with the path `":memory:"`.
+class SQLiteBackend(Backend):
+    """Agents in a table of a SQLite file. The options are those of `SQLiteRegistry`."""
 
-    Every change is one transaction, run in one step in the connection's own thread, so a cancelled call leaves none
-    open. Write-ahead logging lets others read and write the file meanwhile. Its store's clock is `clock`; an agent
-    past its `ttl` is gone for every call, and deleted from the file by `reap`.
-
-    Attributes:
-        path: As given.
-        synchronous: As given.
-        create: As given.
-    """
-
-    flushes_per_lane = 2
-    _logger = logging.getLogger("agentic.sqlite")
+    max_batches = 2
 
     def __init__(
         self,
@@ -79,32 +67,16 @@ class SQLiteRegistry(AgentRegistry):
         *,
         ttl: float | timedelta | None = None,
         timeout: float | timedelta = 5.0,
-        stale_after: float | timedelta = 30.0,
-        wait: float | timedelta = 0.0,
         clock: Clock = system_clock,
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
         create: bool = True,
     ) -> None:
         """Check the options; no I/O.
 
-        Args:
-            path: The file, created when it is not there; its folder must exist. None stands for
-                `~/.config/agentic/registry.db`, whose folder is created; both are readable by their owner alone.
-            ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it.
-            timeout: Seconds a call may take, waiting for other processes' writes included.
-            stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
-            wait: Seconds for which opening tries again while the store is unavailable.
-            clock: Returns the current instant as an aware `datetime`; called in the connection's thread.
-            synchronous: What a power failure may take. `"NORMAL"`: the last writes before it, never the file's
-                consistency; a crash of the process takes nothing. `"FULL"`: nothing that was acknowledged, at the price
-                of one sync of the disk for each transaction.
-            create: Make what is not there yet: the file, its table, and the default file's folder. False, for programs
-                that only look: opening raises `BackendRejectedError` where there is no registry, and makes nothing.
-
         Raises:
             ConfigurationError: An option is wrong.
         """
-        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after, wait=wait)
+        super().__init__(ttl=ttl, timeout=timeout)
         self.path = DEFAULT_PATH if path is None else file_path(path, "path")
         self.clock = function(clock, "clock")
         self.synchronous = synchronous
@@ -119,27 +91,24 @@ class SQLiteRegistry(AgentRegistry):
         path = os.path.expanduser(DEFAULT_PATH) if self.path == DEFAULT_PATH else self.path  # noqa: PTH111  a text stays
         return f"sqlite:///{quote(path, safe=_PLAIN_IN_A_PATH, errors='surrogateescape')}"
 
-    def __repr__(self) -> str:
-        return f"SQLiteRegistry(path={self.path!r}, ttl={self.ttl})"
-
-    async def _connect(self) -> None:
+    async def open(self) -> None:
         self._database = Database(self.path, create=self.create, timeout=self.timeout, synchronous=self.synchronous)
         await self._database.open()
 
-    async def _disconnect(self) -> None:
+    async def close(self) -> None:
         if self._database is not None:
             database, self._database = self._database, None
             await database.close()
 
     @property
-    def _open_database(self) -> Database:
+    def database(self) -> Database:
         if self._database is None:
             raise RegistryClosedError
         return self._database
 
     # --- agents, by id ---
 
-    async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
+    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
         def work(db: sqlite3.Connection) -> list[AgentInfo]:
             now = self._now()
             stored = [agent.stamped(now) for agent in agents]
@@ -150,10 +119,10 @@ class SQLiteRegistry(AgentRegistry):
             )
             return stored
 
-        return await self._open_database.write(work)
+        return await self.database.write(work)
 
-    async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        database = self._open_database
+    async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+        database = self.database
 
         def work(db: sqlite3.Connection) -> list[bool | RegistryError]:
             now = self._now()
@@ -171,30 +140,30 @@ class SQLiteRegistry(AgentRegistry):
 
         return await database.write(work)
 
-    async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
-        return await self._open_database.read(lambda db: _fetch_all(db, ids, self._now()))
+    async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
+        return await self.database.read(lambda db: _fetch_all(db, ids, self._now()))
 
-    async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+    async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         def work(db: sqlite3.Connection) -> list[AgentInfo | RegistryError | None]:
             now = self._now()
             return [_patch_one(db, agent_id, fields, now) for agent_id, fields in changes]
 
-        return await self._open_database.write(work)
+        return await self.database.write(work)
 
-    async def _delete(self, ids: Sequence[str]) -> Sequence[bool]:
+    async def delete(self, ids: Sequence[str]) -> Sequence[bool]:
         def work(db: sqlite3.Connection) -> list[bool]:
             now = format_instant(self._now())
             removed = {agent_id for (agent_id,) in for_all(db, _DELETE, (now,), ids).fetchall()}
             return [agent_id in removed for agent_id in ids]
 
-        return await self._open_database.write(work)
+        return await self.database.write(work)
 
     # --- the whole fleet ---
 
-    async def _times(self) -> Sequence[datetime]:
-        return await self._open_database.read(lambda _: [self._now()])
+    async def times(self) -> Sequence[datetime]:
+        return await self.database.read(lambda _: [self._now()])
 
-    async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
+    async def pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         # By rowid, so that nothing stored in a row, however damaged, steers the walk. Downwards, for new rows come on
         # top and VACUUM moves rows down at most. An agent that was registered anew or moved may be met twice.
         upto, seen = _LAST_ROWID, Seen[str]()
@@ -204,14 +173,14 @@ class SQLiteRegistry(AgentRegistry):
             return now, db.execute(_PAGE, (format_instant(now), upto)).fetchall()
 
         while True:
-            now, rows = await self._open_database.read(page)
+            now, rows = await self.database.read(page)
             agents = []
             for row in rows:
                 agent = agent_of(row[:-1], now)
                 if isinstance(agent, AgentInfo):
                     agents.append(agent)
                 else:
-                    self._skip(agent)
+                    self.on_corrupt(agent)
             new = set(seen.only_new([agent.id for agent in agents]))
             yield [agent for agent in agents if agent.id in new]
             if len(rows) < PAGE_SIZE:
@@ -219,33 +188,33 @@ class SQLiteRegistry(AgentRegistry):
             upto = cast(int, rows[-1][-1]) - 1
         await seen.forget()
 
-    async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        upto, (began,) = _LAST_ROWID, await self._times()
+    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+        upto, (began,) = _LAST_ROWID, await self.times()
         while True:
-            rowids = await self._open_database.read(lambda db: due_rows(db, upto, began, ttl, PAGE_SIZE))  # noqa: B023
+            rowids = await self.database.read(lambda db: due_rows(db, upto, began, ttl, PAGE_SIZE))  # noqa: B023
             if rowids:
-                swept = await self._open_database.write(
+                swept = await self.database.write(
                     lambda db: sweep_rows(db, rowids, began, self._now(), ttl, self.ttl)  # noqa: B023
                 )
                 for error in swept.corrupt:
-                    self._skip(error)
+                    self.on_corrupt(error)
                 yield swept.ids
             if len(rowids) < PAGE_SIZE:
                 return
             upto = rowids[-1] - 1
 
-    async def _clear(self) -> AsyncGenerator[int, None]:
-        (upto,) = await self._open_database.read(lambda db: db.execute("SELECT max(rowid) FROM agents").fetchone())
+    async def clear(self) -> AsyncGenerator[int, None]:
+        (upto,) = await self.database.read(lambda db: db.execute("SELECT max(rowid) FROM agents").fetchone())
         while upto is not None:
-            present = await self._open_database.write(
+            present = await self.database.write(
                 lambda db: db.execute(_CLEAR, (upto, format_instant(self._now()))).fetchall()
             )
             yield sum(is_present for (is_present,) in present)
             if len(present) < CLEARED_AT_ONCE:
                 return
 
-    async def _examine(self) -> AsyncGenerator[Sequence[Finding], None]:
-        async for findings in examine(self._open_database):
+    async def diagnose(self) -> AsyncGenerator[Sequence[Finding], None]:
+        async for findings in examine(self.database):
             yield findings
 
     def _now(self) -> datetime:

@@ -17,10 +17,10 @@ from rich.rule import Rule
 from rich.text import Text
 
 from agentic.agent import AgentInfo
-from agentic.demo import Tell
+from agentic.cli.demo import Tell
+from agentic.cli.tables import fleet_lines
+from agentic.cli.terminal import cut_mark, has_colours, out
 from agentic.registry import AgentRegistry
-from agentic.tables import fleet_lines
-from agentic.terminal import cut_mark, has_colours, out
 
 Events: TypeAlias = MemoryObjectReceiveStream[tuple[str, str]]
 """Whom an event concerns, and what happened."""

@@ -6,8 +6,8 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 
-from agentic.backends.sqlite_database import Database
-from agentic.backends.sqlite_errors import hint
+from agentic.backends.sqlite.database import Database
+from agentic.backends.sqlite.errors import hint
 from agentic.findings import Finding, Level
 
 

@@ -11,7 +11,7 @@ import redis.asyncio as aioredis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection, SentinelManagedSSLConnection
 
-from agentic.backends.redis_server_info import Greeting, Kind, NotInSync
+from agentic.backends.redis.server_info import Greeting, Kind, NotInSync
 
 
 class _Checked(AbstractConnection):

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from agentic.agent import AgentInfo, AgentStatus
-from agentic.backends.sqlite_rows import AGENT_COLUMNS, agent_of, for_all, later
+from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, later
 from agentic.clock import NEVER, format_instant, is_stale, stale_before
 from agentic.errors import CorruptRecordError
 

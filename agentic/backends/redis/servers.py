@@ -26,10 +26,10 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from agentic.backends.redis_client import backend_error, brief
-from agentic.backends.redis_connection import Pool
-from agentic.backends.redis_requests import Command, Request, under_way
-from agentic.backends.redis_server_info import (
+from agentic.backends.redis.client import backend_error, brief
+from agentic.backends.redis.connection import Pool
+from agentic.backends.redis.requests import Command, Request, under_way
+from agentic.backends.redis.server_info import (
     DRIVER_ERRORS,
     HELLO,
     LATEST,

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Container
 from typing import Final
 
-from agentic.backends.sqlite_connection import Job
+from agentic.backends.sqlite.connection import Job
 from agentic.errors import BackendRejectedError
 from agentic.text import printable
 

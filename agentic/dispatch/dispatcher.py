@@ -3,50 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
-import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from agentic.coalescing import Coalescer, Lane
+from agentic.abc import Backend
+from agentic.dispatch.batcher import Batcher, Lane
+from agentic.dispatch.home import Home
 from agentic.errors import RegistryClosedError
 from agentic.exchange import SLACK, outcome, start_detached
-from agentic.home import Home
-
-if TYPE_CHECKING:
-    from agentic.registry import AgentRegistry
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Lanes:
+class Dispatcher:
     """Made when a registry is opened, closed with it; belongs to the running event loop."""
 
-    def __init__(self, registry: AgentRegistry, home: Home) -> None:
+    def __init__(self, backend: Backend, home: Home) -> None:
         self.home = home
-        # Not __del__: at the end of a process, Python collects no registry that its own lanes refer to.
-        self.unclosed = weakref.finalize(registry, _warn_unclosed, repr(registry))
-        self._timeout = registry.timeout
-        self._place_of = registry._place_of
-        self._coalescer = Coalescer(registry.timeout, registry.flushes_per_lane)
+        self._timeout = backend.timeout
+        self._shard_of = backend.shard_of
+        self._batcher = Batcher(backend.timeout, backend.max_batches)
         self._closed = False
         self._exchanges: set[asyncio.Task[Any]] = set()
         self._walks = 0
         self._no_walks = asyncio.Event()
         self._no_walks.set()
-        self.insert = self._lane(registry._insert)
-        self.touch = self._lane(registry._touch, commutes=True)
-        self.fetch = self._lane(registry._fetch, commutes=True)
-        self.patch = self._lane(registry._patch)
-        self.delete = self._lane(registry._delete)
+        self.insert = self._lane(backend.insert)
+        self.touch = self._lane(backend.touch, commutes=True)
+        self.fetch = self._lane(backend.fetch, commutes=True)
+        self.patch = self._lane(backend.patch)
+        self.delete = self._lane(backend.delete)
 
     def _lane(self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, commutes: bool = False) -> Lane[T, R]:
-        if self._place_of is None:
-            return self._coalescer.lane(send, commutes=commutes)
-        return _lane_for_each_place(self._coalescer, self._place_of, send, commutes)
+        if self._shard_of is None:
+            return self._batcher.lane(send, commutes=commutes)
+        return _lane_for_each_shard(self._batcher, self._shard_of, send, commutes)
 
     @contextmanager
     def walk(self) -> Iterator[None]:
@@ -93,7 +87,7 @@ class Lanes:
         """
         end = monotonic() + self._timeout
         try:
-            await self._coalescer.drain()
+            await self._batcher.drain()
             with suppress(TimeoutError):
                 async with asyncio.timeout(end - monotonic()):
                     await self._no_walks.wait()
@@ -107,23 +101,19 @@ async def _closed(pages: AsyncGenerator[Any, None]) -> None:
     await pages.aclose()
 
 
-def _lane_for_each_place(
-    coalescer: Coalescer,
-    place_of: Callable[[str], str],
+def _lane_for_each_shard(
+    batcher: Batcher,
+    shard_of: Callable[[str], str],
     send: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
     commutes: bool,
 ) -> Lane[T, R]:
-    """Return a lane of many, so that a place that does not answer holds up its own agents alone."""
+    """Return a lane of many, so that a shard that does not answer holds up its own agents alone."""
     lanes: dict[str, Lane[T, R]] = {}
 
     def lane(agent_id: str, item: T) -> Awaitable[R]:
-        place = place_of(agent_id)
-        if place not in lanes:
-            lanes[place] = coalescer.lane(send, commutes=commutes)
-        return lanes[place](agent_id, item)
+        shard = shard_of(agent_id)
+        if shard not in lanes:
+            lanes[shard] = batcher.lane(send, commutes=commutes)
+        return lanes[shard](agent_id, item)
 
     return lane
-
-
-def _warn_unclosed(registry: str) -> None:
-    warnings.warn(f"unclosed {registry}: use 'async with', or await aclose()", ResourceWarning, stacklevel=2)

@@ -12,9 +12,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseError
 
-from agentic.backends.redis_connection import Pool
-from agentic.backends.redis_keys import SLOTS
-from agentic.backends.redis_server_info import DRIVER_ERRORS, MISREAD, OutOfStep
+from agentic.backends.redis.connection import Pool
+from agentic.backends.redis.keys import SLOTS
+from agentic.backends.redis.server_info import DRIVER_ERRORS, MISREAD, OutOfStep
 
 Address = tuple[str, int]
 

@@ -7,12 +7,12 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
 
-from agentic.backends.redis_keys import Keys
-from agentic.backends.redis_requests import Command
-from agentic.backends.redis_servers import Servers
+from agentic.backends.redis.keys import Keys
+from agentic.backends.redis.requests import Command
+from agentic.backends.redis.servers import Servers
+from agentic.backends.seen import Seen
+from agentic.concurrency import one_ahead
 from agentic.errors import BackendUnavailableError
-from agentic.seen import Seen
-from agentic.tasks import one_ahead
 
 Record = tuple[bytes, bytes | None, datetime]
 """A key, what it holds (None where it has gone since it was scanned, or is no string), and its server's time."""

@@ -18,18 +18,13 @@ import typer
 from rich.text import Text
 
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_agent
-from agentic.chosen import Prefix, Url, chosen, to_look_at
-from agentic.commands import Command, Commands
-from agentic.completion import agent_ids
-from agentic.config import RegistryConfig, open_registry, resolved, shared
-from agentic.demo import Summary, check_rights, run_demo, scratch_registry
-from agentic.demo_screen import showing
-from agentic.doctor import examine
-from agentic.errors import AgentNotFoundError, BackendError, RegistryError
-from agentic.findings import Finding, Level
-from agentic.registry import AgentRegistry
-from agentic.tables import age, finding_line, finding_row, fleet_lines
-from agentic.terminal import (
+from agentic.cli.chosen import Prefix, Url, chosen, to_look_at
+from agentic.cli.commands import Command, Commands
+from agentic.cli.completion import agent_ids
+from agentic.cli.demo import Summary, check_rights, run_demo, scratch_registry
+from agentic.cli.demo_screen import showing
+from agentic.cli.tables import age, finding_line, finding_row, fleet_lines
+from agentic.cli.terminal import (
     cut_mark,
     ends_within,
     err,
@@ -43,6 +38,11 @@ from agentic.terminal import (
     run_cancellable,
     without_log,
 )
+from agentic.config import RegistryConfig, open_registry, resolved, shared
+from agentic.doctor import examine
+from agentic.errors import AgentNotFoundError, BackendError, RegistryError
+from agentic.findings import Finding, Level
+from agentic.registry import AgentRegistry
 from agentic.text import printable
 
 PRINTED_AT_ONCE: Final = 500

@@ -19,7 +19,7 @@ class Script(NamedTuple):
 
 def _load(name: str, *shared: str) -> Script:
     """Read a script and what it shares with others."""
-    folder = files("agentic.backends") / "lua"
+    folder = files("agentic.backends.redis") / "lua"
     text = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", *shared, name))
     return Script(sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Final, cast
 
 from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
 
-from agentic.backends.redis_generations import Generations
-from agentic.backends.redis_keys import family_of, writer_key
-from agentic.backends.redis_marks import Marks
-from agentic.backends.redis_scripts import AGAIN, Script
-from agentic.backends.redis_server_info import in_step
+from agentic.backends.redis.generations import Generations
+from agentic.backends.redis.keys import family_of, writer_key
+from agentic.backends.redis.marks import Marks
+from agentic.backends.redis.scripts import AGAIN, Script
+from agentic.backends.redis.server_info import in_step
 from agentic.errors import BackendError
 
 MAX_BYTES: Final = 1 << 20

@@ -13,10 +13,10 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import aiosqlite
 
-from agentic.backends.sqlite_errors import is_locked
+from agentic.backends.sqlite.errors import is_locked
+from agentic.concurrency import finish
 from agentic.errors import BackendUnavailableError, RegistryClosedError
 from agentic.exchange import interrupted, outcome
-from agentic.tasks import finish
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -182,7 +182,8 @@ class Connection:
         """
         if self._closed:
             raise RegistryClosedError
-        job = Job(self._connection._conn, work, monotonic() + patience)
+        # One hop for a whole transaction: the library itself makes one for each statement.
+        job = Job(self._connection._conn, work, monotonic() + patience)  # noqa: SLF001
         try:
             return await self._in_thread(job.run)
         except asyncio.CancelledError:
@@ -205,4 +206,4 @@ class Connection:
         await self._connection
 
     async def _in_thread(self, function: Callable[[], T | None]) -> T:
-        return await self._connection._execute(function)  # type: ignore[no-any-return, no-untyped-call]
+        return await self._connection._execute(function)  # type: ignore[no-any-return, no-untyped-call] # noqa: SLF001

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from agentic.backends.redis_keys import family_of_marks, id_in, marks_key
-from agentic.backends.redis_requests import Command, Request, Run, Single, Write
-from agentic.backends.redis_scripts import DONE, SCRIPTS, SLOW
-from agentic.backends.redis_server_info import OutOfStep
+from agentic.backends.redis.keys import family_of_marks, id_in, marks_key
+from agentic.backends.redis.requests import Command, Request, Run, Single, Write
+from agentic.backends.redis.scripts import DONE, SCRIPTS, SLOW
+from agentic.backends.redis.server_info import OutOfStep
 from agentic.errors import BackendError
 
 

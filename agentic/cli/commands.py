@@ -10,8 +10,8 @@ from typing import Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from agentic.completion import whole_words_in_bash
-from agentic.terminal import escaped, exit_in_one_line
+from agentic.cli.completion import whole_words_in_bash
+from agentic.cli.terminal import escaped, exit_in_one_line
 
 # Typer exports no other of its usage errors.
 UsageError: Final[Any] = typer.BadParameter.__base__

@@ -9,10 +9,10 @@ from contextlib import suppress
 from time import monotonic
 from typing import Final, TypeVar
 
-from agentic.backends.sqlite_connection import GRACE, Connection, Job
-from agentic.backends.sqlite_errors import DriverError, backend_error
-from agentic.backends.sqlite_file import DatabaseFile
-from agentic.backends.sqlite_schema import check_table, prepare, prepare_reader
+from agentic.backends.sqlite.connection import GRACE, Connection, Job
+from agentic.backends.sqlite.errors import DriverError, backend_error
+from agentic.backends.sqlite.file import DatabaseFile
+from agentic.backends.sqlite.schema import check_table, prepare, prepare_reader
 from agentic.errors import BackendUnavailableError, RegistryClosedError
 from agentic.exchange import outcome
 

@@ -39,7 +39,7 @@ _Call = tuple[str, Any, "asyncio.Future[Any]", float]
 """One item on its way: its agent's id, the item, the future that its caller awaits, when it was issued."""
 
 
-class Coalescer:
+class Batcher:
     """Gathers single calls into flushes.
 
     - Calls on one agent take effect in the order they were issued: a call leaves when the agent's earlier ones have
@@ -53,9 +53,9 @@ class Coalescer:
     Belongs to the event loop in which it is made.
     """
 
-    def __init__(self, timeout: float, flushes_per_lane: int) -> None:
+    def __init__(self, timeout: float, max_batches: int) -> None:
         self.timeout = timeout
-        self._flushes_per_lane = flushes_per_lane
+        self._max_batches = max_batches
         self._loop = asyncio.get_running_loop()
         self._queues: list[_Queue] = []
         self._turns: dict[str, _Queue | deque[_Turn]] = {}
@@ -93,7 +93,7 @@ class Coalescer:
                 return future
             turns[agent_id] = queue
             calls.append(call)
-            if queue.workers < self._flushes_per_lane:
+            if queue.workers < self._max_batches:
                 self._start_worker(queue)
             return future
 
@@ -217,7 +217,7 @@ class Coalescer:
 
     def _enqueue(self, queue: _Queue, call: _Call) -> None:
         queue.calls.append(call)
-        if queue.workers < self._flushes_per_lane:
+        if queue.workers < self._max_batches:
             self._start_worker(queue)
 
     def _start_worker(self, queue: _Queue) -> None:

@@ -28,8 +28,8 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
-from agentic.backends.redis_certificates import check_certificates
-from agentic.backends.redis_connection import (
+from agentic.backends.redis.certificates import check_certificates
+from agentic.backends.redis.connection import (
     ClusterConnection,
     ClusterTLSConnection,
     Connection,
@@ -42,9 +42,9 @@ from agentic.backends.redis_connection import (
     TLSConnection,
     UnixConnection,
 )
-from agentic.backends.redis_sentinel import SentinelCredentials, Sentinels
-from agentic.backends.redis_server_info import MISREAD, Refused
-from agentic.backends.redis_topology import Topology
+from agentic.backends.redis.sentinel import SentinelCredentials, Sentinels
+from agentic.backends.redis.server_info import MISREAD, Refused
+from agentic.backends.redis.topology import Topology
 from agentic.errors import BackendError, BackendRejectedError, BackendUnavailableError, ConfigurationError
 from agentic.text import type_name
 

@@ -13,9 +13,9 @@ from typing import Final
 
 import typer
 
-from agentic.chosen import to_look_at
+from agentic.cli.chosen import to_look_at
+from agentic.cli.terminal import ends_within, without_log
 from agentic.config import RegistryConfig, open_registry
-from agentic.terminal import ends_within, without_log
 
 SECONDS: Final = 2.0
 """How long a shell may wait."""

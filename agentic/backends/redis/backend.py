@@ -1,11 +1,10 @@
-"""Agents in Redis or Valkey: one expiring key per agent, shared by any number of processes and with the Go original."""
+"""Agents in Redis or Valkey: how each primitive is made of scripts and commands."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,19 +13,19 @@ from urllib.parse import quote
 import msgspec
 import redis.asyncio as aioredis
 
+from agentic.abc import Backend
 from agentic.agent import AgentChanges, AgentInfo, encode_to_stamp
-from agentic.backends.redis_client import (
+from agentic.backends.redis.client import (
     CONNECT_TIMEOUT,
     backend_error,
     brief,
-    check_client,
     hint_of_closing,
     make_client,
 )
-from agentic.backends.redis_cluster import Cluster
-from agentic.backends.redis_doctor import may_evict, redis_findings
-from agentic.backends.redis_keys import Keys, ShardedKeys, family_of, marks_key, valid_prefix
-from agentic.backends.redis_operations import (
+from agentic.backends.redis.cluster import Cluster
+from agentic.backends.redis.diagnosis import may_evict, redis_findings
+from agentic.backends.redis.keys import Keys, ShardedKeys, family_of, marks_key, valid_prefix
+from agentic.backends.redis.operations import (
     Beat,
     Deregister,
     FindMarks,
@@ -38,15 +37,14 @@ from agentic.backends.redis_operations import (
     TrySettle,
     Update,
 )
-from agentic.backends.redis_outcomes import facts, failure, raise_any
-from agentic.backends.redis_records import Records
-from agentic.backends.redis_requests import Batch, Command, Request, Writer, bounded, requests
-from agentic.backends.redis_scripts import ABSENT, DONE, WRONG_TYPE
-from agentic.backends.redis_server_info import DRIVER_ERRORS
-from agentic.backends.redis_servers import OneServer, Servers
-from agentic.backends.redis_topology import Topology
-from agentic.backends.redis_url import connection_options
-from agentic.backends.redis_walk import Record, Walk
+from agentic.backends.redis.outcomes import facts, failure, raise_any
+from agentic.backends.redis.records import Records
+from agentic.backends.redis.requests import Batch, Command, Request, Writer, bounded, requests
+from agentic.backends.redis.scan import Record, Walk
+from agentic.backends.redis.scripts import ABSENT, DONE, WRONG_TYPE
+from agentic.backends.redis.server_info import DRIVER_ERRORS
+from agentic.backends.redis.servers import OneServer, Servers
+from agentic.backends.redis.topology import Topology
 from agentic.clock import parse_instant, stale_before
 from agentic.errors import (
     BackendError,
@@ -55,11 +53,13 @@ from agentic.errors import (
     RegistryError,
 )
 from agentic.findings import Finding
-from agentic.options import count, text
-from agentic.registry import AgentRegistry
+from agentic.logs import FieldLogger
+from agentic.options import text
 from agentic.text import printable
-from agentic.urls import StoreURL, refuse_url
+from agentic.urls import refuse_url, with_parameter
 from agentic.validation import MAX_RECORD_BYTES
+
+logger = logging.getLogger("agentic.redis")
 
 DEFAULT_PREFIX: Final = "agentic"
 
@@ -70,120 +70,61 @@ LONGEST_REPORT: Final = 4_000
 """Characters of the ids that are logged of agents which nobody else can be told of."""
 
 
-class RedisRegistry(AgentRegistry):
-    """A registry in Redis 6.2 or later, or Valkey: the key `{prefix}:agent:{id}` holds an agent's JSON and expires.
+class RedisBackend(Backend):
+    """Agents as JSON under keys of their own. The options are those of `RedisRegistry`, which checks the first two."""
 
-    Every change is one script, atomic in the server and on the server's clock. `list`, `scan`, `reap` and `flush` ask
-    for one page's records and the next page's keys in one round trip; they keep the ids they have seen, since the
-    server may repeat a key.
-
-    Attributes:
-        url: The URL, its password replaced by `***`; None where a client was passed.
-        prefix: What every key begins with.
-        max_connections: As given.
-    """
-
-    flushes_per_lane = 2
-    _logger = logging.getLogger("agentic.redis")
+    max_batches = 2
 
     def __init__(
         self,
-        url: str = "redis://localhost:6379/0",
+        connection: aioredis.Redis | aioredis.RedisCluster | Mapping[str, Any],
         *,
-        client: aioredis.Redis | aioredis.RedisCluster | None = None,
-        password: str | None = None,
-        db: int | None = None,
-        prefix: str = DEFAULT_PREFIX,
-        ttl: float | timedelta | None = 300.0,
-        timeout: float | timedelta = 5.0,
-        stale_after: float | timedelta = 30.0,
-        wait: float | timedelta = 0.0,
-        max_connections: int = 16,
-        ca: str | os.PathLike[str] | None = None,
-        cert: str | os.PathLike[str] | None = None,
-        key: str | os.PathLike[str] | None = None,
-        sentinel_username: str | None = None,
-        sentinel_password: str | None = None,
-        sentinel_tls: bool | None = None,
+        name: str,
+        prefix: str,
+        ttl: float | timedelta | None,
+        timeout: float | timedelta,
+        max_connections: int,
     ) -> None:
         """Check the options; no I/O.
 
         Args:
-            url: `redis[s]://`, `valkey[s]://`, `unix://`, `redis[s]+sentinel://` or `redis[s]+cluster://`; of the
-                options below it may hold `ca`, `cert`, `key`, `sentinel_username`, `sentinel_password`, `sentinel_tls`,
-                and `db` for a Unix socket, as query parameters.
-            client: A client of your own, used in place of `url` and left open; its retries repeat no write. Options of
-                the connection belong to it, and are refused here.
-            password: Overrides the URL's.
-            db: Overrides the URL's; a cluster has none but 0.
-            prefix: Keeps several registries apart in one database.
-            ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is **gone**;
-                None keeps it.
-            timeout: Seconds a call may take, waiting for a free connection included.
-            stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
-            wait: Seconds for which opening tries again while the store is unavailable.
-            max_connections: Connections at most; further calls wait for one.
-            ca: With TLS, a file of certificates to trust in place of the system's.
-            cert: With TLS, the client's certificate, and its key where `key` is not given.
-            key: With TLS, the key of `cert`.
-            sentinel_username: The user with whom sentinels are asked.
-            sentinel_password: The password with which sentinels are asked.
-            sentinel_tls: Whether sentinels are asked with TLS.
+            connection: A client, which is left open, or the options of a connection.
+            name: The URL without its secrets.
+            prefix: As of `RedisRegistry`, like what follows.
+            ttl: Seconds.
+            timeout: Seconds.
+            max_connections: At most.
 
         Raises:
             ConfigurationError: An option is wrong.
         """
-        super().__init__(ttl=ttl, timeout=timeout, stale_after=stale_after, wait=wait)
+        super().__init__(ttl=ttl, timeout=timeout)
         self.prefix = valid_prefix(refuse_url(text(prefix, "prefix"), "prefix"))
-        self.max_connections = count(max_connections, "max_connections")
-        self.url: str | None = None
-        self._db = db
-        self._client = client
+        self.max_connections = max_connections
+        self._name = name
+        self._options = dict(connection) if isinstance(connection, Mapping) else {}
+        self._client = None if isinstance(connection, Mapping) else connection
         self._servers_to_close: Servers | None = None
-        connection = {
-            "password": password,
-            "db": db,
-            "ca": ca,
-            "cert": cert,
-            "key": key,
-            "sentinel_username": sentinel_username,
-            "sentinel_password": sentinel_password,
-            "sentinel_tls": sentinel_tls,
-        }
-        self._options: dict[str, Any] = {}
-        if client is None:
-            parts = StoreURL.parse(url)
-            self.url = str(parts)
-            self._options = connection_options(parts, **connection) | {"max_connections": self.max_connections}
-        else:
-            check_client(client, connection)
         self._milliseconds = 0 if self.ttl is None else max(1, round(self.ttl * 1000))
-        in_cluster = isinstance(client, aioredis.RedisCluster) if client is not None else "cluster" in self._options
+        in_cluster = isinstance(self._client, aioredis.RedisCluster) or "cluster" in self._options
         self._keys = ShardedKeys(self.prefix) if in_cluster else Keys(self.prefix)
-        self._records = Records(self._keys, self._skip)
+        self._records = Records(self._keys)
         self._writer = Writer()
         self._is_connected = False
+        self._log = FieldLogger(logger, store=self.store)
 
     @property
     def store(self) -> str:
-        """The URL, its secrets replaced by `***`, with a `db` and a `prefix` that were given beside it.
-
-        Of a client that was passed it says only `redis://`, and the prefix.
-        """
-        url, prefix = self.url or "redis://", "" if self.prefix == DEFAULT_PREFIX else quote(self.prefix)
-        beside = "&".join(f"{name}={value}" for name, value in (("db", self._db), ("prefix", prefix)) if value)
-        return f"{url}{'&' if '?' in url else '?'}{beside}" if beside else url
-
-    def __repr__(self) -> str:
-        return f"RedisRegistry(url={self.url!r}, prefix={self.prefix!r}, ttl={self.ttl})"
+        """The name, with the prefix where that is not the usual one."""
+        return self._name if self.prefix == DEFAULT_PREFIX else with_parameter(self._name, "prefix", quote(self.prefix))
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__() | {"_writer": Writer()}  # A copy sends writes of its own.
-        for opened in ("_servers", "_place_of", "_marking"):
+        for opened in ("_servers", "_marking"):
             state.pop(opened, None)
-        return state
+        return state | {"shard_of": None}
 
-    async def _connect(self) -> None:
+    async def open(self) -> None:
         client = self._client or make_client(self._options, self.timeout)
         if isinstance(client, aioredis.RedisCluster):
             client = Topology.of_client(client)
@@ -191,7 +132,7 @@ class RedisRegistry(AgentRegistry):
             cluster = Cluster(client, self.max_connections, self.timeout, self._keys.probes())
             slot = self._keys.slot
             self._servers: Servers = cluster
-            self._place_of = lambda agent_id: cluster.node_of(slot(agent_id))
+            self.shard_of = lambda agent_id: cluster.node_of(slot(agent_id))
         else:
             self._servers = OneServer(client, self.max_connections, self.timeout)
         if self._client is None or isinstance(client, Topology):
@@ -221,7 +162,7 @@ class RedisRegistry(AgentRegistry):
                 "the server may evict agents when its memory is full: maxmemory-policy is %s, not noeviction", policy
             )
 
-    async def _disconnect(self) -> None:
+    async def close(self) -> None:
         if self._is_connected:
             self._is_connected = False
             await self._settle_all()
@@ -252,7 +193,7 @@ class RedisRegistry(AgentRegistry):
 
     # --- agents, by id ---
 
-    async def _insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
+    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
         keys = self._keys.agents([agent.id for agent in agents])
         records = [(encode_to_stamp(agent),) for agent in agents]
         results = await self._run(Register, keys, (self._milliseconds,), records)
@@ -262,12 +203,12 @@ class RedisRegistry(AgentRegistry):
             for agent, result in zip(agents, results, strict=True)
         ]
 
-    async def _touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+    async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
         keys = self._keys.agents(ids)
         await self._settle_lost(keys)
         return facts(await self._run(Beat, keys, (self._milliseconds,)), ids)
 
-    async def _fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
+    async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)
         await self._settle_lost(keys)
         found: list[AgentInfo | RegistryError | None] = []
@@ -293,7 +234,7 @@ class RedisRegistry(AgentRegistry):
         await self._servers.run([ReadType(batch, [at]) for at in range(len(keys))])
         return batch.outcomes
 
-    async def _patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+    async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         each = []
         for _, fields in changes:
             arguments: list[str | bytes | int] = [len(fields)]
@@ -313,27 +254,27 @@ class RedisRegistry(AgentRegistry):
             return self._records.decoded(key, record, parse_instant(stamp.decode()))
         return None if result == ABSENT else failure(result, agent_id)
 
-    async def _delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+    async def delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
         return facts(await self._run(Deregister, self._keys.agents(ids)), ids)
 
     # --- the whole fleet ---
 
-    async def _pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
+    async def pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
         async with aclosing(self._walk_records().pages()) as pages:
             async for page in pages:
-                yield self._records.agents(await self._strings(page))
+                yield self._records.agents(await self._strings(page), self.on_corrupt)
 
-    async def _sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
+    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
         if missed := [agent_id for agent_id, _ in await self._mark([], [])]:
             yield missed
         walk = self._walk_records()
         async with aclosing(walk.nodes()) as nodes:
             async for node in nodes:
                 # Each server's clock decides for the agents that it holds.
-                boundary = stale_before(await self._time_of(node), ttl)
+                boundary = stale_before(await self.time_of(node), ttl)
                 async with walk.pages_of(node) as pages:
                     async for page in pages:
-                        found = list(self._records.not_live(await self._strings(page), boundary))
+                        found = list(self._records.not_live(await self._strings(page), boundary, self.on_corrupt))
                         marks = await self._mark([agent_id for agent_id, _ in found], [each for _, each in found])
                         yield [agent_id for agent_id, mark in marks if mark == DONE]
                         raise_any([mark for _, mark in marks])  # After what was marked has been reported.
@@ -370,11 +311,11 @@ class RedisRegistry(AgentRegistry):
         await self._servers.run([kind(batch, [at]) for at in range(len(batch.keys))])
         return batch.outcomes
 
-    async def _clear(self) -> AsyncGenerator[int, None]:
+    async def clear(self) -> AsyncGenerator[int, None]:
         async with aclosing(self._walk_records().pages()) as pages:
             async for page in pages:
                 # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
-                agents = self._records.agents(await self._strings(page))
+                agents = self._records.agents(await self._strings(page), self.on_corrupt)
                 yield sum(raise_any(await self._run(Deregister, self._keys.agents([agent.id for agent in agents]))))
 
     def _walk_records(self) -> Walk:
@@ -393,21 +334,17 @@ class RedisRegistry(AgentRegistry):
         empty = [key for key, record, _ in page if record is None]
         for key, kind in zip(empty, raise_any(await self._types(empty)), strict=True):
             if kind not in NO_OTHER_TYPE:
-                self._skip(self._records.corrupt(key, "its key holds another type of value than a string"))
+                self.on_corrupt(self._records.corrupt(key, "its key holds another type of value than a string"))
         return [(key, record, now) for key, record, now in page if record is not None]
 
-    async def _times(self) -> Sequence[datetime]:
-        return await asyncio.gather(*(self._time_of(node) for node in await self._servers.nodes()))
+    async def times(self) -> Sequence[datetime]:
+        return await asyncio.gather(*(self.time_of(node) for node in await self._servers.nodes()))
 
-    async def _examine(self) -> AsyncGenerator[Sequence[Finding], None]:
-        async with aclosing(redis_findings(self)) as findings:
+    async def diagnose(self) -> AsyncGenerator[Sequence[Finding], None]:
+        async with aclosing(redis_findings(self._servers, self._keys)) as findings:
             async for finding in findings:
                 yield [finding]
 
-    async def _time_of(self, node: Any) -> datetime:
+    async def time_of(self, node: Any) -> datetime:
+        """Return the time of one of the servers."""
         return await self._servers.time(node)
-
-    # --- keys and records ---
-
-    def _key(self, agent_id: str) -> bytes:
-        return self._keys.agent(agent_id)

@@ -1,0 +1,1 @@
+"""Agents in Redis or Valkey."""

@@ -1,0 +1,1 @@
+"""How the calls of many callers reach a store."""
