@@ -20,7 +20,7 @@ import anyio
 import anyio.lowlevel
 
 from agentic.abc import Backend
-from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
+from agentic.agent import AgentChanges, AgentInfo
 from agentic.clock import duration, positive_seconds
 from agentic.dispatch.batcher import own
 from agentic.dispatch.dispatcher import Dispatcher
@@ -43,7 +43,7 @@ from agentic.options import function
 from agentic.outage import Outage, Patience
 from agentic.session import AgentSession
 from agentic.text import type_name
-from agentic.validation import valid_id
+from agentic.validation import valid_agent, valid_changes, valid_id
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import Final, Protocol, Unpack
 import anyio
 import msgspec
 
-from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
+from agentic.agent import AgentChanges, AgentInfo
 from agentic.clock import positive_seconds, system_clock
 from agentic.concurrency import finish
 from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError, CorruptRecordError, RegistryClosedError
@@ -19,6 +19,7 @@ from agentic.logs import FieldLogger
 from agentic.outage import Outage, Patience
 from agentic.service import Service
 from agentic.text import printable
+from agentic.validation import valid_agent, valid_changes
 
 logger = logging.getLogger("agentic.session")
 

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, InvalidAgentError
-from agentic.agent import encode_agent, valid_agent
 from agentic.clock import NEVER
-from agentic.validation import MAX_RECORD_BYTES
-from agentic.wire import CorruptRecord, decode_agent
+from agentic.validation import MAX_RECORD_BYTES, valid_agent
+from agentic.wire import CorruptRecord, decode_agent, encode_agent
 
 GO_RECORDS = (Path(__file__).parent / "data" / "go-records.jsonl").read_text(encoding="utf-8").splitlines()
 

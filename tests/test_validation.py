@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from agentic import AgentInfo, AgentRegistry, InvalidAgentError, MemoryRegistry
-from agentic.agent import encode_agent, valid_agent
-from agentic.validation import MAX_RECORD_BYTES
+from agentic.validation import MAX_RECORD_BYTES, valid_agent
+from agentic.wire import encode_agent
 from tests.stores import Store
 
 SURROGATE = "\ud800"
