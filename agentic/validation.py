@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Final
+
+from msgspec.structs import astuple
 
 from agentic.agent import CHANGEABLE, FIELDS, STATUSES, AgentChanges, AgentInfo, AgentStatus, Kind
 from agentic.clock import to_utc
@@ -38,7 +40,8 @@ def valid_agent(agent: object) -> AgentInfo:
         raise InvalidAgentError("agent", f"agent: must be an AgentInfo, got {type_name(agent)}")
     if _is_usual(agent):
         return agent
-    checked = AgentInfo(**{name: check(name, getattr(agent, name)) for name, check in _CHECKS.items()})
+    values = zip(_CHECKS.items(), astuple(agent), strict=False)  # A subclass may have further fields.
+    checked = AgentInfo(*[check(name, value) for (name, check), value in values])
     check_size(checked)
     return checked
 
@@ -52,10 +55,11 @@ def valid_changes(changes: Mapping[str, object]) -> AgentChanges:
     """
     checked: dict[str, object] = {}
     for name, value in changes.items():
-        if name not in CHANGEABLE:
+        check = _CHANGE_CHECKS.get(name)
+        if check is None:
             raise TypeError(f"update() cannot change '{printable(name, 60)}', only {', '.join(CHANGEABLE)}")
-        checked[name] = _CHECKS[name](name, value)
-    _check_characters(checked)
+        checked[name] = check(name, value)
+    _check_characters(checked.values())
     return checked  # type: ignore[return-value]
 
 
@@ -65,7 +69,7 @@ def check_size(agent: AgentInfo) -> None:
     Raises:
         InvalidAgentError: It would.
     """
-    _check_characters({name: getattr(agent, name) for name in agent.__struct_fields__})
+    _check_characters(astuple(agent))
     size = len(encode_agent(agent))
     if size > MAX_RECORD_BYTES:
         raise too_large(size)
@@ -76,15 +80,15 @@ def too_large(size: int) -> InvalidAgentError:
     return InvalidAgentError("agent", f"agent: its record must be at most {MAX_RECORD_BYTES} bytes of JSON, got {size}")
 
 
-def _check_characters(fields: Mapping[str, object]) -> None:
-    """Refuse fields with more characters than a record may have bytes, before anything is made of all of them."""
+def _check_characters(values: Iterable[object]) -> None:
+    """Refuse values with more characters than a record may have bytes, before anything is made of all of them."""
     size = 0
-    for value in fields.values():
+    for value in values:
         if isinstance(value, str):
             size += len(value)
         elif isinstance(value, tuple):
             size += sum(map(len, value))
-        elif isinstance(value, Mapping):
+        elif isinstance(value, FrozenDict):
             size += sum(map(len, value)) + sum(map(len, value.values()))
     if size > MAX_RECORD_BYTES:
         raise too_large(size)
@@ -243,3 +247,4 @@ _CHECK_OF: Final[Mapping[Kind, Callable[[str, object], object]]] = {
     Kind.ENTRIES: _entries,
 }
 _CHECKS: Final = {field.name: _CHECK_OF[field.kind] for field in FIELDS} | {"id": lambda _, value: valid_id(value)}
+_CHANGE_CHECKS: Final = {name: _CHECKS[name] for name in CHANGEABLE}

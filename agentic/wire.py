@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import astuple
 
-from agentic.agent import FIELDS, HEARTBEAT, AgentInfo, Kind, status_of
+from agentic.agent import FIELDS, AgentInfo, AgentStatus, Kind, status_of
 from agentic.clock import NEVER, format_instant, parse_instant
 
 MAX_DEPTH: Final = 64
@@ -32,8 +32,8 @@ _Record: Final[Any] = msgspec.defstruct(
     omit_defaults=True,
     gc=False,
 )
-_OMITTED: Final = [(at, field.default) for at, field in enumerate(FIELDS) if field.omit_empty]
-_OMITTED_NAMES: Final = {field.name for field in FIELDS if field.omit_empty}
+_OMITTED: Final = {field.name for field in FIELDS if field.omit_empty}
+_ENTRIES: Final = [(field.name, field.default) for field in FIELDS if field.kind is Kind.ENTRIES]
 
 
 def encode_agent(agent: AgentInfo) -> bytes:
@@ -48,15 +48,16 @@ def encode_to_stamp(agent: AgentInfo) -> bytes:
 
 def encode_field(name: str, value: object) -> bytes:
     """Return a field's JSON, or nothing where the record leaves it out."""
-    return msgspec.json.encode(value) if value or name not in _OMITTED_NAMES else b""
+    return msgspec.json.encode(value) if value or name not in _OMITTED else b""
 
 
 def _encoded(agent: AgentInfo, last_heartbeat: str) -> bytes:
-    values = [*astuple(agent)]
-    values[HEARTBEAT] = last_heartbeat
-    for at, empty in _OMITTED:
-        values[at] = values[at] or empty  # msgspec compares by identity.
-    return msgspec.json.encode(_Record(*values))
+    record = _Record(*astuple(agent))
+    record.last_heartbeat = last_heartbeat
+    for name, empty in _ENTRIES:  # Defaults are compared by identity, and two empty mappings are not identical.
+        if not getattr(record, name):
+            setattr(record, name, empty)
+    return msgspec.json.encode(record)
 
 
 # --- read; `lua/json.lua` accepts and refuses the same records ---
@@ -81,14 +82,12 @@ _ForeignAgent: Final = msgspec.defstruct(
     ],
 )
 _READ: Final[Mapping[Kind, Callable[[Any], Any]]] = {
-    Kind.TEXT: lambda value: value or "",
-    Kind.TEXTS: lambda value: value or (),
-    Kind.STATUS: lambda value: status_of(value or ""),
-    Kind.INSTANT: lambda value: parse_instant(value) if value else NEVER,
-    Kind.NUMBER: lambda value: value or 0,
-    Kind.ENTRIES: lambda value: {key: _as_text(each) for key, each in (value or {}).items()},
+    Kind.STATUS: status_of,
+    Kind.INSTANT: parse_instant,
+    Kind.ENTRIES: lambda entries: {key: _as_text(value) for key, value in entries.items()},
 }
-_READERS: Final = [_READ[field.kind] for field in FIELDS]
+_EMPTY: Final[Mapping[Kind, Any]] = {Kind.STATUS: AgentStatus.UNKNOWN, Kind.INSTANT: NEVER}
+_READERS: Final = [(_READ.get(field.kind), _EMPTY.get(field.kind, field.default)) for field in FIELDS]
 
 _decode_own = msgspec.json.Decoder(AgentInfo).decode
 _decode_any = msgspec.json.Decoder().decode
@@ -124,7 +123,8 @@ def _decode_tolerantly(record: bytes | str) -> AgentInfo:
         if _is_too_deep(whole):
             raise CorruptRecord(f"it is nested more than {MAX_DEPTH} levels deep")
         found = msgspec.convert(whole, _ForeignAgent)
-        return AgentInfo(*(read(value) for read, value in zip(_READERS, astuple(found), strict=True)))
+        values = zip(_READERS, astuple(found), strict=True)
+        return AgentInfo(*[(read(value) if read else value) if value else empty for (read, empty), value in values])
     except (ValueError, RecursionError) as error:
         raise CorruptRecord(str(error)) from error
 
