@@ -47,8 +47,8 @@ class Backend(ABC):
 
     **Walks** of the whole fleet are `scan`, `sweep`, `clear` and `diagnose`: each call returns one page, which may be
     empty, and the cursor for the next call. A walk begins with the cursor None. It ends where None is returned, where a
-    call fails or is cancelled, or where it is not continued. So nothing may be under way between two calls, and a cursor
-    holds nothing that has to be closed. A cursor is used once, in the process and event loop that it comes from.
+    call fails or is cancelled, or where it is not continued. So nothing may be under way between two calls, and no
+    cursor holds what has to be closed. A cursor is used once, in the process and event loop that it comes from.
 
     **Corrupt records** that a walk or a `page` meets are passed to `on_corrupt`, left as they are and skipped.
 

@@ -6,22 +6,36 @@ import re
 import sqlite3
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
+from agentic.abc import Cursor, Step
 from agentic.backends.redis.backend import RedisBackend
 from agentic.backends.redis.keys import Keys, ShardedKeys
 from agentic.backends.sqlite.rows import AGENT_COLUMNS
 from agentic.clock import format_instant, parse_instant
 
+T = TypeVar("T")
+
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 ALL_STORES = ("memory", "sqlite-memory", "sqlite-file", "redis", "redis-sentinel", "redis-cluster")
 SHARED_STORES = ("sqlite-file", "redis")
+
+
+async def all_pages(page: Callable[[Cursor], Awaitable[Step[T]]], cursor: Cursor = None) -> list[T]:
+    """Return the pages of a backend's walk, from a cursor on."""
+    pages = []
+    while True:
+        found, cursor = await page(cursor)
+        pages.append(found)
+        if cursor is None:
+            return pages
 
 
 class Clock:

@@ -44,16 +44,15 @@ CALLS: dict[str, tuple[str, Call]] = {
     "get": ("fetch", lambda registry: registry.get("a")),
     "update": ("patch", lambda registry: registry.update("a", name="x")),
     "deregister": ("delete", lambda registry: registry.deregister("a")),
-    "list": ("pages", lambda registry: registry.list()),
-    "scan": ("pages", scan),
+    "list": ("scan", lambda registry: registry.list()),
+    "scan": ("scan", scan),
+    "page": ("page", lambda registry: registry.page()),
     "reap": ("sweep", lambda registry: registry.reap(60)),
     "flush": ("clear", lambda registry: registry.flush()),
     "store_time": ("times", lambda registry: registry.store_time()),
     "diagnose": ("diagnose", diagnose),
 }
 """Each call, and the primitive behind it."""
-
-WALKS = ("pages", "sweep", "clear", "diagnose")
 
 every_call = pytest.mark.parametrize("call", CALLS)
 
@@ -67,12 +66,7 @@ def replace_primitive(registry: AgentRegistry, name: str, act: Callable[[], Awai
         await act()
         return await original(*args)
 
-    async def pages(*args: Any) -> AsyncGenerator[Any, None]:
-        await act()
-        async for page in original(*args):
-            yield page
-
-    setattr(backend, name, pages if name in WALKS else primitive)
+    setattr(backend, name, primitive)
     return lambda: setattr(backend, name, original)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -18,7 +18,8 @@ from agentic import (
     ConfigurationError,
     RegistryClosedError,
 )
-from tests.stores import LONG_AGO, RedisStore, Store
+from agentic.abc import Cursor, Step
+from tests.stores import LONG_AGO, RedisStore, Store, all_pages
 from tests.waiting import wait_until
 
 IDS = [f"agent-{number}" for number in range(6)]
@@ -36,13 +37,14 @@ class SlowAnswers:
         self._sweep = registry.backend.sweep
         registry.backend.sweep = self.sweep  # type: ignore[method-assign]
 
-    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        async with aclosing(self._sweep(ttl)) as pages:
-            marked = [agent_id async for page in pages for agent_id in page]
-        for start in range(0, len(marked), 2):
+    async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
+        marked = cursor
+        if marked is None:
+            marked = [agent_id for page in await all_pages(partial(self._sweep, ttl)) for agent_id in page]
+        if marked:
             self.withheld += 1
             await wait_until(lambda: self.let_through >= self.withheld, "the answer is let through")
-            yield marked[start : start + 2]
+        return marked[:2], marked[2:] or None
 
     async def reached(self, page: int) -> None:
         await wait_until(lambda: self.withheld == page, f"page {page} is under way")
@@ -240,10 +242,10 @@ async def test_time_that_passes_between_two_pages_takes_nobody_offline(store: St
         return  # Its clock cannot be moved in the middle of a walk; each server's time is read once.
     async with store.make(ttl=100) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(f"agent-{number}")) for number in range(1500)))
-        async with aclosing(registry.backend.sweep(timedelta(seconds=50))) as pages:
-            reported = list(await anext(pages, []))  # A default of () breaks anext in Python 3.11.
-            await store.let_pass(200)
-            reported += [agent_id async for page in pages for agent_id in page]
-        assert reported == []
+        sweep = partial(registry.backend.sweep, timedelta(seconds=50))
+        first, cursor = await sweep(None)
+        await store.let_pass(200)
+        following = [] if cursor is None else await all_pages(sweep, cursor)
+        assert [*first, *(agent_id for page in following for agent_id in page)] == []
         await store.step_back(200)
         assert len(await registry.list()) == 1500
