@@ -129,22 +129,22 @@ class Backend(ABC):
 
     @abstractmethod
     async def page(self, after: str, limit: int, walk: str) -> tuple[Sequence[AgentInfo], str | None]:
-        """Return agents in the order of their ids, and the id after which to go on, None at the end.
+        """Return the agents that come next in the order of their ids, and the id after which to go on; None at the end.
 
-        The order is that of the ids' UTF-8, which is the order of Python strings. So an agent that stays is returned
-        once, whatever comes and goes meanwhile, and whichever process asks for the next page.
+        The order is that of Python strings, which is that of UTF-8. So an agent that stays is returned once, whatever
+        comes and goes meanwhile, and whichever process asks for the next page. Not a walk: each call stands alone.
 
         Args:
             after: Only agents with a higher id; empty for all.
-            limit: At most so many, and at least one unless there are no more that are sound.
-            walk: What the pages of one walk have in common. A store that finds ids without an order may remember under
-                it which come next, as long as it does without what it has forgotten. It must not use for one walk what
-                it has found for another one, which may have begun before some agents were registered.
+            limit: How many agents to return at most. Fewer may be returned, even none, although there are more.
+            walk: What all pages of one walk have in common, and those of no other. A store that keeps no order may
+                remember under it which ids come next, and must work without that too. What it has found for one walk
+                is not valid for another: agents may have been registered between the two.
         """
 
     @abstractmethod
     async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
-        """Return a page of some hundred agents; every agent that stays is in one page of a walk."""
+        """Return a page of some hundred agents, in any order; an agent that stays is in exactly one page of a walk."""
 
     @abstractmethod
     async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:

@@ -402,9 +402,9 @@ class AgentRegistry:
         to, which anybody can read who has it. It stays good: it may be kept for any time, used again, and given to
         another process that has the same store open. The order is that of the ids' UTF-8.
 
-        Memory and SQLite read the page alone. Redis keeps no order, so there a page may have to read the keys of the
-        whole fleet: the first one of a walk does, and one in 20,000 agents; and where the walk goes on in another
-        registry object, or later than eight others, its next one does.
+        SQLite reads the page alone; memory passes over all ids. Redis keeps no order, so there the first page of a walk
+        reads the keys of the whole database, and so does one page in every 20,000 agents after that. Where the walk
+        goes on in another registry object, or after pages of eight other walks, the next page does so as well.
 
         Args:
             cursor: The cursor of the page before; None begins a walk.
