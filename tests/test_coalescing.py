@@ -190,7 +190,7 @@ async def test_callers_wait_when_there_is_no_room(monkeypatch: pytest.MonkeyPatc
     coalescer, touch, _ = lanes(ledger)
     calls = started([touch(f"agent-{n}", n) for n in range(12)])
     await settle()
-    assert len(coalescer._turns) == 5
+    assert coalescer.pending == 5
     ledger.gate.set()
     assert await asyncio.gather(*calls) == [("answer", "touch", n) for n in range(12)]
     assert [item for _, item in ledger.effects] == list(range(12))
@@ -236,7 +236,7 @@ async def test_a_call_cancelled_under_way_harms_no_other() -> None:
     ledger.gate.set()
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert (answers[0], answers[2]) == (("answer", "touch", 0), ("answer", "touch", 2))
-    assert coalescer._turns == {}
+    assert not coalescer.order
 
 
 # --- drain ---
@@ -266,7 +266,7 @@ async def test_drain_fails_what_does_not_end_by_the_deadline() -> None:
     await coalescer.drain()
     errors = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(error, RegistryClosedError) for error in errors)
-    assert coalescer._turns == {}
+    assert not coalescer.order
     assert coalescer._workers == {}
 
 
@@ -340,8 +340,8 @@ async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[t
             assert before < after or issued[before][0] == issued[after][0] == "touch"
     await settle()
     assert coalescer._workers == {}  # nothing left under way
-    assert coalescer._turns == {}
-    assert coalescer._pending == 0
+    assert not coalescer.order
+    assert coalescer.pending == 0
     assert ledger.most_under_way <= 2 * flushes
 
 
@@ -386,10 +386,6 @@ async def storm(registry: AgentRegistry) -> None:
         assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
         assert sum(result is None for result in results) >= 300
     assert sorted(agent.id for agent in await registry.list()) == sorted(ids)
-    assert registry._open_dispatcher is not None
-    await settle()
-    assert registry._open_dispatcher._batcher._turns == {}
-    assert registry._open_dispatcher._batcher._pending == 0
 
 
 async def test_a_flush_that_hangs_is_cancelled_once_all_its_calls_are_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +462,7 @@ async def test_drain_fails_every_call_although_a_flush_ignores_its_cancellation(
     assert {type(error) for error in errors} == {RegistryClosedError}
     released.set()
     await wait_until(lambda: not coalescer._workers, "the flush has ended")
-    assert coalescer._turns == {}
+    assert not coalescer.order
 
 
 async def test_a_worker_that_is_cancelled_fails_its_calls_and_leaves_the_others_their_lane() -> None:
@@ -487,7 +483,7 @@ async def test_a_worker_that_is_cancelled_fails_its_calls_and_leaves_the_others_
     await asyncio.sleep(0)
     next(iter(coalescer._workers)).cancel()  # before its first step
     assert await not_begun[0] == ("answer", "touch", 3)
-    assert coalescer._pending == 0
+    assert coalescer.pending == 0
 
 
 async def test_an_error_that_cannot_be_copied_still_reaches_every_caller() -> None:

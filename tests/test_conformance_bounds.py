@@ -73,6 +73,7 @@ def replace_primitive(registry: AgentRegistry, name: str, act: Callable[[], Awai
             yield page
 
     setattr(backend, name, pages if name in WALKS else primitive)
+    backend.is_immediate = False
     return lambda: setattr(backend, name, original)
 
 
