@@ -11,9 +11,9 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from agentic import AgentRegistry
-from tests.redis_fleet import RedisCluster, SentinelTrio
-from tests.redis_server import RedisServer
-from tests.stores import ALL_STORES, MemoryStore, RedisStore, SQLiteStore, Store
+from agentic.testing.servers import RedisServer
+from tests.support.redis_fleet import RedisCluster, SentinelTrio
+from tests.support.stores import ALL_STORES, MemoryStore, RedisStore, SQLiteStore, Store
 
 settings.register_profile(
     "agentic", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

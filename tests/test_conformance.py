@@ -22,7 +22,7 @@ from agentic import (
     RegistryClosedError,
     RegistryError,
 )
-from tests.stores import MemoryStore, SQLiteStore, Store
+from tests.support.stores import MemoryStore, SQLiteStore, Store
 
 FULL = AgentInfo(
     "full",

@@ -23,8 +23,8 @@ from agentic import (
     RegistryError,
 )
 from agentic.errors import RegistryOpenError
-from tests.stores import LONG_AGO, Store
-from tests.waiting import wait_until
+from agentic.testing.waiting import wait_until
+from tests.support.stores import LONG_AGO, Store
 
 Call = Callable[[AgentRegistry], Awaitable[object]]
 

@@ -19,7 +19,7 @@ from agentic import (
     RegistryClosedError,
     RegistryError,
 )
-from tests.stores import LONG_AGO, Store
+from tests.support.stores import LONG_AGO, Store
 
 NOW = datetime(2026, 11, 23, 8, 0, 0, tzinfo=UTC)
 

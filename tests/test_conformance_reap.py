@@ -18,8 +18,8 @@ from agentic import (
     ConfigurationError,
     RegistryClosedError,
 )
-from tests.stores import LONG_AGO, RedisStore, Store
-from tests.waiting import wait_until
+from agentic.testing.waiting import wait_until
+from tests.support.stores import LONG_AGO, RedisStore, Store
 
 IDS = [f"agent-{number}" for number in range(6)]
 

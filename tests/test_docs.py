@@ -84,7 +84,7 @@ def test_the_observe_page_has_every_logger() -> None:
 
 
 def test_the_reliability_page_names_tests_that_there_are() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", page("reliability.md")))
     assert len(named) > 50
     assert named <= set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))

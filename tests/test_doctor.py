@@ -26,11 +26,11 @@ from agentic.backends.redis.diagnosis import _version
 from agentic.cli.app import app
 from agentic.doctor import examine
 from agentic.findings import Finding, Level
-from tests.proxy import Proxy
-from tests.redis_server import RedisServer
-from tests.stores import Store
+from agentic.testing.servers import RedisServer
+from agentic.testing.waiting import wait_until
+from tests.support.proxy import Proxy
+from tests.support.stores import Store
 from tests.test_docs import documented_acl
-from tests.waiting import wait_until
 
 
 async def findings(registry: Any) -> dict[str, tuple[Level, str, str]]:

@@ -16,7 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from agentic import AgentInfo, open_registry
-from tests.redis_server import RedisServer, free_port
+from agentic.testing.servers import RedisServer, free_port
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("index", "quickstart", "embed", "observe"))]

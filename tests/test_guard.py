@@ -23,10 +23,10 @@ from agentic import (
 )
 from agentic.backends.memory import MemoryBackend
 from agentic.guard import Deadline, GracePeriod, StallDetector, deadline_that_fits
-from tests.proxy import Proxy
-from tests.redis_server import RedisServer, free_port
-from tests.stores import LONG_AGO, Clock, RedisStore, Store
-from tests.waiting import wait_until
+from agentic.testing.servers import RedisServer, free_port
+from agentic.testing.waiting import wait_until
+from tests.support.proxy import Proxy
+from tests.support.stores import LONG_AGO, Clock, RedisStore, Store
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 

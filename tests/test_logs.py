@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from agentic import AgentInfo, AgentRegistry, MemoryRegistry, Reaper, open_registry
-from tests.redis_server import RedisServer
-from tests.stores import LONG_AGO, RedisStore
-from tests.waiting import wait_until
+from agentic.testing.servers import RedisServer
+from agentic.testing.waiting import wait_until
+from tests.support.stores import LONG_AGO, RedisStore
 
 
 def record_with(caplog: pytest.LogCaptureFixture, text: str) -> Any:

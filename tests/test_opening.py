@@ -18,9 +18,9 @@ from agentic import (
     RegistryOpenError,
     open_registry,
 )
-from tests.redis_server import RedisServer
-from tests.stores import Store
-from tests.waiting import wait_until
+from agentic.testing.servers import RedisServer
+from agentic.testing.waiting import wait_until
+from tests.support.stores import Store
 
 
 async def test_an_awaited_registry_is_open(store: Store) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentic import AgentInfo, AgentNotFoundError, AgentRegistry, AgentStatus
-from tests.stores import LONG_AGO, SHARED_STORES, RedisStore, SQLiteStore, Store
+from tests.support.stores import LONG_AGO, SHARED_STORES, RedisStore, SQLiteStore, Store
 
 ROUNDS = 300
 

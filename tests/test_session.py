@@ -24,9 +24,9 @@ from agentic import (
     RegistryClosedError,
 )
 from agentic.backends.memory import MemoryBackend
-from tests.redis_server import RedisServer
-from tests.stores import LONG_AGO, SHARED_STORES, RedisStore, Store
-from tests.waiting import wait_until
+from agentic.testing.servers import RedisServer
+from agentic.testing.waiting import wait_until
+from tests.support.stores import LONG_AGO, SHARED_STORES, RedisStore, Store
 
 QUICK = 0.02
 

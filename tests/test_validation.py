@@ -13,7 +13,7 @@ import pytest
 from agentic import AgentInfo, AgentRegistry, InvalidAgentError, MemoryRegistry
 from agentic.agent import encode_agent, valid_agent
 from agentic.validation import MAX_RECORD_BYTES
-from tests.stores import Store
+from tests.support.stores import Store
 
 SURROGATE = "\ud800"
 

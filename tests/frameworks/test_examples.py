@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from litestar.testing import TestClient
 
-from tests.redis_server import RedisServer
+from agentic.testing.servers import RedisServer
 from tests.test_examples import ROOT, run
 
 EXAMPLES = ROOT / "examples" / "frameworks"
