@@ -19,7 +19,7 @@ from rich.table import Table
 
 from agentic import RedisRegistry
 from agentic.backends.redis.scripts import SCRIPTS
-from agentic.testing.servers import RedisServer
+from agentic.testing import RedisServer
 from benchmarks.measure import calls, fill, fleet, walk
 from benchmarks.report import about
 from benchmarks.samples import Sample

@@ -14,7 +14,7 @@ from typing import Any, Final
 import redis.asyncio as aioredis
 
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
-from agentic.testing.servers import RedisServer
+from agentic.testing import RedisServer
 from benchmarks.measure import LONG_AGO, calls, fill, fleet, walk
 from benchmarks.peers import BareScript, BareSQLite, Contender, PlainRedis, PlainSQLite
 from benchmarks.samples import OURS, Case, Result, Sample

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 
 from agentic import AgentInfo, AgentRegistry, ConfigurationError, InvalidAgentError, RegistryError, open_registry
 from agentic.asgi import lifespan
-from agentic.testing.waiting import wait_until
+from agentic.testing import wait_until
 from tests.support.stores import LONG_AGO
 
 

@@ -14,8 +14,7 @@ import pytest
 from agentic import AgentInfo, AgentRegistry, Reaper, RedisRegistry, RegistryClosedError
 from agentic.backends.memory import MemoryBackend
 from agentic.outage import Patience
-from agentic.testing.servers import RedisServer
-from agentic.testing.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
 from tests.support.stores import LONG_AGO
 
 TIMEOUT = 0.5

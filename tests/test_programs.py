@@ -20,9 +20,9 @@ from agentic import (
     RedisRegistry,
 )
 from agentic.clock import system_clock
+from agentic.testing import wait_until
 from agentic.testing.servers import RedisServer, wheel_program
-from agentic.testing.waiting import is_there, wait_until
-from tests.support.beats import wait_intervals
+from tests.support.waiting import is_there, wait_intervals
 
 # --- a process that is stopped ---
 

@@ -26,8 +26,7 @@ from agentic import (
 from agentic.backends.memory import MemoryBackend
 from agentic.callbacks import MAX_WAITING, Callbacks
 from agentic.logs import FieldLogger
-from agentic.testing.servers import RedisServer
-from agentic.testing.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
 from tests.support.stores import LONG_AGO, RedisStore
 
 SILENT = AgentInfo("silent", last_heartbeat=LONG_AGO)

@@ -1,4 +1,4 @@
-"""Waiting for a condition, in place of sleeping for luck."""
+"""Waiting for a condition, in place of sleeping for a guessed time."""
 
 from __future__ import annotations
 
@@ -7,36 +7,28 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable
 
-from agentic import AgentNotFoundError, AgentRegistry, BackendUnavailableError
-
-
-async def holds(predicate: Callable[[], bool | Awaitable[bool]]) -> bool:
-    """Ask a predicate, whether or not its answer has to be awaited."""
-    answer = predicate()
-    return await answer if inspect.isawaitable(answer) else bool(answer)
-
 
 async def wait_until(
     predicate: Callable[[], bool | Awaitable[bool]], description: str, *, within: float = 20.0
 ) -> None:
-    """Poll until the predicate holds; fail with the description when it does not within so many seconds."""
+    """Call the predicate every 5 ms until it returns true.
+
+    Args:
+        predicate: A function, or a coroutine function.
+        description: What is waited for, for the message.
+        within: Seconds to wait at most.
+
+    Raises:
+        AssertionError: The predicate was not true within that time; the message has the description.
+    """
     end = time.monotonic() + within
-    while True:
-        if await holds(predicate):
-            return
+    while not await holds(predicate):
         if time.monotonic() > end:
-            raise AssertionError(f"did not come true within {within:g} s: {description}")
+            raise AssertionError(f"not true within {within:g} s: {description}")
         await asyncio.sleep(0.005)
 
 
-def is_there(registry: AgentRegistry, agent_id: str = "a") -> Callable[[], Awaitable[bool]]:
-    """Return a predicate: an agent is registered, and the store says so."""
-
-    async def found() -> bool:
-        try:
-            await registry.get(agent_id)
-        except (AgentNotFoundError, BackendUnavailableError):
-            return False
-        return True
-
-    return found
+async def holds(predicate: Callable[[], bool | Awaitable[bool]]) -> bool:
+    """Return what a predicate returns, awaited where it must be."""
+    answer = predicate()
+    return await answer if inspect.isawaitable(answer) else bool(answer)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from agentic.testing.waiting import wait_until
+from agentic.testing import wait_until
 from tests.chaos.checker import Checker, Verdict
 from tests.chaos.history import Journal, read_history
 from tests.chaos.setting import INTERVAL, TIMEOUT, Setting

@@ -20,8 +20,8 @@ from agentic.cli.tables import age, fleet_lines
 from agentic.cli.terminal import escaped
 from agentic.testing.servers import RedisServer, free_port
 from agentic.wire import decode_agent
+from tests.support.documents import documented_acl
 from tests.support.stores import LONG_AGO
-from tests.test_docs import documented_acl
 
 Command = Callable[..., Result]
 

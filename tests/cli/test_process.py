@@ -23,7 +23,7 @@ import pytest
 
 from agentic import AgentInfo, AgentStatus, RegistryError, open_registry
 from agentic.cli.terminal import exit_in_one_line
-from agentic.testing.servers import RedisServer
+from agentic.testing import RedisServer
 from tests.support.proxy import Proxy
 from tests.support.stores import LONG_AGO
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from agentic import AgentInfo, AgentNotFoundError, AgentRegistry, BackendError, RegistryClosedError
 from agentic.dispatch import batcher as module
 from agentic.dispatch.batcher import BATCH_SIZE, Batcher, Lane
-from agentic.testing.waiting import wait_until
-from tests.support.stores import Store
+from agentic.testing import StoreUnderTest, wait_until
 
 
 class Ledger:
@@ -270,7 +269,7 @@ async def test_drain_fails_what_does_not_end_by_the_deadline() -> None:
     assert coalescer._workers == {}
 
 
-async def test_closing_a_registry_lets_what_was_issued_end(store: Store) -> None:
+async def test_closing_a_registry_lets_what_was_issued_end(store: StoreUnderTest) -> None:
     async with store.make() as registry:
         calls = started([registry.register(AgentInfo(f"agent-{n}")) for n in range(2000)])
         await asyncio.sleep(0)
@@ -345,7 +344,7 @@ async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[t
     assert ledger.most_under_way <= 2 * flushes
 
 
-async def test_ten_thousand_calls_with_random_cancellation(store: Store) -> None:
+async def test_ten_thousand_calls_with_random_cancellation(store: StoreUnderTest) -> None:
     store.connections()  # so that the test's own are there
     before = store.connections()
 

@@ -24,8 +24,7 @@ from agentic import (
 )
 from agentic.backends.redis.keys import ShardedKeys
 from agentic.backends.redis.scan import LONGEST_STEP, PAGE_SIZE
-from agentic.testing.servers import RedisServer
-from agentic.testing.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_fleet import SERVICE, RedisCluster, SentinelTrio
 from tests.support.stores import RedisStore

@@ -16,10 +16,10 @@ from agentic.backends.redis.client import make_client
 from agentic.backends.redis.keys import ShardedKeys
 from agentic.backends.redis.url import connection_options
 from agentic.clock import system_clock
-from agentic.testing.waiting import wait_until
+from agentic.testing import wait_until
 from agentic.urls import StoreURL
-from tests.support.beats import wait_intervals
 from tests.support.redis_fleet import PRIMARIES, SERVICE, RedisCluster, SentinelTrio
+from tests.support.waiting import wait_intervals
 
 FLEET = 30
 BEAT = 1.0  # long against the noise of a busy machine

@@ -24,11 +24,10 @@ from agentic import (
     RedisRegistry,
     RegistryError,
 )
-from agentic.testing.servers import RedisServer
-from agentic.testing.waiting import is_there, wait_until
-from tests.support.beats import wait_intervals
+from agentic.testing import RedisServer, wait_until
 from tests.support.proxy import Proxy
 from tests.support.stores import LONG_AGO, RedisStore
+from tests.support.waiting import is_there, wait_intervals
 
 BEAT = 1.0  # long against the noise of a busy machine
 

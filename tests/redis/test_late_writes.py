@@ -21,8 +21,7 @@ from agentic import (
 )
 from agentic.backends.redis.keys import SLOTS, ShardedKeys
 from agentic.backends.redis.scripts import SCRIPTS
-from agentic.testing.servers import RedisServer
-from agentic.testing.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_fleet import PRIMARIES, RedisCluster
 from tests.support.stores import LONG_AGO

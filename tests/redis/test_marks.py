@@ -10,8 +10,7 @@ import pytest
 
 from agentic import AgentInfo, AgentStatus, BackendRejectedError, BackendUnavailableError, RedisRegistry
 from agentic.backends.redis.scripts import SCRIPTS
-from agentic.testing.servers import RedisServer
-from agentic.testing.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
 from tests.support.proxy import Proxy
 from tests.support.stores import LONG_AGO
 

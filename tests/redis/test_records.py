@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from agentic import AgentInfo, AgentStatus, BackendError, CorruptRecordError, InvalidAgentError
 from agentic.agent import encode_agent
 from agentic.wire import decode_agent
+from tests.support.documents import GO_RECORDS
 from tests.support.stores import RedisStore
-from tests.test_agent import GO_RECORDS
 
 STAMP = rb'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"'
 OLD = '"2020-01-01T00:00:00Z"'

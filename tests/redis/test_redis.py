@@ -13,8 +13,7 @@ import redis.asyncio as aioredis
 
 from agentic import AgentInfo, AgentNotFoundError, BackendError, ConfigurationError, RedisRegistry
 from agentic.backends.redis.scan import PAGE_SIZE
-from agentic.testing.servers import RedisServer
-from agentic.testing.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
 from tests.support.redis_fleet import RedisCluster
 from tests.support.stores import RedisStore
 

@@ -9,7 +9,7 @@ import pytest
 
 from agentic import AgentInfo, AgentNotFoundError, AgentStatus, BackendUnavailableError, RedisRegistry
 from agentic.backends.redis.keys import ShardedKeys, id_in
-from agentic.testing.waiting import wait_until
+from agentic.testing import wait_until
 from tests.support.redis_fleet import PRIMARIES, RedisCluster
 from tests.support.stores import LONG_AGO
 

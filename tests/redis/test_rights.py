@@ -17,7 +17,8 @@ from agentic import (
     RedisRegistry,
 )
 from agentic.backends.redis.keys import ShardedKeys
-from agentic.testing.servers import RedisServer
+from agentic.testing import RedisServer
+from tests.support.documents import documented_acl
 from tests.support.redis_fleet import RedisCluster
 from tests.support.stores import LONG_AGO
 
@@ -73,8 +74,6 @@ async def test_a_password_that_is_changed_under_an_open_registry(
 
 
 async def test_the_documented_rights_suffice(own_redis_server: RedisServer) -> None:
-    from tests.test_docs import documented_acl  # noqa: PLC0415
-
     own_redis_server.admin().execute_command(*documented_acl())
     url = own_redis_server.url.replace("redis://", "redis://agentic:password@").replace("/0", "/2")
     for ttl in (300.0, None):
@@ -111,8 +110,6 @@ async def expect_viewer(url: str, prefix: str, others: str) -> None:
 
 
 async def test_a_viewers_documented_rights_suffice_for_reading(own_redis_server: RedisServer) -> None:
-    from tests.test_docs import documented_acl  # noqa: PLC0415
-
     client = own_redis_server.admin()
     client.execute_command(*documented_acl("viewer"))
     async with RedisRegistry(own_redis_server.url) as registry:
@@ -125,8 +122,6 @@ async def test_a_viewers_documented_rights_suffice_for_reading(own_redis_server:
 
 
 async def test_a_viewers_documented_rights_suffice_for_reading_in_a_cluster(own_redis_cluster: RedisCluster) -> None:
-    from tests.test_docs import documented_acl  # noqa: PLC0415
-
     cluster = own_redis_cluster
     for server in cluster.servers:
         words = [word for word in documented_acl("viewer") if not word.startswith("%R~")]

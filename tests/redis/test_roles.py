@@ -23,8 +23,7 @@ from agentic import (
 from agentic.backends.redis import server_info as redis_server_info
 from agentic.backends.redis.client import make_client
 from agentic.backends.redis.keys import ShardedKeys
-from agentic.testing.servers import RedisServer
-from agentic.testing.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_fleet import PRIMARIES, RedisCluster, SentinelTrio
 

@@ -17,11 +17,10 @@ from agentic.backends.redis.keys import Keys
 from agentic.backends.redis.scan import MOST_ROUNDS, Walk
 from agentic.backends.redis.server_info import LATEST
 from agentic.backends.redis.servers import OneServer, Page, Scanned, Servers
-from agentic.testing.servers import RedisServer
-from agentic.testing.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
+from tests.support.documents import documented_acl
 from tests.support.redis_fleet import SERVICE, RedisCluster, SentinelTrio
 from tests.support.stores import RedisStore
-from tests.test_docs import documented_acl
 
 FLEET = 3_000
 """Several pages."""

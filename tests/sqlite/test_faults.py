@@ -21,7 +21,7 @@ from agentic import (
     BackendUnavailableError,
     SQLiteRegistry,
 )
-from agentic.testing.waiting import wait_until
+from agentic.testing import wait_until
 from tests.support.sqlite_file import in_transaction, integrity, killed_at_last, mounted, spawn
 
 

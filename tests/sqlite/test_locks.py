@@ -23,7 +23,7 @@ from agentic import (
 )
 from agentic.backends.sqlite import connection as sqlite_connection
 from agentic.findings import Level
-from agentic.testing.waiting import wait_until
+from agentic.testing import wait_until
 from tests.support.sqlite_file import in_transaction, locked_by_another_process
 
 Call = Callable[[SQLiteRegistry], Awaitable[object]]

@@ -32,7 +32,7 @@ from agentic.backends.sqlite import connection as sqlite_connection
 from agentic.backends.sqlite.backend import PAGE_SIZE
 from agentic.backends.sqlite.schema import SCHEMA_VERSION
 from agentic.clock import NEVER
-from agentic.testing.waiting import wait_until
+from agentic.testing import wait_until
 from tests.support.sqlite_file import in_transaction
 
 GO_TABLE = """CREATE TABLE agents (

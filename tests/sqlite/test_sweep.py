@@ -13,8 +13,9 @@ import pytest
 
 from agentic import AgentInfo, AgentStatus, SQLiteRegistry
 from agentic.backends.sqlite.backend import CLEARED_AT_ONCE, PAGE_SIZE
+from agentic.testing import FakeClock
 from tests.support.sqlite_file import TABLE_WITHOUT_CONSTRAINTS
-from tests.support.stores import LONG_AGO, Clock
+from tests.support.stores import LONG_AGO
 
 NOW = datetime(2026, 2, 20, 11, 41, tzinfo=UTC)
 
@@ -31,8 +32,8 @@ def raw(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    stopped = Clock()
+def clock() -> FakeClock:
+    stopped = FakeClock()
     stopped.stop(NOW)
     return stopped
 
@@ -48,7 +49,7 @@ DAMAGE = [
 
 @pytest.mark.parametrize(("column", "value"), DAMAGE, ids=lambda value: str(value)[:30])
 async def test_a_sweep_skips_corrupt_rows_counts_them_and_leaves_them(
-    path: Path, raw: sqlite3.Connection, clock: Clock, column: str, value: object, caplog: pytest.LogCaptureFixture
+    path: Path, raw: sqlite3.Connection, clock: FakeClock, column: str, value: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw.execute(TABLE_WITHOUT_CONSTRAINTS)
     async with SQLiteRegistry(path, clock=clock) as registry:
@@ -63,7 +64,9 @@ async def test_a_sweep_skips_corrupt_rows_counts_them_and_leaves_them(
     assert "the row of agent 'damaged' is corrupt" in caplog.text
 
 
-async def test_a_page_of_corrupt_rows_does_not_end_a_sweep(path: Path, raw: sqlite3.Connection, clock: Clock) -> None:
+async def test_a_page_of_corrupt_rows_does_not_end_a_sweep(
+    path: Path, raw: sqlite3.Connection, clock: FakeClock
+) -> None:
     async with SQLiteRegistry(path, clock=clock) as registry:
         await registry.backend.insert([AgentInfo(f"a{n}", last_heartbeat=LONG_AGO) for n in range(3 * PAGE_SIZE)])
         raw.execute("UPDATE agents SET metadata = 'none' WHERE rowid > 1")
@@ -72,7 +75,7 @@ async def test_a_page_of_corrupt_rows_does_not_end_a_sweep(path: Path, raw: sqli
 
 
 async def test_a_corrupt_row_past_the_registrys_ttl_is_counted_and_deleted(
-    path: Path, raw: sqlite3.Connection, clock: Clock
+    path: Path, raw: sqlite3.Connection, clock: FakeClock
 ) -> None:
     async with SQLiteRegistry(path, clock=clock, ttl=100) as registry:
         await registry.register(AgentInfo("damaged"))
@@ -91,7 +94,7 @@ async def test_a_corrupt_row_past_the_registrys_ttl_is_counted_and_deleted(
     "2026-02-20T01:10:46.5-10:30", "2026-02-21T01:40:46.50+14:00",
 ])  # fmt: skip
 async def test_heartbeats_in_other_forms_are_compared_as_instants(
-    path: Path, raw: sqlite3.Connection, clock: Clock, form: str
+    path: Path, raw: sqlite3.Connection, clock: FakeClock, form: str
 ) -> None:
     at = datetime(2026, 2, 20, 11, 40, 46, 500_000, tzinfo=UTC)
     async with SQLiteRegistry(path, clock=clock) as registry:
@@ -110,7 +113,7 @@ async def test_heartbeats_in_other_forms_are_compared_as_instants(
 
 @pytest.mark.parametrize(("writers_ttl", "reapers_ttl"), [(100.0, 100.0), (None, 100.0), (100.0, None)])
 async def test_after_a_step_back_expiries_count_from_the_next_sweep(
-    path: Path, raw: sqlite3.Connection, clock: Clock, writers_ttl: float | None, reapers_ttl: float | None
+    path: Path, raw: sqlite3.Connection, clock: FakeClock, writers_ttl: float | None, reapers_ttl: float | None
 ) -> None:
     async with SQLiteRegistry(path, clock=clock, ttl=writers_ttl) as registry:
         await registry.register(AgentInfo("a"))
@@ -127,7 +130,7 @@ async def test_after_a_step_back_expiries_count_from_the_next_sweep(
 # --- agents that outlived the registry's ttl ---
 
 
-async def test_agents_past_the_ttl_are_reported_once_among_two_sweeps(path: Path, clock: Clock) -> None:
+async def test_agents_past_the_ttl_are_reported_once_among_two_sweeps(path: Path, clock: FakeClock) -> None:
     ids = [f"a{n}" for n in range(3 * PAGE_SIZE)]
     async with SQLiteRegistry(path, clock=clock, ttl=100) as one, SQLiteRegistry(path, clock=clock, ttl=100) as other:
         await one.backend.insert([AgentInfo(agent_id) for agent_id in ids])
@@ -140,7 +143,7 @@ async def test_agents_past_the_ttl_are_reported_once_among_two_sweeps(path: Path
 
 
 async def test_an_agent_that_came_back_after_its_ttl_is_not_deleted_by_a_sweep_under_way(
-    path: Path, raw: sqlite3.Connection, clock: Clock
+    path: Path, raw: sqlite3.Connection, clock: FakeClock
 ) -> None:
     async with SQLiteRegistry(path, clock=clock, ttl=100) as registry:
         await registry.backend.insert([AgentInfo(f"a{n}") for n in range(2 * PAGE_SIZE)])
@@ -157,7 +160,7 @@ async def test_an_agent_that_came_back_after_its_ttl_is_not_deleted_by_a_sweep_u
 
 
 async def test_another_writer_gets_its_turn_between_the_pages_of_a_sweep(
-    path: Path, raw: sqlite3.Connection, clock: Clock
+    path: Path, raw: sqlite3.Connection, clock: FakeClock
 ) -> None:
     pages: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Time counted in heartbeats: what must be back "within two intervals", on a machine of any speed."""
+"""Waiting for agents, and for a number of heartbeat intervals on a machine of any speed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 
+from agentic import AgentNotFoundError, AgentRegistry, BackendUnavailableError
 from agentic.testing.waiting import holds
 
 TICKS = 20
@@ -22,7 +23,7 @@ async def wait_intervals(
 ) -> None:
     """Poll until the predicate holds; fail with the description once so many intervals have passed.
 
-    They are counted by a task of this event loop, as the sessions' pauses are: while the loop is held, none passes.
+    A task of this event loop counts them, as sessions do: while the loop is blocked, none passes.
     `call` is what a call that was on its way may take besides, in seconds.
     """
     left = math.ceil(TICKS * (within + call / interval))
@@ -42,3 +43,16 @@ async def wait_intervals(
             await asyncio.sleep(0.005)
     finally:
         ticking.cancel()
+
+
+def is_there(registry: AgentRegistry, agent_id: str = "a") -> Callable[[], Awaitable[bool]]:
+    """Return a predicate: an agent is registered, and the store says so."""
+
+    async def found() -> bool:
+        try:
+            await registry.get(agent_id)
+        except (AgentNotFoundError, BackendUnavailableError):
+            return False
+        return True
+
+    return found
