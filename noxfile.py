@@ -13,7 +13,15 @@ nox.options.sessions = ["lint", "types", "docs", "package", "tests"]
 nox.options.reuse_venv = "yes"
 
 GROUPS = nox.project.load_toml("pyproject.toml")
-CONTRACT = ("test_contract", "redis/test_*", "sqlite/test_*", "test_model", "test_agent", "test_config", "test_validation")
+CONTRACT = (
+    "test_contract",
+    "redis/test_*",
+    "sqlite/test_*",
+    "test_model",
+    "test_agent",
+    "test_config",
+    "test_validation",
+)
 """The tests that every version of a dependency must pass: the contract, and what is special to each store."""
 
 NEIGHBOURS = (
