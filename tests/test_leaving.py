@@ -15,9 +15,8 @@ from agentic import AgentInfo, AgentRegistry, Reaper, RedisRegistry, RegistryClo
 from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
 from agentic.outage import Patience
-from tests.redis_server import RedisServer
-from tests.stores import LONG_AGO
-from tests.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
+from tests.support.stores import LONG_AGO
 
 TIMEOUT = 0.5
 SIZE = 20
