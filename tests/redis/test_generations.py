@@ -118,14 +118,14 @@ class Schedule:
         for key in [key for key in self.under_way if key[0] == caller]:
             call = self.under_way.pop(key)
             self.generations[caller].lost(AGENTS[call.agent], call.generation)
-        for family in self.generations[caller].unsettled():
+        for family in list(self.generations[caller].unsettled):
             generation = max(self.generations[caller].current, self.highest[family])
             self.generations[caller].refused(generation)
             self.highest[family] = generation
             self.generations[caller].applied(family, generation)
         for family in AGENTS.values():
             self.ended[caller, family] = next(self.numbers)
-        assert self.generations[caller].unsettled() == []
+        assert self.generations[caller].unsettled == {}
 
     def run(self) -> None:
         steps = [self.issue] * 6 + [self.deliver] * 4 + [self.answer] * 3 + [self.give_up] * 3 + [self.lose, self.close]

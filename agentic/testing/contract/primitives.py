@@ -54,5 +54,6 @@ def do_first(registry: AgentRegistry, primitive: str, act: Callable[[], Awaitabl
         async for page in original(*args):
             yield page
 
+    backend.is_immediate = False
     setattr(backend, primitive, walk if inspect.isasyncgenfunction(original) else batch)
     return lambda: setattr(backend, primitive, original)
