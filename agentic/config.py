@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from typing import Any, Final, Literal, Self, TypedDict, Unpack, get_type_hints
+from typing import Any, Final, Literal, Self, TypedDict, Unpack
 
 import msgspec
 
@@ -16,7 +16,7 @@ from agentic.errors import ConfigurationError
 from agentic.frozen import FrozenDict
 from agentic.options import flag, flag_of, text
 from agentic.registry import AgentRegistry
-from agentic.stores import options_of, plain_types, store_class
+from agentic.stores import options_of, plain_arguments, store_class
 from agentic.text import plain, printable, type_name
 from agentic.urls import StoreURL, is_secret, store_name, suggestion
 
@@ -28,8 +28,6 @@ _BY_DEFAULT: Final = "memory"
 _OF_A_PATH: Final = "sqlite"
 
 _EXPECTED: Final = {str: "a string", float: "a number of seconds", int: "a whole number"}
-_NOT_IN_A_QUERY: Final = ("url", "path", "password")
-"""Options that other parts of a URL give."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -148,7 +146,7 @@ class RegistryConfig:
         return f"RegistryConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
-_FIELDS: Final = plain_types(get_type_hints(RegistryConfig))
+_FIELDS: Final = plain_arguments(RegistryConfig.__init__)
 """What each field holds where it is given, but for `options`."""
 
 
@@ -264,7 +262,7 @@ def choose(config: RegistryConfig) -> StoreChoice:
 def _by_url(store: StoreChoice, url: StoreURL) -> StoreChoice:
     """Return the choice with what a URL says in place of what fields say."""
     said = store.kind.options_in(url)
-    url.check_parameters([name for name in options_of(store.kind) if name not in _NOT_IN_A_QUERY])
+    url.check_parameters([name for name in options_of(store.kind) if name not in (*said, "password")])
     return replace(store, url=url, options={**store.options, **said, **_from_text(url.parameters, store.kind)})
 
 

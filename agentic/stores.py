@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pkgutil import resolve_name
 from types import UnionType
@@ -33,17 +33,18 @@ def store_class(name: str) -> type[AgentRegistry]:
     """Import the class of the store that a scheme names, and with it the store's driver.
 
     Raises:
-        ConfigurationError: No such store is installed, several distributions have it, or it cannot be imported.
+        ConfigurationError: No such store is installed, several distributions have it, or it cannot be imported; the
+            message names the distribution.
     """
     target, distribution = (OWN[name], _DISTRIBUTION) if name in OWN else _installed(name)
     try:
         found = resolve_name(target)
+        if not (isinstance(found, type) and issubclass(found, AgentRegistry)):
+            raise TypeError(f"{target} is no AgentRegistry class")
+        options_of(found)  # Its annotations may name what is not imported at run time.
     except Exception as error:
-        raise ConfigurationError(
-            f"the {name} store of {distribution} cannot be imported: {type_name(error)}: {printable(str(error))}"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, AgentRegistry)):
-        raise ConfigurationError(f"the {name} store of {distribution}: {printable(target)} is no AgentRegistry class")
+        problem = f"{type_name(error)}: {printable(str(error))}"
+        raise ConfigurationError(f"the {name} store of {distribution} cannot be used: {problem}") from error
     return found
 
 
@@ -67,21 +68,17 @@ def _installed(name: str) -> tuple[str, str]:
     return target, distribution
 
 
-@cache
 def options_of(store: type[AgentRegistry]) -> Mapping[str, type]:
-    """Return the options of a store, by name, with the type that a text for each is converted to.
-
-    They are the arguments of its constructor that are annotated as `str`, `int`, `float` or `bool`, alone or in a
-    union, or as literals of these.
-    """
-    return plain_types(get_type_hints(store.__init__))
+    """Return the options of a store by name, each with the type that text is converted to."""
+    return plain_arguments(store.__init__)
 
 
-def plain_types(hints: Mapping[str, Any]) -> dict[str, type]:
-    """Return, for each name whose annotation includes a plain type, that type."""
+@cache
+def plain_arguments(constructor: Callable[..., None]) -> Mapping[str, type]:
+    """Return the arguments annotated as `str`, `int`, `float` or `bool`, also in a union or as literals."""
     return {
         name: kind
-        for name, hint in hints.items()
+        for name, hint in get_type_hints(constructor).items()
         for kind in (str, int, float, bool)  # Of several, the last one counts.
         if kind in _members(hint)
     }

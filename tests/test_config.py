@@ -189,9 +189,7 @@ def test_the_default_file_is_named_by_its_whole_path(monkeypatch: pytest.MonkeyP
     assert open_registry("sqlite://").store == "sqlite:////home/somebody/.config/agentic/registry.db"
 
 
-@pytest.mark.parametrize(
-    "name", sorted((options_of(SQLiteRegistry) | options_of(RedisRegistry)).keys() - {"path", "url"})
-)
+@pytest.mark.parametrize("name", sorted({*options_of(SQLiteRegistry), *options_of(RedisRegistry)} - {"path", "url"}))
 def test_an_option_of_one_store_names_no_store_by_itself(name: str) -> None:
     if name in options_of(MemoryRegistry):
         assert type(open_registry({name: 5})) is MemoryRegistry
