@@ -43,6 +43,7 @@ class Backend(ABC):
         ttl: Seconds; None keeps agents until they are removed.
         timeout: Seconds that a batch, a page, opening or closing may take.
         on_corrupt: Called with each corrupt record that a walk skips; set by the registry.
+        is_immediate: Whether no primitive for agents ever waits. Then each call is made at once, as a batch of one.
         shard_of: Which part of the store, failing by itself, holds an agent; None where there is but one. A batch has
             agents of one shard.
     """
@@ -59,6 +60,7 @@ class Backend(ABC):
         self.ttl = None if ttl is None else positive_seconds(ttl, "ttl")
         self.timeout = positive_seconds(timeout, "timeout")
         self.on_corrupt: Callable[[CorruptRecordError], object] = _ignore
+        self.is_immediate = False
         self.shard_of: Callable[[str], str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

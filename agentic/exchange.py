@@ -55,11 +55,9 @@ async def outcome(task: asyncio.Task[T], seconds: float, *, finish: bool = False
         await asyncio.wait([task], timeout=seconds * SLACK)
     if not task.done() or (late and (task.cancelled() or task.exception() is not None)):
         raise no_answer(seconds)
-    if task.cancelled():
-        raise cancelled()
-    error = task.exception()
-    if error is not None and not isinstance(error, Exception):
-        raise interrupted(error)
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    if error is not None:
+        raise as_exception(error)
     return task.result()
 
 
@@ -92,13 +90,16 @@ def no_answer(seconds: float) -> BackendUnavailableError:
     return BackendUnavailableError(f"the store did not answer within {seconds:g} s")
 
 
-def cancelled() -> BackendUnavailableError:
-    """Return the error of a call whose task somebody else cancelled, as a program does that cancels every task."""
-    return BackendUnavailableError("the call to the store was cancelled")
+def as_exception(error: BaseException) -> Exception:
+    """Return what a caller gets where a store raised `error`: the same, or an error of this library in its place.
 
-
-def interrupted(cause: BaseException) -> BackendError:
-    """Return the error of a call that ended with what is no `Exception`, such as `KeyboardInterrupt`."""
-    error = BackendError(f"the call to the store was interrupted by {type(cause).__name__}")
-    error.__cause__ = cause
-    return error
+    A call is cancelled by other code when a program cancels every task. It is interrupted by what is no `Exception`,
+    such as `KeyboardInterrupt`, and by a `StopIteration`, which no future can hold.
+    """
+    if isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration)):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return BackendUnavailableError("the call to the store was cancelled")
+    interrupted = BackendError(f"the call to the store was interrupted by {type(error).__name__}")
+    interrupted.__cause__ = error
+    return interrupted

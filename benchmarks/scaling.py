@@ -19,11 +19,11 @@ from rich.table import Table
 
 from agentic import RedisRegistry
 from agentic.backends.redis.scripts import SCRIPTS
+from agentic.testing import RedisServer
 from benchmarks.measure import calls, fill, fleet, walk
 from benchmarks.report import about
 from benchmarks.samples import Sample
-from tests.redis_fleet import RedisCluster
-from tests.redis_server import RedisServer
+from tests.support.redis_fleet import RedisCluster
 
 AGENTS: Final = 20_000
 CALLERS: Final = 1_000

@@ -14,10 +14,10 @@ from typing import Any, Final
 import redis.asyncio as aioredis
 
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, SQLiteRegistry
+from agentic.testing import RedisServer
 from benchmarks.measure import LONG_AGO, calls, fill, fleet, walk
 from benchmarks.peers import BareScript, BareSQLite, Contender, PlainRedis, PlainSQLite
 from benchmarks.samples import OURS, Case, Result, Sample
-from tests.redis_server import RedisServer
 
 STORES: Final = ("memory", "sqlite", "redis")
 CALLERS: Final = (1, 64, 1_000, 10_000)

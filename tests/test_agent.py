@@ -7,7 +7,6 @@ import json
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -23,8 +22,7 @@ from agentic.agent import encode_agent, valid_agent
 from agentic.clock import NEVER
 from agentic.validation import MAX_RECORD_BYTES
 from agentic.wire import CorruptRecord, decode_agent
-
-GO_RECORDS = (Path(__file__).parent / "data" / "go-records.jsonl").read_text(encoding="utf-8").splitlines()
+from tests.support.documents import GO_RECORDS
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 agents = st.builds(

@@ -17,8 +17,8 @@ from starlette.applications import Starlette
 
 from agentic import AgentInfo, AgentRegistry, ConfigurationError, InvalidAgentError, RegistryError, open_registry
 from agentic.asgi import lifespan
-from tests.stores import LONG_AGO
-from tests.waiting import wait_until
+from agentic.testing import wait_until
+from tests.support.stores import LONG_AGO
 
 
 def test_fastapi_answers_with_the_fleet_and_this_process_is_an_agent_in_it(tmp_path: Path) -> None:

@@ -20,20 +20,10 @@ from agentic.config import ENVIRONMENT_PREFIX
 from agentic.stores import options_of
 from benchmarks.tables import BLOCK, filled
 from benchmarks.tables import PAGES as PAGES_WITH_FIGURES
+from tests.support.documents import ROOT, page
 
-ROOT = Path(__file__).parent.parent
 STORES: tuple[type[AgentRegistry], ...] = (MemoryRegistry, SQLiteRegistry, RedisRegistry)
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-
-
-def page(name: str) -> str:
-    return (ROOT / "docs" / name).read_text(encoding="utf-8")
-
-
-def documented_acl(user: str = "agentic") -> list[str]:
-    """The words of the command that the operations page gives for a user with the least rights."""
-    (command,) = re.findall(rf"^(ACL SETUSER {user} .*)$", page("operations.md"), re.MULTILINE)
-    return str(command).split()
 
 
 def test_the_reference_has_every_public_name() -> None:
@@ -87,10 +77,11 @@ def test_the_observe_page_has_every_logger() -> None:
 
 
 def test_the_reliability_page_names_tests_that_there_are() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    files = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "agentic" / "testing" / "contract").glob("*.py")]
+    sources = "".join(path.read_text(encoding="utf-8") for path in files)
     named = set(re.findall(r"`(test_\w+)`", page("reliability.md")))
     assert len(named) > 50
-    assert named <= set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))
+    assert named <= set(re.findall(r"^(?:    )?(?:async )?def (test_\w+)", sources, re.MULTILINE))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -26,11 +26,9 @@ from agentic.backends.redis.diagnosis import _version
 from agentic.cli.app import app
 from agentic.doctor import examine
 from agentic.findings import Finding, Level
-from tests.proxy import Proxy
-from tests.redis_server import RedisServer
-from tests.stores import Store
-from tests.test_docs import documented_acl
-from tests.waiting import wait_until
+from agentic.testing import RedisServer, StoreUnderTest, wait_until
+from tests.support.documents import documented_acl
+from tests.support.proxy import Proxy
 
 
 async def findings(registry: Any) -> dict[str, tuple[Level, str, str]]:
@@ -323,6 +321,6 @@ async def test_diagnosis_of_a_store_that_hangs_ends_with_the_timeout(own_redis_s
         own_redis_server.resume()
 
 
-async def test_a_registry_that_is_not_open_is_not_diagnosed(store: Store) -> None:
+async def test_a_registry_that_is_not_open_is_not_diagnosed(store: StoreUnderTest) -> None:
     with pytest.raises(RegistryClosedError):
         _ = [finding async for finding in store.make().diagnose()]

@@ -23,10 +23,10 @@ from agentic import (
 )
 from agentic.backends.memory import MemoryBackend
 from agentic.guard import Deadline, GracePeriod, StallDetector, deadline_that_fits
-from tests.proxy import Proxy
-from tests.redis_server import RedisServer, free_port
-from tests.stores import LONG_AGO, Clock, RedisStore, Store
-from tests.waiting import wait_until
+from agentic.testing import FakeClock, StoreUnderTest, wait_until
+from agentic.testing.servers import RedisServer, free_port
+from tests.support.proxy import Proxy
+from tests.support.stores import LONG_AGO, RedisStore
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
@@ -150,7 +150,9 @@ async def five_fall_silent(registry: AgentRegistry) -> list[str]:
 
 @pytest.mark.parametrize("store", ["memory", "redis"], indirect=True)
 @pytest.mark.parametrize("restarts", [0, 4])
-async def test_a_sweep_that_is_held_back_marks_every_agent_before_it_is_gone(store: Store, restarts: int) -> None:
+async def test_a_sweep_that_is_held_back_marks_every_agent_before_it_is_gone(
+    store: StoreUnderTest, restarts: int
+) -> None:
     reaped: list[str] = []
     held: list[tuple[int, int]] = []
 
@@ -384,7 +386,7 @@ async def test_an_outage_costs_no_living_agent_its_life(
 async def test_a_step_forward_of_the_stores_clock_costs_no_living_agent_its_life(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    clock = Clock()
+    clock = FakeClock()
     reaped: list[str] = []
     async with (
         MemoryRegistry(clock=clock) as registry,
@@ -404,7 +406,7 @@ async def test_a_step_forward_of_the_stores_clock_costs_no_living_agent_its_life
 async def test_a_step_back_of_the_stores_clock_is_told_and_silent_agents_are_still_marked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    clock = Clock()
+    clock = FakeClock()
     reaped: list[str] = []
     async with (
         MemoryRegistry(clock=clock) as registry,

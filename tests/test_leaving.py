@@ -14,9 +14,8 @@ import pytest
 from agentic import AgentInfo, AgentRegistry, Reaper, RedisRegistry, RegistryClosedError
 from agentic.backends.memory import MemoryBackend
 from agentic.outage import Patience
-from tests.redis_server import RedisServer
-from tests.stores import LONG_AGO
-from tests.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
+from tests.support.stores import LONG_AGO
 
 TIMEOUT = 0.5
 SIZE = 20

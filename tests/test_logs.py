@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from agentic import AgentInfo, AgentRegistry, MemoryRegistry, Reaper, open_registry
-from tests.redis_server import RedisServer
-from tests.stores import LONG_AGO, RedisStore
-from tests.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
+from tests.support.stores import LONG_AGO, RedisStore
 
 
 def record_with(caplog: pytest.LogCaptureFixture, text: str) -> Any:
@@ -64,7 +63,7 @@ async def test_a_corrupt_record_is_logged_with_its_agent(
 ) -> None:
     async with redis_store.make() as registry:
         await registry.register(AgentInfo("a"))
-        redis_store.corrupt("a")
+        await redis_store.corrupt("a")
         await registry.list()
     record = record_with(caplog, "skipped: ")
     assert (record.agent_id, record.store) == ("a", registry.store)

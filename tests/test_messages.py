@@ -25,7 +25,7 @@ from agentic import (
     RegistryOpenError,
     open_registry,
 )
-from tests.redis_server import free_port
+from agentic.testing.servers import free_port
 
 SCHEMES = (
     "expected a URL such as memory://, sqlite:///file.db or redis://localhost:6379/0; installed are memory, sqlite, "

@@ -18,12 +18,10 @@ from agentic import (
     RegistryOpenError,
     open_registry,
 )
-from tests.redis_server import RedisServer
-from tests.stores import Store
-from tests.waiting import wait_until
+from agentic.testing import RedisServer, StoreUnderTest, wait_until
 
 
-async def test_an_awaited_registry_is_open(store: Store) -> None:
+async def test_an_awaited_registry_is_open(store: StoreUnderTest) -> None:
     registry = await store.make()
     await registry.register(AgentInfo("a"))
     assert [agent.id for agent in await registry.list()] == ["a"]

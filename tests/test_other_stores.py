@@ -25,8 +25,7 @@ from agentic import (
 )
 from agentic.cli.app import app
 from agentic.stores import GROUP, OWN, store_class
-
-ROOT = Path(__file__).parent.parent
+from tests.support.documents import ROOT
 
 FOLDERS = """
 from contextlib import contextmanager

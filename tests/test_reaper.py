@@ -26,9 +26,8 @@ from agentic import (
 from agentic.backends.memory import MemoryBackend
 from agentic.callbacks import MAX_WAITING, Callbacks
 from agentic.logs import FieldLogger
-from tests.redis_server import RedisServer
-from tests.stores import LONG_AGO, RedisStore
-from tests.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
+from tests.support.stores import LONG_AGO, RedisStore
 
 SILENT = AgentInfo("silent", last_heartbeat=LONG_AGO)
 

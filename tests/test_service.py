@@ -26,8 +26,9 @@ from agentic import (
 from agentic.backends.memory import MemoryBackend
 from agentic.logs import FieldLogger
 from agentic.service import Service
-from tests.stores import LONG_AGO
-from tests.waiting import is_there, wait_until
+from agentic.testing import wait_until
+from tests.support.stores import LONG_AGO
+from tests.support.waiting import is_there
 
 Make = Callable[[AgentRegistry], AgentSession | Reaper]
 

@@ -24,9 +24,8 @@ from agentic import (
     RegistryClosedError,
 )
 from agentic.backends.memory import MemoryBackend
-from tests.redis_server import RedisServer
-from tests.stores import LONG_AGO, SHARED_STORES, RedisStore, Store
-from tests.waiting import wait_until
+from agentic.testing import RedisServer, StoreUnderTest, wait_until
+from tests.support.stores import LONG_AGO, SHARED_STORES, RedisStore
 
 QUICK = 0.02
 
@@ -265,7 +264,7 @@ async def test_an_outage_does_not_end_the_session(
 # --- intervals ---
 
 
-async def test_the_interval_is_ten_seconds_or_a_third_of_stale_after_or_of_the_ttl(store: Store) -> None:
+async def test_the_interval_is_ten_seconds_or_a_third_of_stale_after_or_of_the_ttl(store: StoreUnderTest) -> None:
     assert store.make(ttl=None).session(AgentInfo("a")).interval == 10
     assert store.make(ttl=300).session(AgentInfo("a")).interval == 10
     assert store.make(ttl=6).session(AgentInfo("a")).interval == 2
@@ -360,7 +359,7 @@ async def test_a_session_replaces_its_agents_corrupt_record(
 ) -> None:
     async with redis_store.make() as registry, registry.session(AgentInfo("a", name="n"), interval=QUICK) as session:
         await session.update(current_load=3)
-        redis_store.corrupt("a")
+        await redis_store.corrupt("a")
         await wait_until(lambda: "which replaced its record" in caplog.text, "the session registers it again")
         assert session.healthy
         found = await registry.get("a")
@@ -369,9 +368,9 @@ async def test_a_session_replaces_its_agents_corrupt_record(
 
 
 @pytest.mark.parametrize("store", SHARED_STORES, indirect=True)
-async def test_an_update_replaces_a_corrupt_record(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_update_replaces_a_corrupt_record(store: StoreUnderTest, caplog: pytest.LogCaptureFixture) -> None:
     async with store.make() as registry, registry.session(AgentInfo("a", name="n"), interval=60) as session:
-        store.corrupt("a")
+        await store.corrupt("a")
         updated = await session.update(current_load=3)
         assert (updated.name, updated.current_load) == ("n", 3)
         assert await registry.get("a") == updated

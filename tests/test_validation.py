@@ -12,8 +12,8 @@ import pytest
 
 from agentic import AgentInfo, AgentRegistry, InvalidAgentError, MemoryRegistry
 from agentic.agent import encode_agent, valid_agent
+from agentic.testing import StoreUnderTest
 from agentic.validation import MAX_RECORD_BYTES
-from tests.stores import Store
 
 SURROGATE = "\ud800"
 
@@ -244,7 +244,7 @@ class Shade(StrEnum):
     BLUE = "blue"
 
 
-async def test_subclasses_of_plain_types_are_stored_plain(store: Store) -> None:
+async def test_subclasses_of_plain_types_are_stored_plain(store: StoreUnderTest) -> None:
     async with store.make() as registry:
         agent = AgentInfo(Shade.BLUE, name=Shade.BLUE, capabilities=(Shade.BLUE,), metadata={Shade.BLUE: Shade.BLUE})
         await registry.register(agent)

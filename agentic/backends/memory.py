@@ -91,6 +91,7 @@ class MemoryBackend(Backend):
             ConfigurationError: An option is wrong.
         """
         super().__init__(ttl=ttl, timeout=timeout)
+        self.is_immediate = True
         self.clock = function(clock, "clock")
         self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
         self._leases: dict[str, _Lease] = {}

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from agentic.abc import Backend
 from agentic.dispatch.batcher import Batcher, Lane
 from agentic.dispatch.home import Home
+from agentic.dispatch.immediate import ImmediateLane
 from agentic.errors import RegistryClosedError
 from agentic.exchange import SLACK, outcome, start_detached
 
@@ -24,6 +25,7 @@ class Dispatcher:
     def __init__(self, backend: Backend, home: Home) -> None:
         self.home = home
         self._timeout = backend.timeout
+        self._is_immediate = backend.is_immediate
         self._shard_of = backend.shard_of
         self._batcher = Batcher(backend.timeout, backend.max_batches)
         self._closed = False
@@ -37,7 +39,11 @@ class Dispatcher:
         self.patch = self._lane(backend.patch)
         self.delete = self._lane(backend.delete)
 
-    def _lane(self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, commutes: bool = False) -> Lane[T, R]:
+    def _lane(
+        self, send: Callable[[Sequence[T]], Coroutine[Any, Any, Sequence[R]]], *, commutes: bool = False
+    ) -> Callable[[str, T], Awaitable[R]]:
+        if self._is_immediate:
+            return ImmediateLane(send)
         if self._shard_of is None:
             return self._batcher.lane(send, commutes=commutes)
         return _lane_for_each_shard(self._batcher, self._shard_of, send, commutes)
@@ -106,7 +112,7 @@ def _lane_for_each_shard(
     shard_of: Callable[[str], str],
     send: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
     commutes: bool,
-) -> Lane[T, R]:
+) -> Callable[[str, T], Awaitable[R]]:
     """Return a lane of many, so that a shard that does not answer holds up its own agents alone."""
     lanes: dict[str, Lane[T, R]] = {}
 

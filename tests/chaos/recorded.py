@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, TypeVar, Unpack
 
 import msgspec
@@ -106,10 +107,10 @@ class Buggy(RedisBackend):
     async def _read_and_write(self, agent_id: str, changed: dict[str, str], **options: Any) -> bool:
         """Read a record and write it back with other fields, in two steps."""
         key, client = self._keys.agent(agent_id), self._servers._client  # type: ignore[attr-defined]
-        record = await self._servers.driven(lambda: client.get(key), repeatable=False)
+        record = await self._servers.execute(client.get, key, repeatable=False)
         if record is not None:
             text = msgspec.json.encode(msgspec.json.decode(record) | changed)
-            await self._servers.driven(lambda: client.set(key, text, **options), repeatable=False)
+            await self._servers.execute(partial(client.set, **options), key, text, repeatable=False)
         return record is not None
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
+from agentic.testing import wait_until
 from tests.chaos.checker import Checker, Verdict
 from tests.chaos.history import Journal, read_history
 from tests.chaos.setting import INTERVAL, TIMEOUT, Setting
 from tests.chaos.stores import STORES, ChaosStore, Fault, length
-from tests.waiting import wait_until
 
 
 class Process:

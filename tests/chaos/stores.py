@@ -16,11 +16,11 @@ from typing import Any, Final, Self
 import redis
 import redis.asyncio as aioredis
 
+from agentic.testing.servers import RedisServer, free_port
 from tests.chaos.checker import CUT_OFF, LOSES_DATA
 from tests.chaos.history import Note
 from tests.chaos.setting import TIMEOUT
-from tests.proxy import Proxy
-from tests.redis_server import RedisServer, free_port
+from tests.support.proxy import Proxy
 
 Fault = Callable[[float], Awaitable[Note | None]]
 """Strikes the store for about so many seconds; returns a note of what was certain meanwhile, if anything was."""

@@ -183,7 +183,7 @@ class RedisBackend(Backend):
         with suppress(TimeoutError):
             async with asyncio.timeout(self.timeout / 2):
                 await self._settle(FindMarks, marks.unsettled())
-                await self._settle(Settle, generations.unsettled())
+                await self._settle(Settle, list(generations.unsettled))
         if untold := marks.take():
             names = printable(", ".join(sorted(untold)), LONGEST_REPORT)
             self._log.warning(
@@ -209,12 +209,14 @@ class RedisBackend(Backend):
 
     async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
         keys = self._keys.agents(ids)
-        await self._settle_lost(keys)
+        if self._writer.generations.unsettled:
+            await self._settle_lost(keys)
         return facts(await self._run(Beat, keys, (self._milliseconds,)), ids)
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)
-        await self._settle_lost(keys)
+        if self._writer.generations.unsettled:
+            await self._settle_lost(keys)
         found: list[AgentInfo | RegistryError | None] = []
         absent: list[int] = []
         for key, reading in zip(keys, await self._run(Read, keys), strict=True):
@@ -306,9 +308,8 @@ class RedisBackend(Backend):
 
         Where the store refuses that, such as while its replicas are missing, the call goes on without it.
         """
-        if lost := self._writer.generations.unsettled():
-            families = set(map(family_of, keys))
-            await self._settle(TrySettle, [family for family in lost if family in families])
+        families = set(map(family_of, keys))
+        await self._settle(TrySettle, families.intersection(self._writer.generations.unsettled))
 
     async def _settle(self, kind: type[Settle], families: Iterable[bytes]) -> list[Any]:
         batch = Batch([marks_key(family, self._writer.generations.writer) for family in families], writer=self._writer)

@@ -72,7 +72,7 @@ class Cluster(Servers):
         await self._topology.aclose()
 
     async def nodes(self) -> Sequence[Any]:
-        await self.driven(self._topology.read, repeatable=True)
+        await self.execute(self._topology.read, repeatable=True)
         return self._primaries()
 
     def _primaries(self) -> list[Address]:
@@ -87,13 +87,13 @@ class Cluster(Servers):
 
     async def ask(self, node: Any, *command: Any) -> Any:
         client = self._topology.client(node)
-        return await self.driven(lambda: client.execute_command(*command), repeatable=True)
+        return await self.execute(client.execute_command, *command, repeatable=True)
 
     async def time(self, node: Any) -> datetime:
         async def call() -> datetime:
             return time_of(*await self._exchange(node, TIME))
 
-        return await self.driven(call, repeatable=True)
+        return await self.execute(call, repeatable=True)
 
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
         readings, scanned = await asyncio.gather(self._readings(keys), self._scanned(node, scan))
@@ -118,7 +118,7 @@ class Cluster(Servers):
                 return Scanned(b"", 0, [])
             return scanned_by(*await self._exchange(node, WHO_ARE_YOU, scan))
 
-        return await self.driven(call, repeatable=True)
+        return await self.execute(call, repeatable=True)
 
     async def _exchange(self, node: Address, *commands: Command) -> list[Any]:
         """Send commands without keys to a node, and in the same round trip reads of keys that it should hold.
@@ -167,7 +167,7 @@ class Cluster(Servers):
         async def ask(part: list[Request]) -> None:
             repeatable = all(request.repeatable for request in part)
             try:
-                found: Sequence[Any] = await self.driven(lambda: self._asked(part, repeatable), repeatable=repeatable)
+                found: Sequence[Any] = await self.execute(self._asked, part, repeatable, repeatable=repeatable)
             except BackendError as error:
                 found = [error] * len(part)
             replies.update(zip(part, map(mapped, found), strict=True))

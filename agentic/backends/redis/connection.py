@@ -59,16 +59,19 @@ class _Checked(AbstractConnection):
 
     def should_reconnect(self) -> bool:
         """Tell whether what is sent would be lost: the other side has closed or reset the idle connection."""
-        return bool(cast("Any", super()).should_reconnect()) or self._is_dead()
-
-    def _is_dead(self) -> bool:
+        if cast("Any", super()).should_reconnect():
+            return True
         reader, writer = self._reader, self._writer
         if reader is None or writer is None:
             return False
         if reader.at_eof() or reader.exception() is not None or writer.transport.is_closing():
             return True
+        if not hasattr(select, "poll"):
+            return False
         # An event loop that was blocked has not seen yet what the network brought.
-        return _is_readable(writer.get_extra_info("socket").fileno())
+        poll = select.poll()
+        poll.register(writer.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def drop(self) -> None:
         """Close it at once; what was not sent yet never leaves."""
@@ -78,14 +81,6 @@ class _Checked(AbstractConnection):
     async def disconnect(self, *args: Any, **kwargs: Any) -> None:
         self.drop()  # The driver would wait for a server that hangs, or for its side of the end of TLS.
         await super().disconnect(*args, **kwargs)
-
-
-def _is_readable(descriptor: int) -> bool:
-    if not hasattr(select, "poll"):
-        return False
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 class Connection(_Checked, aioredis.Connection):

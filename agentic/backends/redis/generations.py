@@ -19,27 +19,24 @@ class Generations:
     Attributes:
         writer: A random name for the registry object.
         current: The generation of a write that leaves now.
+        unsettled: The families in which a write of unknown outcome may still take effect, and its generation.
     """
 
     def __init__(self) -> None:
         self.writer = secrets.token_hex(8)
         self.current = 0
-        self._lost: dict[bytes, int] = {}
+        self.unsettled: dict[bytes, int] = {}
 
     def lost(self, family: bytes, sent: int) -> None:
         """Take note that the outcome of a write that was sent with a generation is unknown."""
         self.current = max(self.current, sent + 1)
-        self._lost[family] = max(self._lost.get(family, 0), sent)
+        self.unsettled[family] = max(self.unsettled.get(family, 0), sent)
 
     def applied(self, family: bytes, sent: int) -> None:
         """Take note that a write was applied: from then on the store refuses those of a lower generation."""
-        if sent > self._lost.get(family, sent):
-            del self._lost[family]
+        if sent > self.unsettled.get(family, sent):
+            del self.unsettled[family]
 
     def refused(self, stored: int) -> None:
         """Take note that a write was refused, since the store has seen a higher generation."""
         self.current = max(self.current, stored)
-
-    def unsettled(self) -> list[bytes]:
-        """Return the families in which a write of unknown outcome may still take effect."""
-        return list(self._lost)

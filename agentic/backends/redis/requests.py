@@ -57,6 +57,8 @@ class Request(ABC):
         repeatable: Whether it may be sent again when its connection broke.
         reads: Whether it only reads: then its reply comes with the server's time, and counts only if the server is in
             sync.
+        keys: Its keys, which lie in one slot.
+        key: The first of them.
     """
 
     repeatable: ClassVar[bool] = False
@@ -66,16 +68,9 @@ class Request(ABC):
         """Ask for the keys at these places of the batch."""
         self.batch = batch
         self.places = places
-
-    @property
-    def key(self) -> bytes:
-        """One of its keys: the others lie in the same slot."""
-        return self.batch.keys[self.places[0]]
-
-    @property
-    def keys(self) -> Sequence[bytes]:
-        """All of its keys."""
-        return self._part(self.batch.keys)
+        keys = batch.keys
+        self.keys = keys if len(places) == len(keys) else [keys[place] for place in places]
+        self.key = self.keys[0]
 
     @abstractmethod
     def command(self) -> Command:
@@ -110,9 +105,6 @@ class Request(ABC):
         places = [place for place in self.places if outcomes[place] == outcome]
         return [kind(self.batch, places)] if places else []
 
-    def _part(self, values: Sequence[Any]) -> Sequence[Any]:
-        return values if len(self.places) == len(values) else [values[place] for place in self.places]
-
 
 class Single(Request):
     """A request whose keys may be asked about one by one, which works while they move to another server."""
@@ -130,25 +122,20 @@ class Run(Request):
     """
 
     script: ClassVar[Script]
-
-    def __init__(self, batch: Batch, places: Sequence[int]) -> None:
-        """Ask for the keys at these places of the batch."""
-        super().__init__(batch, places)
-        self._server_lacks_it = False
+    _server_lacks_it = False
 
     def command(self) -> Command:
         """Return what to send now."""
         name = ("EVAL", self.script.text) if self._server_lacks_it else ("EVALSHA", self.script.sha)
         each = self.batch.each
-        arguments = () if each is None else chain.from_iterable(self._part(each))
-        keys = (*self.keys, *self._further_keys())
-        return (*name, len(keys), *keys, *self.batch.common, *arguments, *self._further_arguments())
+        arguments = () if each is None else chain.from_iterable([each[place] for place in self.places])
+        further_keys, further_arguments = self._further()
+        count = len(self.keys) + len(further_keys)
+        return (*name, count, *self.keys, *further_keys, *self.batch.common, *arguments, *further_arguments)
 
-    def _further_keys(self) -> Command:
-        return ()
-
-    def _further_arguments(self) -> Command:
-        return ()
+    def _further(self) -> tuple[Command, Command]:
+        """Return keys and arguments that follow those of the batch."""
+        return (), ()
 
     def settle(self, reply: Any) -> Sequence[Request]:
         """Take a reply as `Request.settle` does; a script that the server lacks is sent with its text."""
@@ -173,12 +160,10 @@ class Write(Run):
         """The family of its keys."""
         return family_of(self.key)
 
-    def _further_keys(self) -> Command:
-        return (writer_key(self.family, self.writer.generations.writer),)
-
-    def _further_arguments(self) -> Command:
-        self._sent = self.writer.generations.current
-        return (self._sent,)
+    def _further(self) -> tuple[Command, Command]:
+        generations = self.writer.generations
+        self._sent = generations.current
+        return (writer_key(self.family, generations.writer),), (self._sent,)
 
     def lost(self) -> None:
         """Let no write leave that this one could overtake."""

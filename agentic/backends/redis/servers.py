@@ -7,7 +7,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from itertools import chain
 from math import inf
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -28,7 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentic.backends.redis.client import backend_error, brief
 from agentic.backends.redis.connection import Pool
-from agentic.backends.redis.requests import Command, Request, under_way
+from agentic.backends.redis.requests import Command, Request
 from agentic.backends.redis.server_info import (
     DRIVER_ERRORS,
     HELLO,
@@ -82,6 +81,9 @@ class Page(NamedTuple):
 WHO_ARE_YOU: Final = (b"INFO", b"server")
 PING: Final = (b"PING",)
 
+BROKEN: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError, *MISREAD)
+"""Errors after which another server, or a new connection, may do."""
+
 
 def scanned_by(info: Any, found: Any) -> Scanned:
     """Return the step that a server's answers to `WHO_ARE_YOU` and to a `SCAN` make; raises the error of the latter."""
@@ -126,13 +128,18 @@ class Servers(ABC):
         while requests:
             replies = await self._replies(requests)
             is_late = monotonic() > until
-            if not is_late and any(map(_is_moving, replies)):
+            is_moving = False
+            left: list[Request] = []
+            for request, reply in zip(requests, replies, strict=True):
+                refusal = reply.__cause__ if isinstance(reply, BackendError) and not is_late else None
+                if isinstance(refusal, (MovedError, TryAgainError)):
+                    is_moving = True
+                    left += [request] if isinstance(refusal, MovedError) else request.while_moving()
+                else:
+                    left += request.settle(reply)
+            if is_moving:
                 await asyncio.sleep(MOVING_PAUSE)
-            requests = [
-                again
-                for request, reply in zip(requests, replies, strict=True)
-                for again in (request.settle(reply) if is_late or not _is_moving(reply) else _again(request, reply))
-            ]
+            requests = left
 
     @abstractmethod
     async def _replies(self, requests: Sequence[Request]) -> Sequence[Any]:
@@ -165,32 +172,47 @@ class Servers(ABC):
     def given_up(self, waited: float) -> None:  # noqa: B027  not every kind needs it
         """Take note that a call was cancelled after so many seconds, perhaps since its server hangs."""
 
-    async def driven(self, call: Callable[[], Awaitable[T]], *, repeatable: bool) -> T:
-        """Await the driver, with a connection for it, its errors mapped."""
+    async def execute(self, call: Callable[..., Awaitable[T]], *args: Any, repeatable: bool) -> T:
+        """Await a call to the driver while one of its connections is free; raise this library's errors for its own.
+
+        Args:
+            call: The call.
+            *args: Its arguments.
+            repeatable: Call again, once, when the connection broke.
+        """
         began = inf
+        is_repeated = False
         try:
             async with self._free_connections:
-                self._check_open()
-                began = monotonic()
-                try:
-                    return await with_connection(call)
-                except AuthenticationError:
-                    raise
-                except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError, *MISREAD) as error:
-                    self._check_open()
-                    await self.broken(error)
-                    if not repeatable or not isinstance(error, RedisConnectionError):
-                        raise
-                return await with_connection(call)
+                while True:
+                    if self._closed:
+                        raise RegistryClosedError
+                    began = min(began, monotonic())
+                    try:
+                        return await call(*args)
+                    except BROKEN as error:
+                        if lacks_connection(error):
+                            await asyncio.sleep(POOL_PAUSE)
+                        elif is_repeated:
+                            raise
+                        else:
+                            await self._recover(error, repeatable)
+                            is_repeated = True
         except asyncio.CancelledError:
             self.given_up(monotonic() - began)
             raise
         except DRIVER_ERRORS as error:
             raise backend_error(error, "Redis failed") from brief(error)
 
-    def _check_open(self) -> None:
+    async def _recover(self, error: Exception, repeatable: bool) -> None:
+        """Prepare for calls after a connection broke; raise the error where this one is not to be repeated."""
+        if isinstance(error, AuthenticationError):
+            raise error
         if self._closed:
-            raise RegistryClosedError
+            raise RegistryClosedError from error
+        await self.broken(error)
+        if not repeatable or not isinstance(error, RedisConnectionError):
+            raise error
 
     def _time_in(self, reply: Any) -> datetime:
         """Return the time of an answer to TIME; a user who may not ask is not asked again."""
@@ -208,7 +230,6 @@ class OneServer(Servers):
         super().__init__(min(max_connections, pool.max_connections), timeout)
         self.database = int(pool.connection_kwargs.get("db") or 0)
         self._client = client
-        self._execute: Callable[..., Awaitable[Any]] = client.execute_command
         self._wants_primary = bool(getattr(pool, "is_master", False))
         self._role_questions: tuple[Command, ...] = (HELLO,)
 
@@ -222,34 +243,39 @@ class OneServer(Servers):
     async def _replies(self, requests: Sequence[Request]) -> Sequence[Any]:
         if requests[0].reads:
             return await self._read(requests)
-        return [await self._reply(request) for request in requests]
+        replies: list[Any] = []
+        for request in requests:
+            try:
+                replies.append(await self.execute(self._send, request, repeatable=request.repeatable))
+            except BackendError as error:
+                replies.append(error)
+        return replies
 
-    async def _reply(self, request: Request) -> Any:
-        async def call() -> Any:
-            with under_way(request):
-                # Not by the client: one of the user's own would repeat it, and a repeated write comes late.
-                (reply,) = await piped(self._client.connection_pool, [request.command()])
-                request.check(answered(reply))
-            return reply
-
+    async def _send(self, request: Request) -> Any:
         try:
-            return await self.driven(call, repeatable=request.repeatable)
-        except BackendError as error:
-            return error
+            # Not by the client: one of the user's own would repeat it, and a repeated write comes late.
+            (reply,) = await piped(self._client.connection_pool, [request.command()])
+            request.check(reply)
+        except (ResponseError, MaxConnectionsError):
+            raise  # An answer; or nothing was sent.
+        except BaseException:
+            request.lost()
+            raise
+        return reply
 
     async def _read(self, requests: Sequence[Request]) -> Sequence[Any]:
-        async def call() -> tuple[list[Any], datetime]:
-            replies, now = await self._exchange(*(request.command() for request in requests))
-            for request, reply in zip(requests, replies, strict=True):
-                if not isinstance(reply, Exception):
-                    request.check(reply)
-            return replies, now
-
         try:
-            replies, now = await self.driven(call, repeatable=True)
+            replies, now = await self.execute(self._send_reads, requests, repeatable=True)
         except BackendError as error:
             return [error] * len(requests)
         return [mapped(reply) if isinstance(reply, Exception) else (reply, now) for reply in replies]
+
+    async def _send_reads(self, requests: Sequence[Request]) -> tuple[list[Any], datetime]:
+        replies, now = await self._exchange(*(request.command() for request in requests))
+        for request, reply in zip(requests, replies, strict=True):
+            if not isinstance(reply, Exception):
+                request.check(reply)
+        return replies, now
 
     async def _exchange(self, *commands: Command) -> tuple[list[Any], datetime]:
         """Send reads in one round trip with what tells whether their answers count; return those, and the time.
@@ -280,14 +306,14 @@ class OneServer(Servers):
         return None
 
     async def ask(self, node: Any, *command: Any) -> Any:
-        return await self.driven(lambda: self._execute(*command), repeatable=True)
+        return await self.execute(self._client.execute_command, *command, repeatable=True)
 
     async def time(self, node: Any) -> datetime:
         async def call() -> datetime:
             (reply,), _ = await self._exchange(TIME)
             return time_of(reply)
 
-        return await self.driven(call, repeatable=True)
+        return await self.execute(call, repeatable=True)
 
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
         commands = [("MGET", *keys)] if keys else []
@@ -299,7 +325,7 @@ class OneServer(Servers):
             records = in_step(replies[0], len(keys)) if keys else ()
             return Page(records, [now] * len(keys), None if scan is None else scanned_by(*replies[-2:]))
 
-        return await self.driven(call, repeatable=True)
+        return await self.execute(call, repeatable=True)
 
     async def broken(self, error: Exception) -> None:
         # New connections may find the new primary behind the same name; and what broke one may have broken all.
@@ -329,39 +355,37 @@ async def piped(
     """
     connection: AbstractConnection = await cast("Any", pool).get_connection()
     try:
-        packed = chain.from_iterable(connection.pack_command(*command) for command in commands)
+        packed: list[bytes] = []
+        for command in commands:
+            packed += connection.pack_command(*command)
         await connection.send_packed_command(packed)
-        return [await _reply_on(connection, returned) for _ in commands]
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response())
+            except returned as error:
+                replies.append(error)
+        return replies
     finally:
         await pool.release(connection)
 
 
-async def _reply_on(connection: AbstractConnection, returned: tuple[type[Exception], ...]) -> Any:
-    try:
-        return await connection.read_response()
-    except returned as error:
-        return error
-
-
 async def with_connection(call: Callable[[], Awaitable[T]]) -> T:
-    """Await a call to the driver; where its pool has no connection left, nothing was sent, and it is tried again."""
+    """Await a call to the driver, again while its pool has no connection left."""
     while True:
         try:
             return await call()
         except RedisConnectionError as error:
-            if not isinstance(error, MaxConnectionsError) and str(error) != _TOO_MANY:
+            if not lacks_connection(error):
                 raise
             await asyncio.sleep(POOL_PAUSE)
 
 
-def _is_moving(reply: Any) -> bool:
-    """Tell whether a request was refused since its slot is being moved, or has been."""
-    return isinstance(reply, BackendError) and isinstance(reply.__cause__, (MovedError, TryAgainError))
-
-
-def _again(request: Request, refusal: BackendError) -> Sequence[Request]:
-    """Return what to send in place of a request that was refused since its slot is being moved, or has been."""
-    return [request] if isinstance(refusal.__cause__, MovedError) else request.while_moving()
+def lacks_connection(error: Exception) -> bool:
+    """Return whether the driver's pool had no connection left, so that nothing was sent."""
+    return isinstance(error, MaxConnectionsError) or (
+        isinstance(error, RedisConnectionError) and str(error) == _TOO_MANY
+    )
 
 
 def mapped(answer: Any) -> Any:

@@ -19,6 +19,7 @@ from agentic.backends.sqlite.diagnosis import examine
 from agentic.backends.sqlite.file import DEFAULT_PATH
 from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, json_text, later, row_of
 from agentic.backends.sqlite.sweep import due_rows, sweep_rows
+from agentic.backends.sqlite.writes import delete_rows, insert_rows, update_rows
 from agentic.clock import Clock, format_instant, read, system_clock
 from agentic.errors import ConfigurationError, InvalidAgentError, RegistryClosedError, RegistryError
 from agentic.findings import Finding
@@ -32,27 +33,15 @@ _PLAIN_IN_A_PATH: Final = "/:@+,;=!$&'()*[]"
 CLEARED_AT_ONCE: Final = 5_000
 
 _PRESENT: Final = "(expires_at IS NULL OR expires_at >= ?)"
-_INSERT: Final = f"""
-INSERT INTO agents ({AGENT_COLUMNS}, expires_at, registered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET
-    name = excluded.name, capabilities = excluded.capabilities, status = excluded.status,
-    last_heartbeat = excluded.last_heartbeat, current_load = excluded.current_load, max_load = excluded.max_load,
-    metadata = excluded.metadata, expires_at = excluded.expires_at"""
-# One statement for a whole batch: it runs in C from end to end, the event loop's thread beside it.
-_TOUCH: Final = f"""
-UPDATE agents SET last_heartbeat = ?, expires_at = ?,
-    status = CASE status WHEN 'offline' THEN 'available' ELSE status END
-WHERE {_PRESENT} AND id IN (?)"""
-_PRESENT_IDS: Final = f"SELECT id FROM agents WHERE {_PRESENT} AND id IN (?)"
-_FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT} AND id IN (?)"
-_DELETE: Final = f"DELETE FROM agents WHERE {_PRESENT} AND id IN (?) RETURNING id"
+_BEAT: Final = """
+    last_heartbeat = ?, expires_at = ?, status = CASE status WHEN 'offline' THEN 'available' ELSE status END"""
+_PRESENT_AMONG: Final = f"{_PRESENT} AND id IN (?)"
+_PRESENT_IDS: Final = f"SELECT id FROM agents WHERE {_PRESENT_AMONG}"
+_FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT_AMONG}"
 _PAGE: Final = f"""
 SELECT {AGENT_COLUMNS}, rowid FROM agents WHERE {_PRESENT} AND rowid <= ? ORDER BY rowid DESC LIMIT {PAGE_SIZE}"""
 _LAST_ROWID: Final = 2**63 - 1
-_CLEAR: Final = f"""
-DELETE FROM agents WHERE rowid IN (
-    SELECT rowid FROM agents WHERE rowid <= ? ORDER BY rowid DESC LIMIT {CLEARED_AT_ONCE}
-) RETURNING {_PRESENT}"""
+_CLEARED: Final = f"rowid IN (SELECT rowid FROM agents WHERE rowid <= ? ORDER BY rowid DESC LIMIT {CLEARED_AT_ONCE})"
 _MAX_SOUND_IDS: Final = 100_000
 
 
@@ -113,8 +102,8 @@ class SQLiteBackend(Backend):
             now = self._now()
             stored = [agent.stamped(now) for agent in agents]
             stamp, expires_at = format_instant(now), later(now, self.ttl)
-            db.executemany(
-                _INSERT,
+            insert_rows(
+                db,
                 [(*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp) for agent in stored],
             )
             return stored
@@ -131,7 +120,8 @@ class SQLiteBackend(Backend):
             sound = [agent_id for agent_id in ids if agent_id not in corrupt] if corrupt else ids
             if not sound:
                 return [corrupt[agent_id] for agent_id in ids]
-            touched = for_all(db, _TOUCH, (stamp, later(now, self.ttl), stamp), sound).rowcount
+            # One statement for a whole batch: it runs in C from end to end, the event loop's thread beside it.
+            touched = update_rows(db, _BEAT, _PRESENT_AMONG, (stamp, later(now, self.ttl), stamp), sound)
             if not corrupt and touched == len(set(ids)):
                 return [True] * len(ids)
             # The write lock is held: who is there now was there to be touched.
@@ -152,8 +142,7 @@ class SQLiteBackend(Backend):
 
     async def delete(self, ids: Sequence[str]) -> Sequence[bool]:
         def work(db: sqlite3.Connection) -> list[bool]:
-            now = format_instant(self._now())
-            removed = {agent_id for (agent_id,) in for_all(db, _DELETE, (now,), ids).fetchall()}
+            removed = set(delete_rows(db, _PRESENT_AMONG, "id", (format_instant(self._now()),), ids))
             return [agent_id in removed for agent_id in ids]
 
         return await self.database.write(work)
@@ -207,9 +196,9 @@ class SQLiteBackend(Backend):
         (upto,) = await self.database.read(lambda db: db.execute("SELECT max(rowid) FROM agents").fetchone())
         while upto is not None:
             present = await self.database.write(
-                lambda db: db.execute(_CLEAR, (upto, format_instant(self._now()))).fetchall()
+                lambda db: delete_rows(db, _CLEARED, _PRESENT, (upto, format_instant(self._now())))
             )
-            yield sum(is_present for (is_present,) in present)
+            yield sum(present)
             if len(present) < CLEARED_AT_ONCE:
                 return
 
@@ -255,9 +244,6 @@ def _patch_one(
         check_size(changed)
     except InvalidAgentError as error:
         return error
-    columns = {
-        name: json_text(value) if name in ("capabilities", "metadata") else value for name, value in fields.items()
-    }
-    assignments = ", ".join(f"{name} = :{name}" for name in columns)
-    db.execute(f"UPDATE agents SET {assignments} WHERE id = :id", {"id": agent_id, **columns})
+    values = [json_text(value) if name in ("capabilities", "metadata") else value for name, value in fields.items()]
+    update_rows(db, ", ".join(f"{name} = ?" for name in fields), "id IN (?)", tuple(values), [agent_id])
     return changed

@@ -16,7 +16,7 @@ import aiosqlite
 from agentic.backends.sqlite.errors import is_locked
 from agentic.concurrency import finish
 from agentic.errors import BackendUnavailableError, RegistryClosedError
-from agentic.exchange import interrupted, outcome
+from agentic.exchange import as_exception, outcome
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,12 +59,8 @@ class Job(Generic[T]):
             self._running = True
         try:
             self._result = self._work(self)
-        except (StopIteration, StopAsyncIteration) as error:
-            self._error = interrupted(error)  # No future and no generator can pass these on.
-        except Exception as error:  # noqa: BLE001  it is the caller's
-            self._error = error
-        except BaseException as error:  # noqa: BLE001  must end neither this thread nor the event loop
-            self._error = interrupted(error)
+        except BaseException as error:  # noqa: BLE001  the caller gets it; it must not end this thread
+            self._error = as_exception(error)
         finally:
             with self._lock:
                 self._running = False

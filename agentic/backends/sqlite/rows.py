@@ -101,7 +101,9 @@ def later(now: datetime, seconds: float | None) -> str | None:
 def for_all(
     db: sqlite3.Connection, statement: str, parameters: tuple[object, ...], keys: Sequence[str] | Sequence[int]
 ) -> sqlite3.Cursor:
-    """Execute a statement whose last `?` stands for all the keys."""
+    """Execute a statement whose last `?`, in `IN (?)`, stands for all the keys; without keys, as it is."""
+    if not keys:
+        return db.execute(statement, parameters)
     # Padded to a power of two, so that few different texts are prepared.
     size = 1 << (len(keys) - 1).bit_length()
     return db.execute(_for_keys(statement, size), (*parameters, *keys, *[keys[-1]] * (size - len(keys))))

@@ -10,6 +10,7 @@ from typing import Final
 
 from agentic.agent import AgentInfo, AgentStatus
 from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, later
+from agentic.backends.sqlite.writes import delete_rows, update_each_row, update_rows
 from agentic.clock import NEVER, format_instant, is_stale, stale_before
 from agentic.errors import CorruptRecordError
 
@@ -21,9 +22,7 @@ SELECT rowid FROM agents WHERE rowid <= :upto AND (
     OR (last_heartbeat < :stale AND status IS NOT 'offline'))
 ORDER BY rowid DESC LIMIT :limit"""
 _READ: Final = f"SELECT rowid, expires_at, expires_at < ?, {AGENT_COLUMNS} FROM agents WHERE rowid IN (?)"
-_RESTAMP: Final = "UPDATE agents SET last_heartbeat = ?, expires_at = ? WHERE rowid = ?"
-_MARK: Final = "UPDATE agents SET status = 'offline' WHERE rowid IN (?)"
-_DELETE: Final = "DELETE FROM agents WHERE rowid IN (?)"
+_BY_ROWID: Final = "rowid IN (?)"
 
 
 @dataclass
@@ -87,8 +86,9 @@ def sweep_rows(
             # It was in the future and ages from now on, or was written in another form.
             ahead = heartbeat == now and latest is not None and isinstance(expires_at, str) and expires_at > latest
             restamped.append((stamp, latest if ahead else expires_at, rowid))
-    db.executemany(_RESTAMP, restamped)
-    for statement, changed in ((_MARK, marked), (_DELETE, deleted)):
-        if changed:
-            for_all(db, statement, (), changed)
+    update_each_row(db, "last_heartbeat = ?, expires_at = ?", restamped)
+    if marked:
+        update_rows(db, "status = 'offline'", _BY_ROWID, (), marked)
+    if deleted:
+        delete_rows(db, _BY_ROWID, "rowid", (), deleted)
     return swept

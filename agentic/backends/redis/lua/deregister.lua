@@ -7,6 +7,6 @@ local refusal = overtaken(true)
 if refusal then return refusal end
 local results = {}
 for i = 1, #KEYS do
-  results[i] = call('TYPE', KEYS[i]).ok == 'string' and call('DEL', KEYS[i]) or missing(KEYS[i])
+  results[i] = call('TYPE', KEYS[i]).ok == 'string' and remove(KEYS[i]) or missing(KEYS[i])
 end
 return results

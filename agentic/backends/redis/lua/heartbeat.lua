@@ -18,8 +18,6 @@ return for_each_record(#KEYS, function(key, record)
     offset = tostring(heartbeat - 1)
     offsets[heartbeat] = offset
   end
-  -- In this order: a script that has written may write on when the server's memory is full.
-  if ttl ~= '0' then call('PEXPIRE', key, ttl) else call('PERSIST', key) end
-  call('SETRANGE', key, offset, stamp)
+  write_heartbeat(key, offset, stamp, ttl)
   return 1
 end)

@@ -26,6 +26,6 @@ return for_each_record(#KEYS, function(key, record)
   if not record then return missing(key) end
   local text = stamped(record, key)
   if not text then return CORRUPT end
-  store(key, text, ttl)
+  write(key, text, ttl)
   return 1
 end)

@@ -40,9 +40,30 @@ local function for_each_record(count, each)
   return results
 end
 
--- Stores a record for its full time to live in milliseconds, 0 for ever.
-local function store(key, record, ttl)
-  if ttl ~= '0' then call('PSETEX', key, ttl, record) else call('SET', key, record) end
+-- Every change of a record is made by one of the next three functions, so that what is derived from records can be
+-- changed in the same step.
+
+-- Writes a record. `ttl`: its time to live from now on, in milliseconds, '0' for none; nil keeps what is left of it.
+local function write(key, record, ttl)
+  if not ttl then
+    call('SET', key, record, 'KEEPTTL')
+  elseif ttl == '0' then
+    call('SET', key, record)
+  else
+    call('PSETEX', key, ttl, record)
+  end
+end
+
+-- Overwrites the last_heartbeat in a record, from an offset on. Each heartbeat pays for this, so nothing is derived from
+-- last_heartbeat. In this order, since a script that has written may write on when the server's memory is full.
+local function write_heartbeat(key, offset, stamp, ttl)
+  if ttl ~= '0' then call('PEXPIRE', key, ttl) else call('PERSIST', key) end
+  call('SETRANGE', key, offset, stamp)
+end
+
+-- Removes a record; returns 1 if there was one, else 0.
+local function remove(key)
+  return call('DEL', key)
 end
 
 -- Why a key has no record. PERSIST changes nothing here, but a replica refuses it: one that is out of date must not say

@@ -5,7 +5,7 @@
 --        where the record had none, and 'stale' or 'future'; then a token of the call
 -- return per agent 1 where this call marked it, else 0, or AGAIN
 
-local ttl, stamp = tonumber(ARGV[1]), now()
+local ttl, stamp = ARGV[1], now()
 
 local MARK, RESTAMP = {status = '"offline"'}, {last_heartbeat = '"' .. stamp .. '"'}
 
@@ -32,13 +32,15 @@ local function mark(key, record, i)
   local is_future = ARGV[2 * i + 1] == 'future'
   local text = record and written(record, key, ARGV[2 * i], is_future)
   if not text then return 0 end
-  call('SET', key, text, 'KEEPTTL')
   if not is_future then
+    write(key, text)
     marked[#marked + 1] = key
     return 1
   end
+  -- A time to live that was set before the server's clock went back is too long.
   local left = call('PTTL', key)
-  if ttl > 0 and (left > ttl or left < 0) then call('PEXPIRE', key, ttl) end
+  local is_too_long = ttl ~= '0' and (left < 0 or left > tonumber(ttl))
+  write(key, text, is_too_long and ttl or nil)
   return 0
 end
 

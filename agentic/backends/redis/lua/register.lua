@@ -20,7 +20,7 @@ local results = {}
 for i = 1, #KEYS do
   local kind = call('TYPE', KEYS[i]).ok
   if kind == 'none' or kind == 'string' then
-    store(KEYS[i], stamped(ARGV[i + 1]), ttl)
+    write(KEYS[i], stamped(ARGV[i + 1]), ttl)
     results[i] = stamp
   else
     results[i] = WRONG_TYPE

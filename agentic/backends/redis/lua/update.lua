@@ -28,6 +28,6 @@ return for_each_record(#KEYS, function(key, record, i)
   local text = found and changed(record, found, changes[i])
   if not text then return CORRUPT end
   if #text > limit and #text > #record then return {TOO_LARGE, #text} end
-  call('SET', key, text, 'KEEPTTL')
+  write(key, text)
   return {text, stamp}
 end)

@@ -1,0 +1,517 @@
+"""Many awaiting callers, one write: order, isolation, back-pressure, drain and cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentic import AgentInfo, AgentNotFoundError, AgentRegistry, BackendError, RegistryClosedError
+from agentic.dispatch import batcher as module
+from agentic.dispatch.batcher import BATCH_SIZE, Batcher, Lane
+from agentic.testing import StoreUnderTest, wait_until
+
+
+class Ledger:
+    """A store that writes down what takes effect; its flushes can be held, failed, or answered in part."""
+
+    def __init__(self) -> None:
+        self.flushes: list[tuple[str, list[Any]]] = []
+        self.effects: list[tuple[str, Any]] = []
+        self.under_way = 0
+        self.most_under_way = 0
+        self.gate: asyncio.Event | None = None
+        self.error: Exception | None = None
+        self.refused: set[Any] = set()
+
+    def sender(self, name: str) -> Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]:
+        async def send(items: Sequence[Any]) -> Sequence[Any]:
+            self.flushes.append((name, list(items)))
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
+            try:
+                await (self.gate.wait() if self.gate else asyncio.sleep(0))
+            finally:
+                self.under_way -= 1
+            if self.error:
+                raise self.error
+            self.effects += [(name, item) for item in items]
+            return [AgentNotFoundError(str(item)) if item in self.refused else ("answer", name, item) for item in items]
+
+        return send
+
+
+def lanes(ledger: Ledger, flushes: int = 1, timeout: float = 20) -> tuple[Batcher, Lane[Any, Any], Lane[Any, Any]]:
+    """A batcher with a lane whose calls commute and one whose calls do not."""
+    batcher = Batcher(timeout, flushes)
+    return batcher, batcher.lane(ledger.sender("touch"), commutes=True), batcher.lane(ledger.sender("write"))
+
+
+async def settle() -> None:
+    """Let every task run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def started(calls: list[Awaitable[Any]]) -> list[asyncio.Task[Any]]:
+    return [asyncio.ensure_future(call) for call in calls]
+
+
+async def test_a_lone_call_leaves_at_once_and_alone() -> None:
+    ledger = Ledger()
+    _, touch, _ = lanes(ledger)
+    assert await touch("a", 1) == ("answer", "touch", 1)
+    assert ledger.flushes == [("touch", [1])]
+
+
+async def test_calls_made_at_once_leave_as_one_and_get_their_own_answers() -> None:
+    ledger = Ledger()
+    _, touch, _ = lanes(ledger)
+    answers = await asyncio.gather(*(touch(f"agent-{n}", n) for n in range(200)))
+    assert answers == [("answer", "touch", n) for n in range(200)]
+    assert [len(items) for _, items in ledger.flushes] == [200]
+
+
+async def test_calls_that_arrive_during_a_flush_leave_as_the_next_in_bounded_batches() -> None:
+    ledger = Ledger()
+    _, touch, _ = lanes(ledger)
+    ledger.gate = asyncio.Event()
+    calls = started([touch("first", -1)])
+    await settle()
+    calls += started([touch(f"agent-{n}", n) for n in range(BATCH_SIZE + 10)])
+    await settle()
+    assert len(ledger.flushes) == 1
+    ledger.gate.set()
+    await asyncio.gather(*calls)
+    assert [len(items) for _, items in ledger.flushes] == [1, BATCH_SIZE, 10]
+
+
+@pytest.mark.parametrize("flushes", [1, 2, 3])
+async def test_no_more_flushes_are_under_way_than_allowed(flushes: int) -> None:
+    ledger = Ledger()
+    _, touch, _ = lanes(ledger, flushes)
+    for _ in range(4):
+        ledger.gate = asyncio.Event()
+        calls: list[asyncio.Task[Any]] = []
+        for n in range(6):
+            calls += started([touch(f"agent-{n}", n)])
+            await settle()
+        assert ledger.under_way == flushes
+        ledger.gate.set()
+        await asyncio.gather(*calls)
+    assert ledger.most_under_way == flushes
+
+
+async def test_a_call_waits_for_the_agents_earlier_ones_and_for_no_others() -> None:
+    ledger = Ledger()
+    _, touch, write = lanes(ledger, flushes=3)
+    ledger.gate = asyncio.Event()
+    calls = started([touch("a", 1), touch("a", 2), write("a", 3), touch("a", 4), write("b", 5)])
+    await settle()
+    assert sorted(ledger.flushes) == [("touch", [1, 2]), ("write", [5])]
+    ledger.gate.set()
+    await asyncio.gather(*calls)
+    assert [item for _, item in ledger.effects if item != 5] == [1, 2, 3, 4]
+
+
+async def test_calls_that_do_not_commute_are_never_in_one_flush_for_one_agent() -> None:
+    ledger = Ledger()
+    _, _, write = lanes(ledger, flushes=3)
+    await asyncio.gather(*(write("a", n) for n in range(5)))
+    assert ledger.flushes == [("write", [n]) for n in range(5)]
+
+
+# --- failure ---
+
+
+@pytest.mark.parametrize("error_class", [BackendError, ZeroDivisionError])
+async def test_a_failed_flush_fails_its_own_calls_each_with_an_instance_of_its_own(
+    error_class: type[Exception],
+) -> None:
+    ledger = Ledger()
+    _, touch, _ = lanes(ledger)
+    cause = OSError("cable")
+    ledger.error = error_class("down")
+    ledger.error.__cause__ = cause
+    errors = await asyncio.gather(*(touch(f"agent-{n}", n) for n in range(3)), return_exceptions=True)
+    assert [str(error) for error in errors] == ["down"] * 3
+    assert all(isinstance(error, error_class) and error.__cause__ is cause for error in errors)
+    assert len({id(error) for error in errors}) == 3
+    ledger.error = None
+    assert await touch("agent-0", 7) == ("answer", "touch", 7)
+
+
+async def test_one_agents_outcome_is_its_own_callers_alone() -> None:
+    ledger = Ledger()
+    ledger.refused = {1}
+    _, touch, _ = lanes(ledger)
+    answers = await asyncio.gather(*(touch(f"agent-{n}", n) for n in range(3)))
+    assert [type(answer).__name__ for answer in answers] == ["tuple", "AgentNotFoundError", "tuple"]
+
+
+async def test_a_flush_that_hangs_ends_with_its_calls_deadline() -> None:
+    ledger = Ledger()
+    _, touch, write = lanes(ledger, timeout=0.05)
+    ledger.gate = asyncio.Event()
+    calls = [touch("a", 1), write("a", 2), touch("b", 3), write("b", 4)]
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert {str(error) for error in errors} == {"the store did not answer within 0.05 s"}
+    assert all(isinstance(error, BackendError) for error in errors)
+    ledger.gate = None
+    assert await touch("a", 5) == ("answer", "touch", 5)
+
+
+async def test_a_wrong_number_of_answers_is_an_error_and_not_a_crossed_answer() -> None:
+    async def send(items: Sequence[int]) -> Sequence[int]:
+        return items[:-1]
+
+    batcher = Batcher(20, 1)
+    lane = batcher.lane(send)
+    errors = await asyncio.gather(lane("a", 1), lane("b", 2), return_exceptions=True)
+    assert all(isinstance(error, BackendError) for error in errors)
+    await batcher.drain()
+
+
+# --- back-pressure ---
+
+
+async def test_callers_wait_when_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 5)
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    batcher, touch, _ = lanes(ledger)
+    calls = started([touch(f"agent-{n}", n) for n in range(12)])
+    await settle()
+    assert batcher.pending == 5
+    ledger.gate.set()
+    assert await asyncio.gather(*calls) == [("answer", "touch", n) for n in range(12)]
+    assert [item for _, item in ledger.effects] == list(range(12))
+
+
+async def test_waiting_for_room_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 2)
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    _, touch, _ = lanes(ledger, timeout=0.05)
+    errors = await asyncio.gather(*(touch(f"agent-{n}", n) for n in range(4)), return_exceptions=True)
+    assert all(isinstance(error, BackendError) for error in errors)
+    ledger.gate = None
+    assert await touch("a", 1) == ("answer", "touch", 1)
+
+
+# --- cancellation ---
+
+
+async def test_a_call_cancelled_before_it_leaves_never_happens() -> None:
+    ledger = Ledger()
+    _, touch, write = lanes(ledger)
+    ledger.gate = asyncio.Event()
+    calls = started([write("x", 0)])
+    await settle()
+    calls += started([write("a", 1), touch("a", 2), write("b", 3)])
+    await settle()
+    calls[1].cancel()
+    await settle()
+    ledger.gate.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(answers[1], asyncio.CancelledError)
+    assert sorted(item for _, item in ledger.effects) == [0, 2, 3]
+
+
+async def test_a_call_cancelled_under_way_harms_no_other() -> None:
+    ledger = Ledger()
+    batcher, touch, _ = lanes(ledger)
+    ledger.gate = asyncio.Event()
+    calls = started([touch(f"agent-{n}", n) for n in range(3)])
+    await settle()
+    calls[1].cancel()
+    ledger.gate.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert (answers[0], answers[2]) == (("answer", "touch", 0), ("answer", "touch", 2))
+    assert not batcher.order
+
+
+# --- drain ---
+
+
+async def test_drain_lets_what_was_issued_end() -> None:
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    batcher, touch, write = lanes(ledger)
+    calls = started([touch("a", 1), write("a", 2), touch("a", 3), write("b", 4)])
+    await settle()
+    draining = asyncio.create_task(batcher.drain())
+    await settle()
+    assert not draining.done()
+    ledger.gate.set()
+    await draining
+    assert [call.result()[2] for call in calls] == [1, 2, 3, 4]
+
+
+async def test_drain_fails_what_does_not_end_by_the_deadline() -> None:
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    batcher, touch, write = lanes(ledger, timeout=20)
+    calls = started([touch("a", 1), write("a", 2), touch("b", 3), write("c", 4)])
+    await settle()
+    batcher.timeout = 0.02
+    await batcher.drain()
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(error, RegistryClosedError) for error in errors)
+    assert not batcher.order
+    assert batcher._workers == {}
+
+
+async def test_closing_a_registry_lets_what_was_issued_end(store: StoreUnderTest) -> None:
+    async with store.make() as registry:
+        calls = started([registry.register(AgentInfo(f"agent-{n}")) for n in range(2000)])
+        await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    async with store.make() as registry:
+        assert len(await registry.list()) in (2000, 0)  # a memory registry takes its agents with it
+
+
+# --- the laws, whatever happens ---
+
+agent_ids = st.sampled_from("abc")
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["touch", "write"]), agent_ids),
+        st.tuples(st.just("cancel"), st.integers(0, 60)),
+        st.tuples(st.sampled_from(["hold", "release", "fail", "heal", "turn", "refuse"]), st.integers(0, 3)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300)
+@given(steps=steps, flushes=st.integers(1, 3))
+async def test_the_laws_hold_whatever_the_store_and_the_callers_do(steps: list[tuple[str, Any]], flushes: int) -> None:
+    ledger = Ledger()
+    batcher, touch, write = lanes(ledger, flushes)
+    by_name = {"touch": touch, "write": write}
+    issued: list[tuple[str, str]] = []
+    calls: list[asyncio.Task[Any]] = []
+    for step, value in steps:
+        if step in by_name:
+            issued.append((step, value))
+            calls.append(asyncio.ensure_future(by_name[step](value, len(calls))))
+        elif step == "cancel":
+            if value < len(calls):
+                calls[value].cancel()
+        elif step == "hold":
+            ledger.gate = ledger.gate or asyncio.Event()
+        elif step == "release":
+            if ledger.gate:
+                ledger.gate.set()
+            ledger.gate = None
+        elif step == "refuse":
+            ledger.refused.add(len(calls))
+        elif step in ("fail", "heal"):
+            ledger.error = BackendError("down") if step == "fail" else None
+        for _ in range(value if step == "turn" else 1):
+            await asyncio.sleep(0)
+    if ledger.gate:
+        ledger.gate.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for number, answer in enumerate(answers):  # each has its own answer, an error, or was cancelled itself
+        if isinstance(answer, tuple):
+            assert answer == ("answer", issued[number][0], number)
+        elif isinstance(answer, AgentNotFoundError):
+            assert number in ledger.refused
+        else:
+            assert isinstance(answer, (BackendError, asyncio.CancelledError))
+    took_effect = [item for _, item in ledger.effects]
+    assert len(took_effect) == len(set(took_effect))  # nothing twice
+    assert {n for n, answer in enumerate(answers) if isinstance(answer, (tuple, AgentNotFoundError))} <= set(
+        took_effect
+    )
+    for agent_id in "abc":  # in the order of issue, but for calls that commute
+        order = [item for item in took_effect if issued[item][1] == agent_id]
+        for before, after in pairwise(order):
+            assert before < after or issued[before][0] == issued[after][0] == "touch"
+    await settle()
+    assert batcher._workers == {}  # nothing left under way
+    assert not batcher.order
+    assert batcher.pending == 0
+    assert ledger.most_under_way <= 2 * flushes
+
+
+async def test_ten_thousand_calls_with_random_cancellation(store: StoreUnderTest) -> None:
+    store.connections()  # so that the test's own are there
+    before = store.connections()
+
+    def more_than_before(allowed: int) -> bool:
+        return any(now > then + allowed for now, then in zip(store.connections(), before, strict=True))
+
+    async with store.make() as registry:
+        await storm(registry)
+        assert not more_than_before(getattr(registry, "max_connections", 0))
+    await wait_until(lambda: not more_than_before(0), "every connection is closed")
+
+
+async def storm(registry: AgentRegistry) -> None:
+    chance = random.Random(1)
+    ids = [f"agent-{n}" for n in range(200)]
+    await asyncio.gather(*(registry.register(AgentInfo(i, name=i)) for i in ids))
+
+    async def ask(agent_id: str, kind: int) -> None:
+        if kind == 0:
+            assert (await registry.get(agent_id)).name == agent_id
+        elif kind == 1:
+            await registry.heartbeat(agent_id)
+        elif kind == 2:
+            assert (await registry.update(agent_id, current_load=1)).id == agent_id
+        elif kind == 3:
+            assert (await registry.register(AgentInfo(agent_id, name=agent_id))).name == agent_id
+        else:
+            with pytest.raises(AgentNotFoundError, match=f"no-{agent_id}$"):
+                await registry.heartbeat(f"no-{agent_id}")
+
+    for _ in range(20):
+        calls = [asyncio.create_task(ask(chance.choice(ids), chance.randrange(5))) for _ in range(500)]
+        for call in chance.sample(calls, 200):
+            if chance.random() < 0.2:
+                await asyncio.sleep(0)
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
+        assert sum(result is None for result in results) >= 300
+    assert sorted(agent.id for agent in await registry.list()) == sorted(ids)
+
+
+async def test_a_flush_that_hangs_is_cancelled_once_all_its_calls_are_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    batcher, touch, _ = lanes(ledger, timeout=10)
+    first = started([touch("a", 1)])
+    await settle()
+    now = 1004.0
+    behind = started([touch("b", 2)])  # waits behind the first
+    await settle()
+    now = 1009.9
+    batcher._fail_overdue()
+    await settle()
+    assert [items for _, items in ledger.flushes] == [[1]]
+    now = 1010.0
+    batcher._fail_overdue()
+    with pytest.raises(BackendError, match="did not answer"):
+        await first[0]
+    await settle()
+    assert [items for _, items in ledger.flushes] == [[1], [2]]
+    ledger.gate.set()
+    assert await behind[0] == ("answer", "touch", 2)
+
+
+async def test_a_flush_whose_callers_have_left_is_cancelled_in_time_as_well() -> None:
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    _, touch, _ = lanes(ledger, timeout=0.2)
+    left = started([touch("a", 1)])
+    await settle()
+    left[0].cancel()
+    await settle()
+    assert ledger.under_way == 1
+    await wait_until(lambda: not ledger.under_way, "the flush is cancelled", within=10)
+
+
+async def test_calls_after_drain_are_refused() -> None:
+    ledger = Ledger()
+    batcher, touch, write = lanes(ledger)
+    await touch("a", 1)
+    await batcher.drain()
+    for lane in (touch, write):
+        with pytest.raises(RegistryClosedError):
+            await lane("a", 2)
+
+
+async def test_drain_fails_every_call_although_a_flush_ignores_its_cancellation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 4)
+    released = asyncio.Event()
+
+    async def ignore_cancellation(items: Sequence[int]) -> Sequence[int]:
+        while not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+        return items
+
+    batcher = Batcher(0.1, 1)
+    lane = batcher.lane(ignore_cancellation)
+    calls = started([lane("a", 1)])
+    await settle()
+    calls += started([lane(agent_id, 2) for agent_id in "aabcd"])  # behind it, queued, and waiting for room
+    await settle()
+    batcher.timeout = 20  # The deadlines are not what ends them.
+    draining = asyncio.create_task(batcher.drain())
+    await settle()
+    draining.cancel()
+    await asyncio.wait([draining])
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(error) for error in errors} == {RegistryClosedError}
+    released.set()
+    await wait_until(lambda: not batcher._workers, "the flush has ended")
+    assert not batcher.order
+
+
+async def test_a_worker_that_is_cancelled_fails_its_calls_and_leaves_the_others_their_lane() -> None:
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    batcher, touch, _ = lanes(ledger)
+    under_way = started([touch("a", 1)])
+    await settle()
+    behind = started([touch("b", 2)])
+    await settle()
+    next(iter(batcher._workers)).cancel()
+    await settle()
+    ledger.gate.set()
+    with pytest.raises(BackendError, match="was cancelled"):
+        await under_way[0]
+    assert await behind[0] == ("answer", "touch", 2)
+    not_begun = started([touch("c", 3)])
+    await asyncio.sleep(0)
+    next(iter(batcher._workers)).cancel()  # before its first step
+    assert await not_begun[0] == ("answer", "touch", 3)
+    assert batcher.pending == 0
+
+
+async def test_an_error_that_cannot_be_copied_still_reaches_every_caller() -> None:
+    class Peculiar(BackendError):
+        def __init__(self, one: str, two: str) -> None:
+            super().__init__(one + two)
+
+    ledger = Ledger()
+    ledger.error = Peculiar("d", "own")
+    _, touch, _ = lanes(ledger)
+    errors = await asyncio.gather(touch("a", 1), touch("b", 2), return_exceptions=True)
+    assert [str(error) for error in errors] == ["down", "down"]
+
+
+async def test_each_call_has_its_own_deadline() -> None:
+    ledger = Ledger()
+    ledger.gate = asyncio.Event()
+    _, touch, _ = lanes(ledger, timeout=0.2)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    first = asyncio.ensure_future(touch("a", 1))
+    await settle()
+    queued = [asyncio.ensure_future(touch(f"b{n}", n)) for n in range(3)]
+    with pytest.raises(BackendError, match="did not answer"):
+        await asyncio.gather(first)
+    assert loop.time() - began < 1
+    fresh = asyncio.ensure_future(touch("c", 9))
+    await asyncio.wait(queued)
+    assert not fresh.done()  # its time has only begun
+    ledger.gate.set()
+    assert await fresh == ("answer", "touch", 9)
+    assert all(isinstance(call.exception(), BackendError) for call in queued)

@@ -1,0 +1,179 @@
+"""Walks of the fleet in Redis while its servers change: every agent once, or an error, never a shorter list."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import redis
+
+from agentic import AgentInfo, AgentStatus, BackendRejectedError, BackendUnavailableError, RedisRegistry
+from agentic.backends.redis.backend import RedisBackend
+from agentic.backends.redis.keys import Keys
+from agentic.backends.redis.scan import MOST_ROUNDS, Walk
+from agentic.backends.redis.server_info import LATEST
+from agentic.backends.redis.servers import OneServer, Page, Scanned, Servers
+from agentic.testing import RedisServer, wait_until
+from tests.support.documents import documented_acl
+from tests.support.redis_fleet import SERVICE, RedisCluster, SentinelTrio
+from tests.support.stores import RedisStore
+
+FLEET = 3_000
+"""Several pages."""
+
+IDS = {f"agent-{number}" for number in range(FLEET)}
+
+
+@pytest.fixture
+def keeping_server() -> Iterator[RedisServer]:
+    """A server that finds its data again when it is restarted."""
+    with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
+
+
+async def register_fleet(registry: RedisRegistry) -> None:
+    await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in IDS))
+
+
+async def test_a_restart_amid_a_walk_hides_nobody(keeping_server: RedisServer) -> None:
+    async with RedisRegistry(keeping_server.url, ttl=None) as registry:
+        await register_fleet(registry)
+        seen: list[str] = []
+        async with aclosing(registry.scan()) as agents:
+            async for agent in agents:
+                seen.append(agent.id)
+                if len(seen) == FLEET // 2:
+                    keeping_server.stop()
+                    keeping_server.start()  # All in one turn of the loop, so that the walk does not meet it down.
+        assert sorted(seen) == sorted(IDS)
+
+
+def is_followed(port: int) -> bool:
+    with redis.Redis(port=port) as primary:
+        info: Any = primary.info("replication")
+        return bool(info["connected_slaves"] == 1)
+
+
+async def test_a_failover_amid_a_walk_hides_nobody(sentinel_trio: SentinelTrio) -> None:
+    async with RedisRegistry(sentinel_trio.url, ttl=None, prefix="failover") as registry:
+        await register_fleet(registry)
+        old = sentinel_trio.primary_port()
+        with redis.Redis(port=old) as primary:
+            assert primary.execute_command("WAIT", 1, 10_000) == 1
+        seen: list[str] = []
+        async with aclosing(registry.scan()) as agents:
+            async for agent in agents:
+                seen.append(agent.id)
+                if len(seen) == FLEET // 2:
+                    with redis.Redis(port=sentinel_trio.sentinels[0][1]) as sentinel:
+                        sentinel.execute_command("SENTINEL", "FAILOVER", SERVICE)
+                    await wait_until(lambda: sentinel_trio.primary_port() != old, "the other is primary", within=30)
+                    await wait_until(lambda: is_followed(sentinel_trio.primary_port()), "it is followed", within=30)
+        assert sorted(seen) == sorted(IDS)
+        assert await registry.flush() == FLEET
+
+
+async def test_a_server_that_is_another_one_each_time_is_an_error() -> None:
+    class Unsteady(OneServer):
+        def __init__(self) -> None:
+            self.runs = 0
+
+        async def page(self, node: Any, keys: Sequence[bytes], scan: Any) -> Any:
+            self.runs += 1
+            return Page([None] * len(keys), [LATEST] * len(keys), Scanned(b"%d" % self.runs, 1, []))
+
+    servers: Servers = Unsteady()
+    with pytest.raises(BackendUnavailableError, match="again and again"):
+        async with Walk(servers, Keys("agentic")).pages_of(None) as pages:
+            async for _ in pages:
+                pass
+    assert servers.runs == 2 * MOST_ROUNDS  # type: ignore[attr-defined]
+
+
+@pytest.mark.timeout(300)
+async def test_a_registry_that_only_lists_finds_a_new_primary_of_its_cluster(own_redis_cluster: RedisCluster) -> None:
+    cluster = own_redis_cluster
+    async with RedisRegistry(cluster.url, ttl=None) as registry:
+        await register_fleet(registry)
+        assert len(await registry.list()) == FLEET
+        with cluster.joined_by_another() as seventh:
+            await asyncio.to_thread(cluster.move_slots, 600, cluster.servers[0], seventh)
+            assert {agent.id for agent in await registry.list()} == IDS
+            assert set(await registry.reap(0)) == IDS
+            assert await registry.flush() == FLEET
+
+
+async def test_connections_killed_in_a_cluster_cost_reads_and_heartbeats_nothing(redis_cluster: RedisCluster) -> None:
+    async with RedisRegistry(redis_cluster.url, prefix="killed") as registry:
+        await registry.register(AgentInfo("a"))
+        for _ in range(5):
+            for server in redis_cluster.servers[:3]:
+                redis_cluster.ask(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await registry.heartbeat("a")
+            assert (await registry.get("a")).id == "a"
+        await registry.deregister("a")
+
+
+async def test_the_documented_rights_suffice_in_a_cluster(own_redis_cluster: RedisCluster) -> None:
+    cluster = own_redis_cluster
+    for server in cluster.servers:
+        cluster.ask(server, *documented_acl(), "~{agentic:*}:*", "+cluster|slots", "+command")
+    async with RedisRegistry(cluster.url.replace("://", "://agentic:password@")) as registry:
+        await asyncio.gather(*(registry.register(AgentInfo(f"a{number}")) for number in range(20)))
+        await registry.update("a1", status=AgentStatus.OFFLINE, name="one")
+        await registry.heartbeat("a1")
+        assert len(await registry.list()) == len(await registry.reap(0)) == await registry.flush() == 20
+
+
+async def test_what_a_cluster_refuses_is_the_operators(own_redis_cluster: RedisCluster, redis_url: str) -> None:
+    cluster = own_redis_cluster
+    for server in cluster.servers:
+        cluster.ask(server, "ACL", "SETUSER", "weak", "on", ">s3cr3t", "~*", "+@all", "-cluster|slots")
+    for url, hint in (
+        (cluster.url.replace("://", "://weak:s3cr3t@"), "lacks a right"),
+        (cluster.url.replace("://", "://weak:wr0ng@"), "check the user name"),
+        (redis_url.replace("redis://", "redis+cluster://").removesuffix("/0"), "a single server: use redis://"),
+    ):
+        with pytest.raises(BackendRejectedError, match=hint) as caught:
+            await RedisRegistry(url).open()
+        assert "s3cr3t" not in str(caught.value)
+        assert "wr0ng" not in str(caught.value)
+
+
+async def test_a_key_of_another_type_is_told_and_counted(
+    redis_store: RedisStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = f"{redis_store.prefix}:agent:list"
+    async with redis_store.make() as registry:
+        await registry.register(AgentInfo("a"))
+        redis_store.client.rpush(key, "x")
+        for count, walk in enumerate((registry.list, lambda: registry.reap(60), registry.list), start=1):
+            with caplog.at_level(logging.WARNING):
+                await walk()
+            assert registry.corrupt_records == count
+        assert "another type of value" in caplog.text
+        assert [agent.id for agent in await registry.list()] == ["a"]
+        with pytest.raises(BackendRejectedError, match="another type of value"):
+            await registry.get("list")
+    redis_store.client.delete(key)
+
+
+async def test_what_a_sweep_marked_before_one_agents_error_is_told(redis_store: RedisStore) -> None:
+    class PartlyAnswered(RedisBackend):
+        async def _mark(self, ids: list[str], found: Any) -> list[tuple[str, Any]]:
+            marks = await super()._mark(ids, found)
+            return [
+                (agent_id, BackendUnavailableError("gone") if agent_id == "b" else mark) for agent_id, mark in marks
+            ]
+
+    registry = RedisRegistry(redis_store.url, prefix=redis_store.prefix)
+    registry.backend.__class__ = PartlyAnswered
+    async with registry:
+        await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in "abc"))
+        with pytest.raises(BackendUnavailableError) as caught:
+            await registry.reap(0)
+        assert sorted(caught.value.reaped) == ["a", "c"]
