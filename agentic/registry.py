@@ -8,7 +8,7 @@ import logging
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from copy import copy
 from datetime import datetime, timedelta
@@ -42,6 +42,7 @@ from agentic.outage import Outage, Patience
 from agentic.page import MAX_PAGE, Page, Position
 from agentic.session import AgentSession
 from agentic.text import type_name
+from agentic.urls import StoreURL
 from agentic.validation import valid_id
 
 T = TypeVar("T")
@@ -64,6 +65,11 @@ class AgentRegistry:
     - may be cancelled without harm to any other caller; a cancelled or failed write may still have happened;
     - raises `RegistryClosedError` outside `async with`.
 
+    A store of its own has a subclass, whose constructor takes its options with `ttl`, `timeout`, `stale_after` and
+    `wait`, and an entry point in the group `agentic.backends`: a scheme, in lower case, and the class. Then
+    `open_registry`, the environment and the command line know both. `options_in`, `scratch` and `is_shared` say what
+    else they need.
+
     An agent is alive while it heartbeats, offline (still listed) once `reap` finds it silent, and gone when nobody
     registered it or sent its heartbeat for the registry's `ttl`. The store's clock decides, never the caller's.
 
@@ -76,6 +82,9 @@ class AgentRegistry:
         wait: Seconds for which `open` tries again while the store is unavailable.
         corrupt_records: How many corrupt records `list`, `scan`, `reap` and `flush` have skipped so far.
     """
+
+    is_shared: ClassVar[bool] = True
+    """Whether other processes see the agents of such a registry."""
 
     _logger: ClassVar[logging.Logger] = logging.getLogger("agentic.registry")
 
@@ -106,6 +115,32 @@ class AgentRegistry:
         """Where this registry is open, being opened, or not yet closed."""
         self._open_dispatcher: Dispatcher | None = None
         self.patience = Patience(1.1 * self.timeout)  # An overdue call ends a little after `timeout`.
+
+    @classmethod
+    def options_in(cls, url: StoreURL) -> dict[str, Any]:
+        """Return the arguments of the class that a URL gives outside its query, for `open_registry`.
+
+        They count where a configuration says something else, and keywords count before them. By default the URL
+        itself without its query, as `url`.
+
+        Raises:
+            ConfigurationError: The URL has a part that this store does not take; the message shows no part of it.
+        """
+        return {"url": url.without_parameters()}
+
+    @classmethod
+    def scratch(cls, **options: Any) -> AbstractContextManager[Self]:
+        """Make a registry on the store that `options` name, apart from its agents, for the demo.
+
+        Not yet open. What is left when its agents are removed is deleted when the context ends.
+
+        Args:
+            **options: Arguments of the class.
+
+        Raises:
+            ConfigurationError: The store has no such registry, as by default.
+        """
+        raise ConfigurationError(f"{cls.__name__} has no scratch registry, which the demo needs: name another store")
 
     @property
     def store(self) -> str:

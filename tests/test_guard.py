@@ -108,7 +108,10 @@ def test_a_deadline_does_not_count_outages_and_leaves_time_after_one() -> None:
     deadline.store_failed(310)
     assert deadline.left(400) == 10
     assert deadline.left(409) == 1
-    assert Deadline(25, after_outage=60)._after_outage == 25
+    short = Deadline(25, after_outage=60)
+    assert short.left(0) == 25
+    short.store_failed(20)
+    assert short.left(30) == 25
 
 
 # --- before the registry's ttl ---

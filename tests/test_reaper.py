@@ -319,7 +319,12 @@ async def test_a_sweep_under_way_is_finished_and_told_when_the_reaper_is_cancell
         store.gate = asyncio.Event()
         await registry.register(SILENT)
         task = asyncio.create_task(Reaper(registry, ttl=60, on_reaped=told.extend).run())
-        await wait_until(lambda: store._leases["silent"].agent.status is AgentStatus.OFFLINE, "the agent is marked")
+
+        async def is_marked() -> bool:
+            (agent,) = await store.fetch(["silent"])
+            return agent is not None and agent.status is AgentStatus.OFFLINE
+
+        await wait_until(is_marked, "the agent is marked")
         task.cancel()
         await asyncio.sleep(0)
         store.gate.set()

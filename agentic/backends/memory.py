@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from heapq import nsmallest
-from typing import Final
+from typing import Any, Final, Self
 
 from msgspec.structs import replace
 
@@ -16,6 +17,7 @@ from agentic.clock import NEVER, Clock, is_stale, read, system_clock
 from agentic.errors import InvalidAgentError, RegistryError
 from agentic.options import function
 from agentic.registry import AgentRegistry
+from agentic.urls import StoreURL, malformed
 
 PAGE_SIZE: Final = 1000
 
@@ -33,6 +35,7 @@ class MemoryRegistry(AgentRegistry):
     which reports it if it was never marked offline.
     """
 
+    is_shared = False
     backend: MemoryBackend
 
     def __init__(
@@ -58,6 +61,18 @@ class MemoryRegistry(AgentRegistry):
         """
         super().__init__(MemoryBackend(ttl=ttl, timeout=timeout, clock=clock), stale_after=stale_after, wait=wait)
         self.clock = self.backend.clock
+
+    @classmethod
+    def options_in(cls, url: StoreURL) -> dict[str, Any]:
+        """Return nothing."""
+        if url.file() is not None:
+            malformed("memory:// takes no path")
+        return {}
+
+    @classmethod
+    def scratch(cls, **options: Any) -> AbstractContextManager[Self]:
+        """Make a registry; each has agents of its own."""
+        return nullcontext(cls(**options))
 
 
 class MemoryBackend(Backend):

@@ -48,7 +48,7 @@ async def test_what_a_registry_remembers_of_walks_is_bounded(redis_store: RedisS
         await fill(registry, 30)
         for _ in range(3 * ordered_ids.MAX_WALKS):
             await registry.page(limit=10)
-        remembered = registry.backend._ordered_ids._windows
+        remembered = registry.backend._ordered_ids._windows  # noqa: SLF001  memory in use shows nowhere else
         assert len(remembered) == ordered_ids.MAX_WALKS
         assert await paged_ids(registry, 10)
         assert len(remembered) == ordered_ids.MAX_WALKS - 1  # What has come to its end is forgotten.

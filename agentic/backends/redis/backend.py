@@ -126,7 +126,11 @@ class RedisBackend(Backend):
     @property
     def store(self) -> str:
         """The name, with the prefix where that is not the usual one."""
-        return self._name if self.prefix == DEFAULT_PREFIX else with_parameter(self._name, "prefix", quote(self.prefix))
+        return (
+            self._name
+            if self.prefix == DEFAULT_PREFIX
+            else with_parameter(self._name, "prefix", quote(self.prefix, safe="/:"))
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__() | {"_writer": Writer()}  # A copy sends writes of its own.
