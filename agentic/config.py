@@ -18,7 +18,7 @@ from agentic.options import flag, flag_of, text
 from agentic.registry import AgentRegistry
 from agentic.stores import options_of, plain_arguments, store_class
 from agentic.text import plain, printable, type_name
-from agentic.urls import StoreURL, is_secret, store_name, suggestion
+from agentic.urls import StoreURL, is_secret, malformed, store_name, suggestion
 
 logger = logging.getLogger("agentic.config")
 
@@ -110,8 +110,8 @@ class RegistryConfig:
         Variables that begin with `AGENTIC_` and are none of these are logged where the others name no store.
 
         Raises:
-            ConfigurationError: A value has the wrong type, or further variables are there, which may be options of the
-                store, and it is not installed; the message does not show the value.
+            ConfigurationError: A value has the wrong type; the message does not show it. Or there are other variables,
+                and the store, whose options they may be, is not installed.
         """
         environ = os.environ if environ is None else _mapping(environ)
         given = {
@@ -239,7 +239,7 @@ class StoreChoice:
 
 
 def choose(config: RegistryConfig) -> StoreChoice:
-    """Return the store that a configuration names, with what its URL says in place of what its fields say.
+    """Return the store that a configuration names; an option of its URL counts before a field.
 
     Raises:
         ConfigurationError: It names no store that is installed, or contradicts itself, or has an option that the store
@@ -260,10 +260,13 @@ def choose(config: RegistryConfig) -> StoreChoice:
 
 
 def _by_url(store: StoreChoice, url: StoreURL) -> StoreChoice:
-    """Return the choice with what a URL says in place of what fields say."""
-    said = store.kind.options_in(url)
-    url.check_parameters([name for name in options_of(store.kind) if name not in (*said, "password")])
-    return replace(store, url=url, options={**store.options, **said, **_from_text(url.parameters, store.kind)})
+    """Return the choice with the options of a URL in place of those of fields."""
+    in_url = store.kind.options_in(url)
+    known = [name for name in options_of(store.kind) if name not in (*in_url, "password")]
+    for name in url.parameters:
+        if name not in known:
+            malformed(f"unknown parameter{suggestion(name, known)}")
+    return replace(store, url=url, options={**store.options, **in_url, **_from_text(url.parameters, store.kind)})
 
 
 def _check_names(names: Iterable[str], store: StoreChoice, without: Sequence[str] = ()) -> None:
@@ -279,7 +282,7 @@ def _check_names(names: Iterable[str], store: StoreChoice, without: Sequence[str
 
 
 def _from_text(values: Mapping[str, Any], kind: type[AgentRegistry]) -> dict[str, Any]:
-    """Return options with their values, which may be text, as the store takes them."""
+    """Return options with each text converted to what the store takes."""
     types = options_of(kind)
     return {name: _read(name, types[name], value, strict=False) for name, value in values.items()}
 

@@ -65,10 +65,9 @@ class AgentRegistry:
     - may be cancelled without harm to any other caller; a cancelled or failed write may still have happened;
     - raises `RegistryClosedError` outside `async with`.
 
-    A store of its own has a subclass, whose constructor takes its options with `ttl`, `timeout`, `stale_after` and
-    `wait`, and an entry point in the group `agentic.backends`: a scheme, in lower case, and the class. Then
-    `open_registry`, the environment and the command line know both. `options_in`, `scratch` and `is_shared` say what
-    else they need.
+    A store is a subclass, registered as an entry point of the group `agentic.backends` under its scheme. The arguments
+    of its constructor are its options, `ttl`, `timeout`, `stale_after` and `wait` among them. It overrides
+    `options_in`, `scratch` and `is_shared` where the defaults do not fit.
 
     An agent is alive while it heartbeats, offline (still listed) once `reap` finds it silent, and gone when nobody
     registered it or sent its heartbeat for the registry's `ttl`. The store's clock decides, never the caller's.
@@ -120,8 +119,8 @@ class AgentRegistry:
     def options_in(cls, url: StoreURL) -> dict[str, Any]:
         """Return the arguments of the class that a URL gives outside its query, for `open_registry`.
 
-        They count where a configuration says something else, and keywords count before them. By default the URL
-        itself without its query, as `url`.
+        They count before the fields of a configuration, and keywords count before them. By default `url`, the URL
+        without its query.
 
         Raises:
             ConfigurationError: The URL has a part that this store does not take; the message shows no part of it.
@@ -130,9 +129,9 @@ class AgentRegistry:
 
     @classmethod
     def scratch(cls, **options: Any) -> AbstractContextManager[Self]:
-        """Make a registry on the store that `options` name, apart from its agents, for the demo.
+        """Make a registry for the demo, on the store that `options` name and apart from its agents; not yet open.
 
-        Not yet open. What is left when its agents are removed is deleted when the context ends.
+        Leaving the context deletes what the store keeps beside the agents, such as a temporary file.
 
         Args:
             **options: Arguments of the class.

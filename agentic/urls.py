@@ -25,7 +25,7 @@ _URL: Final = re.compile(
 )
 _HOST: Final = re.compile(r"(?P<name>[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]*\])(:(?P<port>[0-9]{1,5}))?")
 _LOOKS_LIKE_A_URL: Final = re.compile(r"\s*([A-Za-z]://|[A-Za-z][A-Za-z0-9+.-]+:/)")
-"""With one `/` it is a slip; after a single letter, which may be a drive, two are needed."""
+"""Also with a single `/`, a typing error; but not after a single letter, which may be a drive."""
 _MAYBE_A_PASSWORD: Final = 8
 """Characters of a single word that is shown as `***` where a host should be."""
 
@@ -106,16 +106,6 @@ class StoreURL:
     def without_parameters(self) -> StoreURL:
         """Return the URL without its query."""
         return replace(self, parameters={})
-
-    def check_parameters(self, known: Collection[str]) -> None:
-        """Refuse a parameter that is not `known`.
-
-        Raises:
-            ConfigurationError: There is one; the message suggests a known one rather than show it.
-        """
-        for name in self.parameters:
-            if name not in known:
-                malformed(f"unknown parameter{suggestion(name, known)}")
 
     def __str__(self) -> str:
         user = f"{quote(self.username)}:***@" if self.password else "***@" if self.username else ""

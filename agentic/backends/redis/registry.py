@@ -113,7 +113,7 @@ class RedisRegistry(AgentRegistry):
 
     @classmethod
     def options_in(cls, url: StoreURL) -> dict[str, Any]:
-        """Return the servers' URL, which has a password and a database of its own or leaves them to other options."""
+        """Return the URL of the servers, and None for `password` and `db` where the URL has them."""
         return options_in(url)
 
     @classmethod

@@ -63,7 +63,7 @@ def connection_options(url: StoreURL, **given: object) -> dict[str, Any]:
 def options_in(url: StoreURL) -> dict[str, Any]:
     """Return the arguments of `RedisRegistry` that a URL gives outside its query.
 
-    Of those that may also stand beside it, None is what leaves them to the URL.
+    `password` and `db` are None where the URL has them, so that it counts before a configuration.
 
     Raises:
         ConfigurationError: `db` is a parameter where the path names the database.
