@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agentic import AgentInfo, AgentRegistry, Reaper, RedisRegistry, RegistryClosedError
+from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
 from agentic.outage import Patience
 from agentic.testing import RedisServer, wait_until
@@ -115,10 +116,10 @@ def slow_pages(url: str, pause: float = 0.1) -> RedisRegistry:
     registry = RedisRegistry(url, timeout=2)
     sweep = registry.backend.sweep
 
-    async def slow(ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        async for page in sweep(ttl):
-            await asyncio.sleep(2 * pause)
-            yield page
+    async def slow(ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
+        page = await sweep(ttl, cursor)
+        await asyncio.sleep(2 * pause)
+        return page
 
     registry.backend.sweep = slow  # type: ignore[method-assign]
     return registry
