@@ -23,7 +23,7 @@ from agentic import (
 )
 from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
-from agentic.fairness import SweepDeadline, GracePeriod, StallDetector, valid_guard_deadline
+from agentic.fairness import GracePeriod, StallDetector, SweepDeadline, valid_guard_deadline
 from agentic.testing import FakeClock, StoreUnderTest, wait_until
 from agentic.testing.servers import RedisServer, free_port
 from tests.support.proxy import Proxy

@@ -87,7 +87,7 @@ async def test_a_store_that_answers_again_is_waited_for_again() -> None:
     await patience.wait(answer(0, True))
     assert await is_waited_for()
     assert not await is_waited_for()
-    patience.restore()
+    patience.reset()
     assert await is_waited_for()
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
