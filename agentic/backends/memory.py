@@ -92,7 +92,7 @@ class MemoryBackend(Backend):
             ConfigurationError: An option is wrong.
         """
         super().__init__(ttl=ttl, timeout=timeout)
-        self.is_immediate = True
+        self.is_immediate = type(self) is MemoryBackend  # The methods of a subclass may wait.
         self.clock = function(clock, "clock")
         self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
         self._leases: dict[str, _Lease] = {}

@@ -226,6 +226,7 @@ async def test_a_pool_smaller_than_the_registrys_own_limit_fails_no_call(
     await client.aclose()
 
 
+@pytest.mark.filterwarnings("ignore:.*lib_name:DeprecationWarning")  # redis-py 7.2 warns of its own call.
 async def test_a_small_pool_of_a_cluster_fails_no_call(redis_cluster: RedisCluster) -> None:
     client = aioredis.RedisCluster(host="127.0.0.1", port=redis_cluster.servers[0].port, max_connections=1)
     before = open_sockets()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
@@ -169,7 +170,7 @@ class SQLiteBackend(Backend):
             return now, rows, strange
 
         now, rows, strange = await self.database.read(work)
-        agents = self._agents([*(row[:-1] for row in rows[:limit]), *strange], now)
+        agents = self._agents(chain((row[:-1] for row in rows[:limit]), strange), now)
         return agents, rows[limit - 1][-1].decode(errors="surrogateescape") if len(rows) > limit else None
 
     async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
@@ -182,7 +183,7 @@ class SQLiteBackend(Backend):
             return now, db.execute(_PAGE, (format_instant(now), upto)).fetchall()
 
         now, rows = await self.database.read(work)
-        agents = self._agents([row[:-1] for row in rows], now)
+        agents = self._agents((row[:-1] for row in rows), now)
         new = set(seen.only_new([agent.id for agent in agents]))
         page = [agent for agent in agents if agent.id in new]
         if len(rows) == PAGE_SIZE:
@@ -190,7 +191,7 @@ class SQLiteBackend(Backend):
         await seen.forget()
         return page, None
 
-    def _agents(self, rows: Sequence[tuple[Any, ...]], now: datetime) -> list[AgentInfo]:
+    def _agents(self, rows: Iterable[tuple[Any, ...]], now: datetime) -> list[AgentInfo]:
         """Return the agent of each row; a corrupt one is skipped."""
         agents = []
         for row in rows:
