@@ -18,6 +18,7 @@ from agentic.errors import (
     RegistryError,
     RegistryOpenError,
 )
+from agentic.page import Page
 from agentic.reaper import Reaper
 from agentic.registry import AgentRegistry
 from agentic.session import AgentSession
@@ -42,6 +43,7 @@ __all__ = [
     "CorruptRecordError",
     "InvalidAgentError",
     "MemoryRegistry",
+    "Page",
     "Reaper",
     "RedisRegistry",
     "RegistryClosedError",

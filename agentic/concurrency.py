@@ -1,9 +1,9 @@
-"""How tasks end: a call that may finish although its caller is cancelled, and pages fetched one ahead."""
+"""How tasks end: a call that may finish although its caller is cancelled."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -35,31 +35,3 @@ async def finish(call: Coroutine[Any, Any, T], grace: float) -> T:
         return task.result()
     except asyncio.CancelledError as cancelled:
         raise RegistryError(500, "a call of this library was cancelled by other code") from cancelled
-
-
-async def one_ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Yield the same pages, each next one fetched while the consumer works on the one before it.
-
-    A page that fails after the consumer has left fails silently. Close it (`contextlib.aclosing`) where it may be left
-    early: that ends what is under way.
-    """
-    following = _fetch(pages)
-    try:
-        while True:
-            try:
-                page = await following
-            except StopAsyncIteration:
-                return
-            following = _fetch(pages)
-            await asyncio.sleep(0)  # Lets it send its request before the consumer goes on.
-            yield page
-    finally:
-        following.cancel()
-        await asyncio.wait([following])
-        await pages.aclose()
-
-
-def _fetch(pages: AsyncGenerator[T, None]) -> asyncio.Future[T]:
-    following = asyncio.ensure_future(anext(pages))
-    following.add_done_callback(retrieve)
-    return following

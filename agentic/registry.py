@@ -8,16 +8,14 @@ import logging
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from copy import copy
 from datetime import datetime, timedelta
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self, TypeVar, Unpack
-
-import anyio
-import anyio.lowlevel
 
 from agentic.abc import Backend
 from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
@@ -39,10 +37,12 @@ from agentic.errors import (
 from agentic.exchange import SLACK, ended, outcome, start_detached
 from agentic.findings import Finding
 from agentic.logs import FieldLogger
-from agentic.options import function
+from agentic.options import count, function
 from agentic.outage import Outage, Patience
+from agentic.page import MAX_PAGE, Page, Position
 from agentic.session import AgentSession
 from agentic.text import type_name
+from agentic.urls import StoreURL
 from agentic.validation import valid_id
 
 T = TypeVar("T")
@@ -65,6 +65,10 @@ class AgentRegistry:
     - may be cancelled without harm to any other caller; a cancelled or failed write may still have happened;
     - raises `RegistryClosedError` outside `async with`.
 
+    A store is a subclass, registered as an entry point of the group `agentic.backends` under its scheme. The arguments
+    of its constructor are its options, `ttl`, `timeout`, `stale_after` and `wait` among them. It overrides
+    `options_in`, `scratch` and `is_shared` where the defaults do not fit.
+
     An agent is alive while it heartbeats, offline (still listed) once `reap` finds it silent, and gone when nobody
     registered it or sent its heartbeat for the registry's `ttl`. The store's clock decides, never the caller's.
 
@@ -77,6 +81,9 @@ class AgentRegistry:
         wait: Seconds for which `open` tries again while the store is unavailable.
         corrupt_records: How many corrupt records `list`, `scan`, `reap` and `flush` have skipped so far.
     """
+
+    is_shared: ClassVar[bool] = True
+    """Whether other processes see the agents of such a registry."""
 
     _logger: ClassVar[logging.Logger] = logging.getLogger("agentic.registry")
 
@@ -107,6 +114,32 @@ class AgentRegistry:
         """Where this registry is open, being opened, or not yet closed."""
         self._open_dispatcher: Dispatcher | None = None
         self.patience = Patience(1.1 * self.timeout)  # An overdue call ends a little after `timeout`.
+
+    @classmethod
+    def options_in(cls, url: StoreURL) -> dict[str, Any]:
+        """Return the arguments of the class that a URL gives outside its query, for `open_registry`.
+
+        They count before the fields of a configuration, and keywords count before them. By default `url`, the URL
+        without its query.
+
+        Raises:
+            ConfigurationError: The URL has a part that this store does not take; the message shows no part of it.
+        """
+        return {"url": url.without_parameters()}
+
+    @classmethod
+    def scratch(cls, **options: Any) -> AbstractContextManager[Self]:
+        """Make a registry for the demo, on the store that `options` name and apart from its agents; not yet open.
+
+        Leaving the context deletes what the store keeps beside the agents, such as a temporary file.
+
+        Args:
+            **options: Arguments of the class.
+
+        Raises:
+            ConfigurationError: The store has no such registry, as by default.
+        """
+        raise ConfigurationError(f"{cls.__name__} has no scratch registry, which the demo needs: name another store")
 
     @property
     def store(self) -> str:
@@ -376,7 +409,7 @@ class AgentRegistry:
             BackendError: The store failed: never a shorter list.
         """
         agents: builtins.list[AgentInfo] = []
-        async with aclosing(self._walk(self.backend.pages())) as pages:
+        with self._dispatcher.walk(self.backend.scan) as pages:
             async for page in pages:
                 agents += page
         return agents
@@ -387,10 +420,45 @@ class AgentRegistry:
         Raises:
             BackendError: The store failed, perhaps after some agents were yielded.
         """
-        async with aclosing(self._walk(self.backend.pages())) as pages:
+        with self._dispatcher.walk(self.backend.scan) as pages:
             async for page in pages:
                 for agent in page:
                     yield agent
+
+    async def page(self, cursor: str | None = None, limit: int = 500) -> Page:
+        """Return a part of the fleet in the order of the agents' ids, and a cursor for the next part.
+
+        For a console, or a client over HTTP, that shows a fleet piece by piece: call it without a cursor, and go on
+        with each page's cursor until that is None. An agent that stays is returned exactly once by such a walk; one
+        that comes or goes meanwhile may or may not be. A corrupt record is skipped with a logged warning.
+
+        A cursor is a text that URLs take as it is, at most 700 characters long. It names the id that the walk has come
+        to, which anybody can read who has it. It stays good: it may be kept for any time, used again, and given to
+        another process that has the same store open. The order is that of the ids' UTF-8.
+
+        SQLite reads the page alone; memory passes over all ids. Redis keeps no order, so there the first page of a walk
+        reads the keys of the whole database, and so does one page in every 20,000 agents after that. Where the walk
+        goes on in another registry object, or after pages of eight other walks, the next page does so as well.
+
+        Args:
+            cursor: The cursor of the page before; None begins a walk.
+            limit: How many agents the page has at most, 1 to 10,000. It has fewer only where it is the last one.
+
+        Raises:
+            ConfigurationError: `cursor` is none that a page had, or `limit` is out of range; there was no I/O.
+            BackendError: The store failed, or did not answer within `timeout`.
+        """
+        limit = count(limit, "limit", most=MAX_PAGE)
+        position = Position.first() if cursor is None else Position.of(cursor)
+        return await self._dispatcher.bounded(lambda: self._page(position, limit))
+
+    async def _page(self, position: Position, limit: int) -> Page:
+        agents: builtins.list[AgentInfo] = []
+        after: str | None = position.after
+        while after is not None and len(agents) < limit:
+            found, after = await self.backend.page(after, limit - len(agents), position.walk)
+            agents += found
+        return Page(tuple(agents), None if after is None else Position(position.walk, after).cursor())
 
     async def reap(
         self, ttl: float | timedelta | None = None, *, on_marked: Callable[[builtins.list[str]], object] | None = None
@@ -429,7 +497,7 @@ class AgentRegistry:
                 context.run(on_marked, builtins.list(ids))
 
         try:
-            async with aclosing(self._walk(self.backend.sweep(span), marked)) as pages:
+            with self._dispatcher.walk(partial(self.backend.sweep, span), marked) as pages:
                 async for _ in pages:
                     pass
         except (BackendError, RegistryClosedError) as error:
@@ -457,7 +525,7 @@ class AgentRegistry:
         Raises:
             BackendError: The store failed, perhaps after some findings were yielded.
         """
-        async with aclosing(self._walk(self.backend.diagnose())) as pages:
+        with self._dispatcher.walk(self.backend.diagnose) as pages:
             async for page in pages:
                 for finding in page:
                     yield finding
@@ -472,7 +540,7 @@ class AgentRegistry:
             BackendError: The store failed; some agents may be deleted.
         """
         deleted = 0
-        async with aclosing(self._walk(self.backend.clear())) as counts:
+        with self._dispatcher.walk(self.backend.clear) as counts:
             async for count in counts:
                 deleted += count
         return deleted
@@ -502,30 +570,6 @@ class AgentRegistry:
             raise RegistryClosedError
         dispatcher.home.check()
         return dispatcher
-
-    async def _walk(
-        self, pages: AsyncGenerator[T, None], on_page: Callable[[T], object] | None = None
-    ) -> AsyncGenerator[T, None]:
-        """Yield pages, each fetched within `timeout`, with a turn of the event loop between them.
-
-        With `on_page`, which gets each page in the task that has fetched it, a page under way is let end when the
-        caller is cancelled: so none is lost.
-        """
-        dispatcher = self._dispatcher
-
-        async def fetch() -> T | None:
-            page = await anext(pages, None)
-            if page is not None and on_page is not None:
-                on_page(page)
-            return page
-
-        with dispatcher.walk():
-            try:
-                while (page := await dispatcher.bounded(fetch, finish=on_page is not None)) is not None:
-                    yield page
-                    await anyio.lowlevel.checkpoint()
-            finally:
-                await dispatcher.close(pages)
 
 
 def _warn_unclosed(registry: str) -> None:

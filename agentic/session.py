@@ -135,7 +135,7 @@ class AgentSession(Service):
 
     async def _serve(self) -> None:
         outage = Outage(self._log, self._name, self.interval)
-        pause = self._jittered()
+        pause = jittered(self.interval)
         loop = asyncio.get_running_loop()
         while True:
             planned = loop.time() + pause
@@ -154,7 +154,7 @@ class AgentSession(Service):
                 pause = outage.failed(error)
             else:
                 outage.succeeded()
-                pause = max(0.0, self._jittered() - (loop.time() - started_at))
+                pause = max(0.0, jittered(self.interval) - (loop.time() - started_at))
 
     async def _end(self) -> None:
         await self._registry.patience.wait(self._deregister())
@@ -206,8 +206,10 @@ class AgentSession(Service):
         self.last_beat_at = system_clock()
         self._registry.patience.restore()
 
-    def _jittered(self) -> float:
-        return self.interval * random.uniform(0.8, 1.0)
+
+def jittered(interval: float) -> float:
+    """Return a pause at random, a fifth shorter than the interval at most, so that sessions do not beat in step."""
+    return interval * random.uniform(0.8, 1.0)
 
 
 def _interval(interval: float | timedelta | None, registry: Registry) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -21,6 +21,7 @@ from agentic import (
     Reaper,
     RedisRegistry,
 )
+from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
 from agentic.guard import Deadline, GracePeriod, StallDetector, deadline_that_fits
 from agentic.testing import FakeClock, StoreUnderTest, wait_until
@@ -107,7 +108,10 @@ def test_a_deadline_does_not_count_outages_and_leaves_time_after_one() -> None:
     deadline.store_failed(310)
     assert deadline.left(400) == 10
     assert deadline.left(409) == 1
-    assert Deadline(25, after_outage=60)._after_outage == 25
+    short = Deadline(25, after_outage=60)
+    assert short.left(0) == 25
+    short.store_failed(20)
+    assert short.left(30) == 25
 
 
 # --- before the registry's ttl ---
@@ -295,11 +299,11 @@ class HeldInItsWalk(MemoryBackend):
 
     hold = 0.0
 
-    async def pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
-        async for page in super().pages():
-            yield page
-            seconds, self.hold = self.hold, 0.0
-            time.sleep(seconds)  # noqa: ASYNC251  the fault itself
+    async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
+        page = await super().scan(cursor)
+        seconds, self.hold = self.hold, 0.0
+        time.sleep(seconds)  # noqa: ASYNC251  the fault itself
+        return page
 
 
 async def test_a_loop_held_while_the_fleet_is_counted_costs_no_living_agent_its_life() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
@@ -23,6 +23,7 @@ from agentic import (
     RedisRegistry,
     RegistryClosedError,
 )
+from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
 from agentic.callbacks import MAX_WAITING, Callbacks
 from agentic.logs import FieldLogger
@@ -251,13 +252,13 @@ class Failing(MemoryBackend):
     error: Exception | None = None
     gate: asyncio.Event | None = None
 
-    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        async for page in super().sweep(ttl):
-            if self.gate:
-                await self.gate.wait()
-            yield page
-            if self.error:
-                raise self.error
+    async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
+        if cursor == "failing" and self.error:
+            raise self.error
+        marked, _ = await super().sweep(ttl, None)
+        if self.gate:
+            await self.gate.wait()
+        return marked, "failing" if self.error else None
 
 
 async def test_what_a_failed_sweep_had_marked_is_told() -> None:
@@ -318,7 +319,12 @@ async def test_a_sweep_under_way_is_finished_and_told_when_the_reaper_is_cancell
         store.gate = asyncio.Event()
         await registry.register(SILENT)
         task = asyncio.create_task(Reaper(registry, ttl=60, on_reaped=told.extend).run())
-        await wait_until(lambda: store._leases["silent"].agent.status is AgentStatus.OFFLINE, "the agent is marked")
+
+        async def is_marked() -> bool:
+            (agent,) = await store.fetch(["silent"])
+            return agent is not None and agent.status is AgentStatus.OFFLINE
+
+        await wait_until(is_marked, "the agent is marked")
         task.cancel()
         await asyncio.sleep(0)
         store.gate.set()

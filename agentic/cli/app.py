@@ -18,7 +18,7 @@ import typer
 from rich.text import Text
 
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_agent
-from agentic.cli.chosen import Prefix, Url, chosen, to_look_at
+from agentic.cli.chosen import Prefix, Url, chosen, shared, to_look_at
 from agentic.cli.commands import Command, Commands
 from agentic.cli.completion import agent_ids
 from agentic.cli.demo import Summary, check_rights, run_demo, scratch_registry
@@ -38,7 +38,7 @@ from agentic.cli.terminal import (
     run_cancellable,
     without_log,
 )
-from agentic.config import RegistryConfig, open_registry, resolved, shared
+from agentic.config import StoreChoice
 from agentic.doctor import examine
 from agentic.errors import AgentNotFoundError, BackendError, RegistryError
 from agentic.findings import Finding, Level
@@ -280,7 +280,7 @@ def health(
     Exits with 0 or 1 and prints one line. Creates nothing.
     """
     # The store's own error says more than the end of the time.
-    registry = open_registry(to_look_at(url, prefix), timeout=0.9 * timeout)
+    registry = to_look_at(url, prefix).with_options(timeout=0.9 * timeout).registry()
     place = registry.store
 
     async def answer() -> None:
@@ -337,17 +337,17 @@ def demo(
     """
     live = not plain and is_terminal() and out.is_terminal and not out.is_dumb_terminal
 
-    async def play(registry: AgentRegistry, place: str) -> Summary:
+    async def play(registry: AgentRegistry) -> Summary:
         async with registry:
-            await check_rights(registry, place)
+            await check_rights(registry)
             async with showing(registry, live=live) as tell:
                 return await run_demo(registry, agents, tell)
 
-    config = chosen(url, prefix)
+    store = chosen(url, prefix)
     # An outage ends the demo with one line; each of its sessions would log it as well.
-    with scratch_registry(config) as (registry, place), without_log():
-        out.print(f"store: {place}; the registry's own agents are not touched")
-        summary = run_cancellable(play(registry, place))
+    with scratch_registry(store) as registry, without_log():
+        out.print(f"store: {registry.store}; the registry's own agents are not touched")
+        summary = run_cancellable(play(registry))
     out.print(
         f"{summary.registered} agents registered, {len(summary.silent)} fell silent, "
         f"{len(summary.taken_offline)} were taken offline, {len(summary.came_back)} came back."
@@ -355,18 +355,18 @@ def demo(
     problem = summary.problem()
     if problem:
         raise RegistryError(500, f"the demo did not go as it should: {problem}")
-    option = _option_of_next(url, prefix, config)
+    option = _option_of_next(url, prefix, store)
     for label, command in ("next:", "register my-agent"), ("", "ls"):
         out.print(f"{label:5} agentic {command}{option}", soft_wrap=True)  # Each on one line, to be copied.
 
 
-def _option_of_next(url: str | None, prefix: str | None, config: RegistryConfig) -> str:
+def _option_of_next(url: str | None, prefix: str | None, store: StoreChoice) -> str:
     """Return the option by which a command works on the demo's store, or on one that lasts."""
-    if resolved(config).backend == "memory":
+    if not store.kind.is_shared:
         return " --url sqlite:///fleet.db"
     if url is None and prefix is None:
         return ""
-    return f" --url {quote(open_registry(config).store)}"
+    return f" --url {quote(store.registry().store)}"
 
 
 def _fields(
@@ -406,11 +406,10 @@ def _on_registry(
         url: As given to the command.
         prefix: As given to the command.
         run: Given the registry.
-        create: Make a SQLite file that is not there.
+        create: Make what is not there yet, such as a SQLite file.
         names_store: The command itself prints which store it is.
     """
-    config = shared(chosen(url, prefix)) if create else to_look_at(url, prefix)
-    registry = open_registry(config)
+    registry = (shared if create else to_look_at)(url, prefix).registry()
     if url is None and not names_store and sys.stderr.isatty():
         err.note(f"store: {registry.store}")
 

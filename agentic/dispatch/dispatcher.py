@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from agentic.abc import Backend
+from agentic.abc import Backend, Cursor, Step
 from agentic.dispatch.batcher import Batcher, Lane
 from agentic.dispatch.home import Home
 from agentic.dispatch.immediate import ImmediateLane
@@ -49,12 +49,20 @@ class Dispatcher:
         return _lane_for_each_shard(self._batcher, self._shard_of, send, commutes)
 
     @contextmanager
-    def walk(self) -> Iterator[None]:
-        """Let closing wait for the body, which walks the fleet."""
+    def walk(
+        self, page: Callable[[Cursor], Coroutine[Any, Any, Step[T]]], on_page: Callable[[T], object] | None = None
+    ) -> Iterator[Walk[T]]:
+        """Walk the fleet in the body, for which closing waits.
+
+        Args:
+            page: The backend's method.
+            on_page: Called with each page in the task that fetched it. A page under way is then let end when the caller
+                is cancelled: so none is lost.
+        """
         self._walks += 1
         self._no_walks.clear()
         try:
-            yield
+            yield Walk(self, page, on_page)
         finally:
             self._walks -= 1
             if not self._walks:
@@ -79,12 +87,6 @@ class Dispatcher:
         task.add_done_callback(self._exchanges.discard)
         return await outcome(task, self._timeout, finish=finish)
 
-    async def close(self, pages: AsyncGenerator[Any, None]) -> None:
-        """Close what a walk reads its pages from, within `timeout`, although the registry may be closed."""
-        # A page that ignores its cancellation still runs, so nothing can be closed before it ends.
-        with suppress(RuntimeError):
-            await outcome(start_detached(_closed(pages)), self._timeout, finish=True)
-
     async def drain(self) -> None:
         """Wait for what was issued, calls and walks, at most `timeout` seconds; fail the rest.
 
@@ -103,8 +105,35 @@ class Dispatcher:
             await asyncio.wait(self._exchanges, timeout=self._timeout * (1 + SLACK))
 
 
-async def _closed(pages: AsyncGenerator[Any, None]) -> None:
-    await pages.aclose()
+class Walk(Generic[T]):
+    """The pages of a walk, each of them fetched within the registry's `timeout`."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        page: Callable[[Cursor], Coroutine[Any, Any, Step[T]]],
+        on_page: Callable[[T], object] | None,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._page = page
+        self._on_page = on_page
+        self._cursor: Cursor = None
+        self._is_over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._is_over:
+            raise StopAsyncIteration
+        return await self._dispatcher.bounded(self._fetch, finish=self._on_page is not None)
+
+    async def _fetch(self) -> T:
+        page, self._cursor = await self._page(self._cursor)
+        self._is_over = self._cursor is None
+        if self._on_page is not None:
+            self._on_page(page)
+        return page
 
 
 def _lane_for_each_shard(

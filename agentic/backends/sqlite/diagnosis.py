@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Sequence
+from typing import Final
 
 from agentic.backends.sqlite.database import Database
 from agentic.backends.sqlite.errors import hint
 from agentic.findings import Finding, Level
 
 
-async def examine(database: Database) -> AsyncGenerator[Sequence[Finding], None]:
-    """Yield what is found of the database; reads all of it, or as much as fits into a call's time."""
-    yield [*await database.read(_facts), Finding(Level.OK, "synchronous", database.synchronous)]
-    yield [await _integrity(database)]
-    if database.file is not None:
-        file = database.file
-        reason = await database.read(lambda _: file.other_names())
-        yield [_names(reason)]
+async def _state(database: Database) -> list[Finding]:
+    return [*await database.read(_facts), Finding(Level.OK, "synchronous", database.synchronous)]
 
 
 def _facts(db: sqlite3.Connection) -> list[Finding]:
@@ -34,16 +28,17 @@ def _facts(db: sqlite3.Connection) -> list[Finding]:
     ]
 
 
-async def _integrity(database: Database) -> Finding:
+async def _integrity(database: Database) -> list[Finding]:
+    """Read all of the database, or as much as fits into a call's time."""
     try:
         async with asyncio.timeout(database.patience):
             problems = await database.read(_problems)
     except TimeoutError:
         found = f"not checked to the end within {database.patience:g} s"
-        return Finding(Level.NOTE, "integrity", found, "give the check more time with `timeout`")
+        return [Finding(Level.NOTE, "integrity", found, "give the check more time with `timeout`")]
     if problems:
-        return Finding(Level.BAD, "integrity", "; ".join(problems), hint(sqlite3.SQLITE_CORRUPT))
-    return Finding(Level.OK, "integrity", "ok")
+        return [Finding(Level.BAD, "integrity", "; ".join(problems), hint(sqlite3.SQLITE_CORRUPT))]
+    return [Finding(Level.OK, "integrity", "ok")]
 
 
 def _problems(db: sqlite3.Connection) -> list[str]:
@@ -56,7 +51,15 @@ def _problems(db: sqlite3.Connection) -> list[str]:
         return [str(error)]
 
 
-def _names(reason: str) -> Finding:
+async def _names(database: Database) -> list[Finding]:
+    file = database.file
+    if file is None:
+        return []
+    reason = await database.read(lambda _: file.other_names())
     if reason:
-        return Finding(Level.BAD, "names", reason, "programs that open it by two names lose one another's agents")
-    return Finding(Level.OK, "names", "one")
+        return [Finding(Level.BAD, "names", reason, "programs that open it by two names lose one another's agents")]
+    return [Finding(Level.OK, "names", "one")]
+
+
+CHECKS: Final = (_state, _integrity, _names)
+"""What is looked at, one exchange with the database each."""
