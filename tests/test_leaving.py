@@ -14,7 +14,7 @@ import pytest
 from agentic import AgentInfo, AgentRegistry, Reaper, RedisRegistry, RegistryClosedError
 from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
-from agentic.outage import Patience
+from agentic.session import DeregistrationBudget
 from agentic.testing import RedisServer, wait_until
 from tests.support.stores import LONG_AGO
 
@@ -57,7 +57,7 @@ async def test_sessions_that_leave_a_store_that_hangs_wait_for_one_timeout_toget
 async def test_what_leaving_did_not_wait_for_ends_in_the_background(own_redis_server: RedisServer) -> None:
     url = own_redis_server.url
     async with RedisRegistry(url, timeout=3) as registry, RedisRegistry(url) as other:
-        registry.patience = Patience(0.1)
+        registry.deregistration_budget = DeregistrationBudget(0.1)
         async with AsyncExitStack() as stack:
             await enter_sessions(stack, registry)
             own_redis_server.pause()
@@ -70,7 +70,7 @@ async def test_what_leaving_did_not_wait_for_ends_in_the_background(own_redis_se
 
 
 async def test_a_store_that_answers_again_is_waited_for_again() -> None:
-    patience = Patience(0.5)
+    patience = DeregistrationBudget(0.5)
 
     async def is_waited_for() -> bool:
         """Return whether a call that gets no answer is waited for."""

@@ -344,7 +344,7 @@ async def test_a_session_held_for_longer_than_the_registrys_ttl_registers_again(
         await session.update(current_load=3)
         time.sleep(2)  # noqa: ASYNC251  the held loop is what this is about
         assert redis_store.client.keys(f"{redis_store.prefix}:*") == []
-        await wait_until(lambda: "was gone from the store and is registered again" in caplog.text, "it says so")
+        await wait_until(lambda: "was gone from the store and was registered again" in caplog.text, "it says so")
         assert "the event loop or the process was blocked" in caplog.text
         assert session.healthy
         found = await registry.get("a")
@@ -360,7 +360,7 @@ async def test_a_session_replaces_its_agents_corrupt_record(
     async with redis_store.make() as registry, registry.session(AgentInfo("a", name="n"), interval=QUICK) as session:
         await session.update(current_load=3)
         await redis_store.corrupt("a")
-        await wait_until(lambda: "which replaced its record" in caplog.text, "the session registers it again")
+        await wait_until(lambda: "replacing its corrupt record" in caplog.text, "the session registers it again")
         assert session.healthy
         found = await registry.get("a")
         assert (found.name, found.current_load) == ("n", 3)
@@ -374,4 +374,4 @@ async def test_an_update_replaces_a_corrupt_record(store: StoreUnderTest, caplog
         updated = await session.update(current_load=3)
         assert (updated.name, updated.current_load) == ("n", 3)
         assert await registry.get("a") == updated
-    assert "which replaced its record" in caplog.text
+    assert "replacing its corrupt record" in caplog.text

@@ -182,7 +182,7 @@ async def test_a_wrong_number_of_answers_is_an_error_and_not_a_crossed_answer() 
     lane = batcher.lane(send)
     errors = await asyncio.gather(lane("a", 1), lane("b", 2), return_exceptions=True)
     assert all(isinstance(error, BackendError) for error in errors)
-    await batcher.drain()
+    await batcher.close()
 
 
 # --- back-pressure ---
@@ -253,7 +253,7 @@ async def test_drain_lets_what_was_issued_end() -> None:
     batcher, touch, write = lanes(ledger)
     calls = started([touch("a", 1), write("a", 2), touch("a", 3), write("b", 4)])
     await settle()
-    draining = asyncio.create_task(batcher.drain())
+    draining = asyncio.create_task(batcher.close())
     await settle()
     assert not draining.done()
     ledger.gate.set()
@@ -268,7 +268,7 @@ async def test_drain_fails_what_does_not_end_by_the_deadline() -> None:
     calls = started([touch("a", 1), write("a", 2), touch("b", 3), write("c", 4)])
     await settle()
     batcher.timeout = 0.02
-    await batcher.drain()
+    await batcher.close()
     errors = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(error, RegistryClosedError) for error in errors)
     assert not batcher.order
@@ -426,7 +426,7 @@ async def test_calls_after_drain_are_refused() -> None:
     ledger = Ledger()
     batcher, touch, write = lanes(ledger)
     await touch("a", 1)
-    await batcher.drain()
+    await batcher.close()
     for lane in (touch, write):
         with pytest.raises(RegistryClosedError):
             await lane("a", 2)
@@ -451,7 +451,7 @@ async def test_drain_fails_every_call_although_a_flush_ignores_its_cancellation(
     calls += started([lane(agent_id, 2) for agent_id in "aabcd"])  # behind it, queued, and waiting for room
     await settle()
     batcher.timeout = 20  # The deadlines are not what ends them.
-    draining = asyncio.create_task(batcher.drain())
+    draining = asyncio.create_task(batcher.close())
     await settle()
     draining.cancel()
     await asyncio.wait([draining])
