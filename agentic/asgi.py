@@ -10,10 +10,11 @@ from typing import Any, Unpack
 
 from msgspec.structs import replace
 
-from agentic.agent import AgentInfo, valid_agent
+from agentic.agent import AgentInfo
 from agentic.config import RegistryOptions, Source, open_registry
 from agentic.options import flag
 from agentic.reaper import Reaper
+from agentic.validation import valid_agent
 
 
 def lifespan(

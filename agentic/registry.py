@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Self, TypeVar, Unpack
 
 from agentic.abc import Backend
-from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
+from agentic.agent import AgentChanges, AgentInfo
 from agentic.backoff import Backoff
 from agentic.clock import duration, positive_seconds
 from agentic.concurrency import SLACK, result_within, start_detached, wait_shielded
@@ -43,7 +43,7 @@ from agentic.page import MAX_PAGE, Page, Position
 from agentic.session import AgentSession, DeregistrationBudget
 from agentic.text import type_name
 from agentic.urls import StoreURL
-from agentic.validation import valid_id
+from agentic.validation import valid_agent, valid_changes, valid_id
 
 T = TypeVar("T")
 

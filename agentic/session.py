@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, Unpack
 import anyio
 import msgspec
 
-from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
+from agentic.agent import AgentChanges, AgentInfo
 from agentic.backoff import Backoff
 from agentic.clock import positive_seconds, system_clock
 from agentic.concurrency import finish
@@ -21,6 +21,7 @@ from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError,
 from agentic.logs import FieldLogger
 from agentic.service import Service
 from agentic.text import printable
+from agentic.validation import valid_agent, valid_changes
 
 logger = logging.getLogger("agentic.session")
 

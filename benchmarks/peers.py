@@ -22,11 +22,10 @@ import redis.asyncio as aioredis
 from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, RedisRegistry
-from agentic.agent import encode_agent
 from agentic.backends.redis.scripts import SCRIPTS
 from agentic.clock import format_instant, parse_instant
 from agentic.dispatch.batcher import BATCH_SIZE
-from agentic.wire import decode_agent
+from agentic.wire import decode_agent, encode_agent
 from benchmarks.samples import Sample
 
 POOL_SIZE: Final = 64

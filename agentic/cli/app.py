@@ -17,7 +17,7 @@ import msgspec
 import typer
 from rich.text import Text
 
-from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_agent
+from agentic.agent import AgentChanges, AgentInfo, AgentStatus
 from agentic.cli.chosen import Prefix, Url, chosen, shared, to_look_at
 from agentic.cli.commands import Command, Commands
 from agentic.cli.completion import agent_ids
@@ -44,6 +44,7 @@ from agentic.errors import AgentNotFoundError, BackendError, RegistryError
 from agentic.findings import Finding, Level
 from agentic.registry import AgentRegistry
 from agentic.text import printable
+from agentic.wire import encode_agent
 
 PRINTED_AT_ONCE: Final = 500
 """Agents that a walk gathers before it prints them."""

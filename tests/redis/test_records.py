@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, BackendError, CorruptRecordError, InvalidAgentError
-from agentic.agent import encode_agent
-from agentic.wire import decode_agent
+from agentic.wire import decode_agent, encode_agent
 from tests.support.documents import GO_RECORDS
 from tests.support.stores import RedisStore
 

@@ -6,6 +6,8 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Final, NamedTuple
 
+from agentic.agent import FIELDS
+
 DONE, ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN = 1, 0, -1, -2, -3, -4, -5
 """Outcomes for one agent, as in prelude.lua. SLOW: left for another script. AGAIN: not done yet, to be sent again."""
 
@@ -17,10 +19,18 @@ class Script(NamedTuple):
     text: str
 
 
+FIELDS_IN_LUA: Final = "local FIELDS = {{{}}}\n".format(
+    ", ".join(f"{{'{field.name}', '{field.kind}'}}" for field in FIELDS)
+)
+"""What json.lua knows of an agent's fields."""
+
+
 def _load(name: str, *shared: str) -> Script:
     """Read a script and what it shares with others."""
     folder = files("agentic.backends.redis") / "lua"
     text = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", *shared, name))
+    if "json" in shared:
+        text = FIELDS_IN_LUA + text
     return Script(sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
 
 

@@ -13,12 +13,12 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from agentic.abc import Backend, Cursor, Step
-from agentic.agent import AgentChanges, AgentInfo, check_size
+from agentic.agent import AgentChanges, AgentInfo
 from agentic.backends.seen import Seen
 from agentic.backends.sqlite.database import Database
 from agentic.backends.sqlite.diagnosis import CHECKS
 from agentic.backends.sqlite.file import DEFAULT_PATH
-from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, json_text, later, row_of
+from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, later, row_of, stored
 from agentic.backends.sqlite.sweep import due_rows, sweep_rows
 from agentic.backends.sqlite.writes import delete_rows, insert_rows, update_rows
 from agentic.clock import Clock, format_instant, read, system_clock
@@ -26,6 +26,7 @@ from agentic.errors import ConfigurationError, InvalidAgentError, RegistryClosed
 from agentic.findings import Finding
 from agentic.options import flag, function, text
 from agentic.urls import file_path
+from agentic.validation import check_size
 
 PAGE_SIZE: Final = 500
 _PLAIN_IN_A_PATH: Final = "/:@+,;=!$&'()*[]"
@@ -107,13 +108,16 @@ class SQLiteBackend(Backend):
     async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
         def work(db: sqlite3.Connection) -> list[AgentInfo]:
             now = self._now()
-            stored = [agent.stamped(now) for agent in agents]
+            inserted = [agent.stamped(now) for agent in agents]
             stamp, expires_at = format_instant(now), later(now, self.ttl)
             insert_rows(
                 db,
-                [(*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp) for agent in stored],
+                (
+                    [*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp]
+                    for agent in inserted
+                ),
             )
-            return stored
+            return inserted
 
         return await self.database.write(work)
 
@@ -264,6 +268,6 @@ def _patch_one(
         check_size(changed)
     except InvalidAgentError as error:
         return error
-    values = [json_text(value) if name in ("capabilities", "metadata") else value for name, value in fields.items()]
-    update_rows(db, ", ".join(f"{name} = ?" for name in fields), "id IN (?)", tuple(values), [agent_id])
+    values = tuple(stored(name, value) for name, value in fields.items())
+    update_rows(db, ", ".join(f"{name} = ?" for name in fields), "id IN (?)", values, [agent_id])
     return changed
