@@ -185,7 +185,7 @@ async def test_a_replica_is_told_and_whether_it_is_in_sync(own_redis_server: Red
             assert found.advice.startswith("writes are refused")
             client.execute_command("REPLICAOF", "127.0.0.1", 1)
             found = await role(registry)
-            assert (found.level, found.found) == (Level.BAD, "replica whose link to its primary is down")
+            assert (found.level, found.found) == (Level.BAD, "replica with its link to the primary down")
             assert found.advice.startswith("reads and writes are refused")
 
 
@@ -197,7 +197,7 @@ async def test_keys_of_others_are_told_where_they_are_many() -> None:
         assert (await findings(RedisRegistry(url)))["keys"][:2] == (Level.OK, "1 in the database")
         client.execute_command("DEBUG", "POPULATE", 20_000, "cache", 5)
         level, found, advice = (await findings(RedisRegistry(url)))["keys"]
-        assert (level, found) == (Level.NOTE, "20,001 in the database, some 100% of them not this registry's")
+        assert (level, found) == (Level.NOTE, "20,001 in the database, about 100% of them foreign to this registry")
         assert "a database of its own" in advice
         assert (await findings(RedisRegistry(url, db=1)))["keys"][:2] == (Level.OK, "0 in the database")
         client.flushall()

@@ -46,7 +46,7 @@ def test_no_key_is_the_same_under_two_prefixes(prefix: str, agent_id: str, other
 def test_a_prefix_with_braces_is_refused_in_a_cluster_alone() -> None:
     RedisRegistry(prefix="{team}")
     for prefix in ("{team}", "team}", "{", "a{b"):
-        with pytest.raises(ConfigurationError, match="^prefix: must have no braces in a cluster"):
+        with pytest.raises(ConfigurationError, match="^prefix: must not contain braces in a cluster"):
             RedisRegistry("redis+cluster://localhost", prefix=prefix)
 
 

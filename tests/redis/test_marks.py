@@ -95,7 +95,7 @@ async def test_agents_marked_by_a_call_that_failed_half_way_are_reported_by_the_
         await fill(other)
         admin.set("agentic:agent:z", '{"id":"z","last_heartbeat":"2100-01-01T00:00:00Z"}')
         told: list[str] = []
-        with pytest.raises(BackendRejectedError, match="lacks a right"):
+        with pytest.raises(BackendRejectedError, match="lacks a permission"):
             await registry.reap(60, on_marked=told.extend)
         marked = await offline(other)
         admin.execute_command("ACL", "SETUSER", "weak", "+pttl")

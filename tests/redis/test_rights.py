@@ -29,7 +29,7 @@ async def test_a_missing_right_is_the_operators_and_asked_for_once(own_redis_ser
     url = own_redis_server.url.replace("redis://", "redis://weak:s3cr3t@")
     async with RedisRegistry(url) as registry:
         client.config_resetstat()
-        with pytest.raises(BackendRejectedError, match="lacks a right") as caught:
+        with pytest.raises(BackendRejectedError, match="lacks a permission") as caught:
             await registry.get("a")
         stats: Any = client.info("commandstats")
         assert stats["cmdstat_mget"]["rejected_calls"] == 1
@@ -43,7 +43,7 @@ async def test_a_wrong_password_is_the_operators(
     client = own_redis_server.admin()
     client.config_set("requirepass", "right")
     client.auth("right")
-    for url, hint in (("redis://:wr0ng@", "check the user name"), ("redis://", "put it into the URL")):
+    for url, hint in (("redis://:wr0ng@", "check the user name"), ("redis://", "add it to the URL")):
         client.config_resetstat()
         with pytest.raises(BackendRejectedError, match=hint) as caught:
             await RedisRegistry(own_redis_server.url.replace("redis://", url)).open()
@@ -105,7 +105,7 @@ async def expect_viewer(url: str, prefix: str, others: str) -> None:
             await registry.get(others)
         await registry.store_time()
         for call in (registry.register(AgentInfo("b")), registry.heartbeat("a"), registry.deregister("a")):
-            with pytest.raises(BackendRejectedError, match="lacks a right"):
+            with pytest.raises(BackendRejectedError, match="lacks a permission"):
                 await call
 
 
@@ -146,5 +146,5 @@ async def test_a_user_without_time_and_info_reads_and_is_refused_once(own_redis_
                 await registry.get("absent")
         assert client.info("commandstats").get("cmdstat_time", {}).get("rejected_calls", 0) == 0  # but at open
         assert len(await registry.list()) == 1
-        with pytest.raises(BackendRejectedError, match="lacks a right"):
+        with pytest.raises(BackendRejectedError, match="lacks a permission"):
             await registry.store_time()

@@ -119,7 +119,7 @@ async def test_a_replica_that_hears_nothing_from_its_primary_is_not_read(
     await until_in_sync(own_redis_server)
     client = own_redis_server.admin()
     async with RedisRegistry(own_redis_server.url) as registry:
-        monkeypatch.setattr(redis_server_info, "LONGEST_SILENCE", 0)
+        monkeypatch.setattr(redis_server_info, "MAX_SILENCE", 0)
         primary.pause()
 
         async def refuses() -> bool:

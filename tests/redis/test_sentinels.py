@@ -102,7 +102,7 @@ async def test_a_wrong_or_missing_password_of_the_sentinels_is_the_operators(sta
 
 
 async def test_a_service_that_the_sentinels_do_not_know_is_the_operators(sentinel_trio: SentinelTrio) -> None:
-    with pytest.raises(BackendRejectedError, match=f"know no service 'other'; they watch: {SERVICE}"):
+    with pytest.raises(BackendRejectedError, match=f"know no service 'other'; they monitor: {SERVICE}"):
         await RedisRegistry(sentinel_trio.url.replace(f"/{SERVICE}", "/other")).open()
 
 

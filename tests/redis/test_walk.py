@@ -134,7 +134,7 @@ async def test_what_a_cluster_refuses_is_the_operators(own_redis_cluster: RedisC
     for server in cluster.servers:
         cluster.ask(server, "ACL", "SETUSER", "weak", "on", ">s3cr3t", "~*", "+@all", "-cluster|slots")
     for url, hint in (
-        (cluster.url.replace("://", "://weak:s3cr3t@"), "lacks a right"),
+        (cluster.url.replace("://", "://weak:s3cr3t@"), "lacks a permission"),
         (cluster.url.replace("://", "://weak:wr0ng@"), "check the user name"),
         (redis_url.replace("redis://", "redis+cluster://").removesuffix("/0"), "a single server: use redis://"),
     ):
