@@ -167,7 +167,7 @@ async def test_a_damaged_sqlite_file_is_told(tmp_path: Path, how: str) -> None:
     found = await findings(SQLiteRegistry(path))
     level, _, advice = found["integrity"]
     assert level is Level.BAD
-    assert "it is damaged: close every program" in advice
+    assert "it is damaged: stop every program" in advice
 
 
 async def test_a_replica_is_told_and_whether_it_is_in_sync(own_redis_server: RedisServer) -> None:

@@ -172,7 +172,7 @@ async def test_a_full_disk_is_the_operators_until_there_is_room_again(small_disk
         with suppress(OSError), filler.open("wb") as file:
             while True:
                 file.write(b"x" * 1024)
-        with pytest.raises(BackendRejectedError, match="free some space"):
+        with pytest.raises(BackendRejectedError, match="free some disk space"):
             for number in range(2_000):
                 await registry.register(AgentInfo(f"agent-{number}", name="x" * 500))
         assert (await registry.get("a")).id == "a"
@@ -245,7 +245,7 @@ async def test_a_damaged_page_is_the_operators(tmp_path: Path) -> None:
     # Each page by itself, but for the first, without which it is no database.
     for start in range(4096, len(sound), 4096):
         damaged.write_bytes(sound[:start] + chance.randbytes(4096) + sound[start + 4096 :])
-        with pytest.raises(BackendRejectedError, match="it is damaged: close every program"):
+        with pytest.raises(BackendRejectedError, match="it is damaged: stop every program"):
             async with SQLiteRegistry(damaged) as registry:
                 # What of the index is damaged, a walk of the table does not meet.
                 assert len(await registry.list()) == len(ids)
@@ -257,7 +257,7 @@ async def test_a_damaged_page_is_the_operators(tmp_path: Path) -> None:
 async def test_a_text_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("these are my notes\n" * 100)
-    with pytest.raises(BackendRejectedError, match="it is no SQLite database: name another file"):
+    with pytest.raises(BackendRejectedError, match="it is not a SQLite database: name another file"):
         await SQLiteRegistry(path).open()
     assert path.read_text() == "these are my notes\n" * 100
 

@@ -104,7 +104,7 @@ async def test_opening_a_locked_file_ends_within_the_timeout(
             await registry.register(AgentInfo("a"))
     registry = SQLiteRegistry(path, timeout=0.3)
     async with locked_by_another_process(path, *HOLDS[hold]), asyncio.timeout(DOES_NOT_HANG):
-        with pytest.raises(BackendUnavailableError, match="another process keeps it locked"):
+        with pytest.raises(BackendUnavailableError, match="locked by another process"):
             await registry.open()
         assert not new_threads()
     async with SQLiteRegistry(path) as again:
@@ -133,7 +133,7 @@ async def test_calls_on_a_locked_file_end_within_the_timeout(path: Path, hold: s
                 registry.reap(0),
                 registry.flush(),
             ):
-                with pytest.raises(BackendUnavailableError, match="another process keeps it locked"):
+                with pytest.raises(BackendUnavailableError, match="locked by another process"):
                     await call
         assert (await registry.get("a")).name == ""
         await registry.heartbeat("a")
@@ -163,7 +163,7 @@ async def test_the_integrity_check_ends_within_the_timeout(path: Path) -> None:
     async with SQLiteRegistry(path, timeout=1) as registry, asyncio.timeout(DOES_NOT_HANG):
         found = {finding.subject: finding async for finding in registry.diagnose()}
         assert found["integrity"].level is Level.NOTE
-        assert found["integrity"].found == "not checked to the end within 0.9 s"
+        assert found["integrity"].found == "not finished within 0.9 s"
         assert found["names"].level is Level.OK
         await registry.register(AgentInfo("a"))
         assert len(await registry.list()) == 1

@@ -179,7 +179,7 @@ async def test_a_file_that_is_mounted_by_itself_is_refused(path: Path, mounted_f
     async with SQLiteRegistry(path) as registry:
         await registry.register(AgentInfo("a"))
         for name in (mounted_file, link):
-            with pytest.raises(BackendRejectedError, match="it is a mount of a single file: mount its folder instead"):
+            with pytest.raises(BackendRejectedError, match="it is mounted as a single file: mount its folder instead"):
                 await SQLiteRegistry(name).open()
         assert [each.name for each in mounted_file.parent.iterdir()] == ["fleet.db"]
         assert await seen_by_another_process(path) == {"a"}

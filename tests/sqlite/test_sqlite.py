@@ -414,7 +414,7 @@ async def test_a_walk_meets_every_agent_that_stays_and_none_twice(tmp_path: Path
 
 async def test_without_create_a_missing_file_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.db", tmp_path / "missing" / "r.db"):
-        with pytest.raises(BackendRejectedError, match=r"there is no file '.*db': the first program that registers"):
+        with pytest.raises(BackendRejectedError, match=r"there is no file '.*db': registering the first agent"):
             await SQLiteRegistry(path, create=False).open()
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""What an operator should know of a SQLite file that holds a registry."""
+"""Findings of `agentic doctor` about a SQLite file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentic.findings import Finding, Level
 
 
 async def examine(database: Database) -> AsyncGenerator[Sequence[Finding], None]:
-    """Yield what is found of the database; reads all of it, or as much as fits into a call's time."""
+    """Yield the findings about the database; reads all of it, or as much as the timeout allows."""
     yield [*await database.read(_facts), Finding(Level.OK, "synchronous", database.synchronous)]
     yield [await _integrity(database)]
     if database.file is not None:
@@ -30,7 +30,7 @@ def _facts(db: sqlite3.Connection) -> list[Finding]:
         Finding(Level.OK, "file", f"{pages * page_size:,} bytes"),
         Finding(Level.OK, "journal", journal)
         if journal in ("wal", "memory")
-        else Finding(Level.NOTE, "journal", journal, "without WAL, readers and writers wait for one another"),
+        else Finding(Level.NOTE, "journal", journal, "without WAL, readers and writers block each other"),
     ]
 
 
@@ -39,7 +39,7 @@ async def _integrity(database: Database) -> Finding:
         async with asyncio.timeout(database.patience):
             problems = await database.read(_problems)
     except TimeoutError:
-        found = f"not checked to the end within {database.patience:g} s"
+        found = f"not finished within {database.patience:g} s"
         return Finding(Level.NOTE, "integrity", found, "give the check more time with `timeout`")
     if problems:
         return Finding(Level.BAD, "integrity", "; ".join(problems), hint(sqlite3.SQLITE_CORRUPT))
@@ -50,7 +50,7 @@ def _problems(db: sqlite3.Connection) -> list[str]:
     try:
         return [text for (text,) in db.execute("PRAGMA integrity_check(5)").fetchall() if text != "ok"]
     except sqlite3.DatabaseError as error:
-        # A file so damaged that the check itself cannot go on.
+        # The file is too damaged for the check itself.
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
             raise
         return [str(error)]
@@ -58,5 +58,5 @@ def _problems(db: sqlite3.Connection) -> list[str]:
 
 def _names(reason: str) -> Finding:
     if reason:
-        return Finding(Level.BAD, "names", reason, "programs that open it by two names lose one another's agents")
+        return Finding(Level.BAD, "names", reason, "programs that open it by different names lose each other's agents")
     return Finding(Level.OK, "names", "one")
