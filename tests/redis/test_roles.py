@@ -1,4 +1,4 @@
-"""Redis servers that must not be believed: out of sync, of another kind, or no primary any more."""
+"""Redis servers that must not be trusted: out of sync, of another kind, or no longer primary."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from agentic.testing import RedisServer, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_fleet import PRIMARIES, RedisCluster, SentinelTrio
 
-NOBODY = 1  # a port on which nothing listens
+NOBODY = 1  # a port without a listener
 
 
 async def scan(registry: RedisRegistry) -> list[AgentInfo]:
@@ -99,7 +99,7 @@ async def test_a_demoted_primary_that_is_cut_off_is_not_read(own_redis_server: R
 
 
 @pytest.mark.parametrize("call", ON_AN_ABSENT_AGENT)
-async def test_a_demoted_primary_does_not_say_that_an_agent_is_absent(own_redis_server: RedisServer, call: str) -> None:
+async def test_a_demoted_primary_does_not_report_an_agent_as_absent(own_redis_server: RedisServer, call: str) -> None:
     async with RedisRegistry(own_redis_server.url) as registry:
         follow(own_redis_server, NOBODY)
         with pytest.raises(BackendUnavailableError, match="replica"):
@@ -134,7 +134,7 @@ async def test_a_replica_that_hears_nothing_from_its_primary_is_not_read(
         primary.resume()
 
 
-async def test_of_a_replica_it_must_be_allowed_to_ask_whether_it_is_in_sync(
+async def test_reading_a_replica_requires_the_right_to_check_its_sync(
     primary: RedisServer, own_redis_server: RedisServer
 ) -> None:
     follow(own_redis_server, primary.port)
@@ -167,7 +167,7 @@ async def test_a_primary_that_sentinels_name_is_not_read_once_it_is_a_replica(se
     async def wrong() -> tuple[str, int]:
         return "127.0.0.1", port
 
-    client.connection_pool.sentinel_manager.discover_master = lambda _: wrong()  # as sentinels that are late
+    client.connection_pool.sentinel_manager.discover_master = lambda _: wrong()  # like sentinels with outdated state
     with pytest.raises(redis_server_info.NotInSync, match="is a replica"):
         await client.ping()
     await client.aclose()
@@ -176,7 +176,7 @@ async def test_a_primary_that_sentinels_name_is_not_read_once_it_is_a_replica(se
 # --- servers of another kind ---
 
 
-async def test_a_node_of_a_cluster_and_a_sentinel_are_no_single_server(
+async def test_a_cluster_node_and_a_sentinel_are_refused_as_a_single_server(
     redis_cluster: RedisCluster, sentinel_trio: SentinelTrio
 ) -> None:
     sentinel = sentinel_trio.sentinels[0][1]
@@ -192,7 +192,7 @@ async def test_a_node_of_a_cluster_and_a_sentinel_are_no_single_server(
         await client.aclose()
 
 
-async def test_a_single_server_is_no_sentinel_and_no_cluster(redis_url: str) -> None:
+async def test_a_single_server_is_refused_as_a_sentinel_or_a_cluster(redis_url: str) -> None:
     place = redis_url.removeprefix("redis://").removesuffix("/0")
     for url in (f"redis+sentinel://{place}/fleet", f"redis+cluster://{place}"):
         with pytest.raises(BackendRejectedError, match="a single server: use redis://"):
@@ -219,7 +219,7 @@ async def test_a_client_of_a_cluster_that_reads_from_replicas_is_refused(redis_c
         RedisRegistry(client=client)
 
 
-# --- nodes of a cluster that hold nothing any more ---
+# --- nodes of a cluster that no longer own slots ---
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ async def in_cluster(own_redis_cluster: RedisCluster) -> AsyncIterator[RedisRegi
 
 
 async def scan_node(registry: RedisRegistry, port: int) -> bool:
-    """Take a step of a scan of one node by itself; return whether the registry then knows another layout."""
+    """Send one SCAN to one node; return whether the registry then sees another layout."""
     servers: Any = registry.backend._servers
     node = ("127.0.0.1", port)
     layout = servers.layout()
@@ -238,7 +238,7 @@ async def scan_node(registry: RedisRegistry, port: int) -> bool:
     return bool(servers.layout() != layout)
 
 
-async def test_a_node_that_has_become_a_replica_is_not_relied_on(
+async def test_a_node_that_became_a_replica_is_not_trusted(
     own_redis_cluster: RedisCluster, in_cluster: RedisRegistry
 ) -> None:
     first, replica = own_redis_cluster.servers[0], own_redis_cluster.servers[PRIMARIES]
@@ -246,13 +246,13 @@ async def test_a_node_that_has_become_a_replica_is_not_relied_on(
 
     def has_taken_over() -> bool:
         if own_redis_cluster.ask(replica, "ROLE")[0] == "slave":
-            with suppress(redis.ResponseError):  # one is under way
+            with suppress(redis.ResponseError):  # a failover is in progress
                 own_redis_cluster.ask(replica, "CLUSTER", "FAILOVER")
         return bool(own_redis_cluster.ask(first, "ROLE")[0] == "slave")
 
     await wait_until(has_taken_over, "it is a replica")
-    with suppress(BackendUnavailableError):  # as long as some node does not know of it
-        assert await scan_node(in_cluster, first.port)  # so that a walk begins anew
+    with suppress(BackendUnavailableError):  # until every node knows about it
+        assert await scan_node(in_cluster, first.port)  # so that a scan starts again
 
     async def is_whole() -> bool:
         try:

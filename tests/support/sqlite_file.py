@@ -1,4 +1,4 @@
-"""What the tests of SQLite share: other processes, mounts, and a look at a registry's own connection."""
+"""Shared by the tests of SQLite: other processes, mounts, and a registry's transaction state."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LOOK = """
 
 
 async def in_transaction(registry: SQLiteRegistry) -> bool:
-    """Tell whether a registry's connection that writes has a transaction open, after what is under way."""
+    """Return whether the registry's writing connection has an open transaction after its current jobs."""
     writer = registry.backend.database._writer
     assert writer is not None
     return await writer.connection.run(lambda job: job.db.in_transaction, 1)
@@ -57,7 +57,7 @@ def spawn(script: str, *arguments: object) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Leave no process behind where a test fails."""
+    """Kill the process at the end, also if the test fails."""
     with process:
         try:
             yield process
@@ -67,7 +67,7 @@ def killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Pope
 
 @asynccontextmanager
 async def locked_by_another_process(path: Path, *statements: str) -> AsyncIterator[None]:
-    """Keep what the statements leave locked, in another process."""
+    """Run the statements in another process and keep its locks during the body."""
     with killed_at_last(spawn(_HOLD, path, *statements)) as process:
         assert process.stdout is not None
         assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
@@ -75,7 +75,7 @@ async def locked_by_another_process(path: Path, *statements: str) -> AsyncIterat
 
 
 async def seen_by_another_process(path: Path) -> set[str]:
-    """Return the ids that another process finds; it opens the file and closes it, as its last connection would."""
+    """Return the ids that another process finds; it opens the file and closes it like a last connection."""
     process = spawn(_LOOK, path)
     found, error = await asyncio.to_thread(process.communicate)
     assert process.returncode == 0, error
@@ -84,7 +84,7 @@ async def seen_by_another_process(path: Path) -> set[str]:
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[bool]:
-    """Mount a tmpfs on a new folder; false where that is not allowed."""
+    """Mount a tmpfs on a new folder; yield False if that is not permitted."""
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=False, capture_output=True
@@ -95,6 +95,6 @@ def mounted(folder: Path, options: str) -> Iterator[bool]:
 
 
 def integrity(path: Path) -> str:
-    """Return what SQLite's own check says of a file."""
+    """Return the result of SQLite's integrity check of a file."""
     with closing(sqlite3.connect(path)) as db:
         return str(db.execute("PRAGMA integrity_check").fetchone()[0])
