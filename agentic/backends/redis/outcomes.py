@@ -30,7 +30,7 @@ def failure(result: Any, agent_id: str) -> RegistryError:
     if result == CORRUPT:
         shown = printable(agent_id)
         return CorruptRecordError(f"the record of agent '{shown}' is corrupt: it is not valid agent JSON", agent_id)
-    return BackendRejectedError(f"the key of agent '{printable(agent_id)}' has a value of another type than string")
+    return BackendRejectedError(f"the key of agent '{printable(agent_id)}' holds another type of value than a string")
 
 
 def raise_any(outcomes: list[Any]) -> list[Any]:
