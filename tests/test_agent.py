@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agentic import AgentInfo, AgentStatus, InvalidAgentError
+from agentic import AgentInfo, AgentStatus, InvalidAgentError, Page
 from agentic.agent import encode_agent, valid_agent
 from agentic.clock import NEVER
 from agentic.validation import MAX_RECORD_BYTES
@@ -256,3 +256,10 @@ def test_the_text_of_a_status_becomes_the_status() -> None:
         InvalidAgentError, match="^status: must be one of available, busy, offline, unknown, got 'idle'$"
     ):
         valid_agent(AgentInfo("a", status="idle"))  # type: ignore[arg-type]
+
+
+def test_a_page_is_immutable_and_can_be_sent_as_json() -> None:
+    page = Page((AgentInfo("a"),), "cursor")
+    with pytest.raises(AttributeError):
+        page.cursor = None  # type: ignore[misc]
+    assert msgspec.json.decode(msgspec.json.encode(page), type=Page) == page

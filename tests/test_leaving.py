@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from agentic import AgentInfo, AgentRegistry, Reaper, RedisRegistry, RegistryClosedError
+from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
-from agentic.outage import Patience
+from agentic.session import DeregistrationBudget
 from agentic.testing import RedisServer, wait_until
 from tests.support.stores import LONG_AGO
 
@@ -56,7 +57,7 @@ async def test_sessions_that_leave_a_store_that_hangs_wait_for_one_timeout_toget
 async def test_what_leaving_did_not_wait_for_ends_in_the_background(own_redis_server: RedisServer) -> None:
     url = own_redis_server.url
     async with RedisRegistry(url, timeout=3) as registry, RedisRegistry(url) as other:
-        registry.patience = Patience(0.1)
+        registry.deregistration_budget = DeregistrationBudget(0.1)
         async with AsyncExitStack() as stack:
             await enter_sessions(stack, registry)
             own_redis_server.pause()
@@ -69,24 +70,26 @@ async def test_what_leaving_did_not_wait_for_ends_in_the_background(own_redis_se
 
 
 async def test_a_store_that_answers_again_is_waited_for_again() -> None:
-    patience = Patience(0.05)
+    patience = DeregistrationBudget(0.5)
 
-    async def call(seconds: float, answered: bool) -> bool:
+    async def is_waited_for() -> bool:
+        """Return whether a call that gets no answer is waited for."""
+        began_at = time.monotonic()
+        await patience.wait(answer(20, False))
+        return time.monotonic() - began_at >= 0.5
+
+    async def answer(seconds: float, answered: bool) -> bool:
         await asyncio.sleep(seconds)
-        ended.append(answered)
         return answered
 
-    ended: list[bool] = []
-    await patience.wait(call(20, False))
-    await patience.wait(call(20, False))
-    assert patience._left <= 0
-    await patience.wait(call(0, True))
-    assert patience._left == 0.05
-    await patience.wait(call(20, False))
-    patience.restore()
-    assert patience._left == 0.05
-    assert ended == [True]
-    for task in patience._calls:
+    assert await is_waited_for()
+    assert not await is_waited_for()
+    await patience.wait(answer(0, True))
+    assert await is_waited_for()
+    assert not await is_waited_for()
+    patience.reset()
+    assert await is_waited_for()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
 
 
@@ -113,10 +116,10 @@ def slow_pages(url: str, pause: float = 0.1) -> RedisRegistry:
     registry = RedisRegistry(url, timeout=2)
     sweep = registry.backend.sweep
 
-    async def slow(ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        async for page in sweep(ttl):
-            await asyncio.sleep(2 * pause)
-            yield page
+    async def slow(ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
+        page = await sweep(ttl, cursor)
+        await asyncio.sleep(2 * pause)
+        return page
 
     registry.backend.sweep = slow  # type: ignore[method-assign]
     return registry

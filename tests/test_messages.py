@@ -27,7 +27,9 @@ from agentic import (
 )
 from agentic.testing.servers import free_port
 
-SCHEMES = "expected a URL such as memory://, sqlite:///file.db or redis://localhost:6379/0; known schemes are memory, sqlite, "
+SCHEMES = (
+    "expected a URL such as memory://, sqlite:///file.db or redis://localhost:6379/0; installed are memory, sqlite, "
+)
 
 
 async def use(source: Any, **options: Any) -> None:
@@ -65,7 +67,7 @@ MISTAKES: dict[str, tuple[Callable[[], Awaitable[object]], type[Exception], str]
     "an unknown backend": (
         lambda: use({"backend": "postgres"}),
         ConfigurationError,
-        "unsupported registry backend: expected memory, sqlite, redis",
+        "unsupported registry backend: " + SCHEMES,
     ),
     "an unknown keyword": (
         lambda: use("redis://h", prefx="p"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sqlite3
 from contextlib import closing
@@ -14,6 +15,7 @@ from agentic import (
     AgentInfo,
     BackendRejectedError,
     BackendUnavailableError,
+    MemoryRegistry,
     RegistryClosedError,
     RegistryOpenError,
     open_registry,
@@ -97,3 +99,9 @@ async def test_opening_that_is_cancelled_while_it_waits_leaves_nothing(
 
 def test_a_registry_logs_nothing_where_nobody_has_set_up_logging() -> None:
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("agentic").handlers)
+
+
+def test_a_registry_that_nobody_closes_says_so() -> None:
+    asyncio.run(MemoryRegistry().open())
+    with pytest.warns(ResourceWarning, match="unclosed MemoryRegistry"):
+        gc.collect()

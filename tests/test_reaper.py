@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
@@ -23,9 +23,10 @@ from agentic import (
     RedisRegistry,
     RegistryClosedError,
 )
+from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
-from agentic.callbacks import MAX_WAITING, Callbacks
 from agentic.logs import FieldLogger
+from agentic.reaper_callbacks import MAX_WAITING, Callbacks
 from agentic.testing import RedisServer, wait_until
 from tests.support.stores import LONG_AGO, RedisStore
 
@@ -154,12 +155,12 @@ async def test_a_callback_that_does_not_return_does_not_stop_the_sweeps(
                 return (await registry.get(agent_id)).status is AgentStatus.OFFLINE
 
             await wait_until(marked, "it is marked")
-        await wait_until(lambda: "on_reaped has not returned for 0.02 s" in caplog.text, "it is logged")
+        await wait_until(lambda: "on_reaped has been running for 0.02 s" in caplog.text, "it is logged")
         assert calls == [["agent-0"]]
         goes_on.set()
         await wait_until(lambda: len(calls) > 1, "the others are reported")
     assert calls == [["agent-0"], ["agent-1", "agent-2", "agent-3"]]
-    assert caplog.text.count("on_reaped has not returned") == 1
+    assert caplog.text.count("on_reaped has been running") == 1
 
 
 async def test_when_the_reaper_ends_its_callbacks_have_the_timeout_and_what_they_missed_is_logged(
@@ -183,7 +184,7 @@ async def test_when_the_reaper_ends_its_callbacks_have_the_timeout_and_what_they
             await wait_until(lambda: is_offline(registry, "late\n"), "the next is marked")
     await wait_until(lambda: bool(cancelled), "the callback is cancelled")
     assert calls == [["silent"]]
-    assert "on_reaped was cancelled, because it had not returned when the reaper ended; " in caplog.text
+    assert "on_reaped was cancelled because it had not returned when the reaper ended; " in caplog.text
     assert "now offline: silent\n" in caplog.text
     assert "on_reaped was not called; its agents, now offline: late\\n" in caplog.text
 
@@ -251,13 +252,13 @@ class Failing(MemoryBackend):
     error: Exception | None = None
     gate: asyncio.Event | None = None
 
-    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        async for page in super().sweep(ttl):
-            if self.gate:
-                await self.gate.wait()
-            yield page
-            if self.error:
-                raise self.error
+    async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
+        if cursor == "failing" and self.error:
+            raise self.error
+        marked, _ = await super().sweep(ttl, None)
+        if self.gate:
+            await self.gate.wait()
+        return marked, "failing" if self.error else None
 
 
 async def test_what_a_failed_sweep_had_marked_is_told() -> None:
@@ -318,7 +319,12 @@ async def test_a_sweep_under_way_is_finished_and_told_when_the_reaper_is_cancell
         store.gate = asyncio.Event()
         await registry.register(SILENT)
         task = asyncio.create_task(Reaper(registry, ttl=60, on_reaped=told.extend).run())
-        await wait_until(lambda: store._leases["silent"].agent.status is AgentStatus.OFFLINE, "the agent is marked")
+
+        async def is_marked() -> bool:
+            (agent,) = await store.fetch(["silent"])
+            return agent is not None and agent.status is AgentStatus.OFFLINE
+
+        await wait_until(is_marked, "the agent is marked")
         task.cancel()
         await asyncio.sleep(0)
         store.gate.set()

@@ -211,8 +211,8 @@ def test_another_event_loop_is_refused_and_one_that_has_ended_is_forgotten(caplo
     first.run_until_complete(service.open())
     with pytest.raises(RegistryClosedError, match="the test's service was opened in another event loop"):
         asyncio.run(service.aclose())
-    assert service._task is not None
-    service._task.cancel()
+    (task,) = asyncio.all_tasks(first)
+    task.cancel()
     first.run_until_complete(asyncio.sleep(0))
     first.close()
     asyncio.run(service.aclose())

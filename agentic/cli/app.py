@@ -18,7 +18,7 @@ import typer
 from rich.text import Text
 
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_agent
-from agentic.cli.chosen import Prefix, Url, chosen, to_look_at
+from agentic.cli.chosen import Prefix, Url, chosen, shared, to_look_at
 from agentic.cli.commands import Command, Commands
 from agentic.cli.completion import agent_ids
 from agentic.cli.demo import Summary, check_rights, run_demo, scratch_registry
@@ -38,7 +38,7 @@ from agentic.cli.terminal import (
     run_cancellable,
     without_log,
 )
-from agentic.config import RegistryConfig, open_registry, resolved, shared
+from agentic.config import StoreChoice
 from agentic.doctor import examine
 from agentic.errors import AgentNotFoundError, BackendError, RegistryError
 from agentic.findings import Finding, Level
@@ -278,7 +278,7 @@ def health(
     Exits with 0 or 1 and prints one line. Creates nothing.
     """
     # Time out in the store first: its own error says more.
-    registry = open_registry(to_look_at(url, prefix), timeout=0.9 * timeout)
+    registry = to_look_at(url, prefix).with_options(timeout=0.9 * timeout).registry()
     place = registry.store
 
     async def answer() -> None:
@@ -335,17 +335,17 @@ def demo(
     """
     live = not plain and is_terminal() and out.is_terminal and not out.is_dumb_terminal
 
-    async def play(registry: AgentRegistry, place: str) -> Summary:
+    async def play(registry: AgentRegistry) -> Summary:
         async with registry:
-            await check_rights(registry, place)
+            await check_rights(registry)
             async with showing(registry, live=live) as tell:
                 return await run_demo(registry, agents, tell)
 
-    config = chosen(url, prefix)
+    store = chosen(url, prefix)
     # An outage ends the demo with one error line; without this, each session would also log it.
-    with scratch_registry(config) as (registry, place), without_log():
-        out.print(f"store: {place}; existing agents are not touched")
-        summary = run_cancellable(play(registry, place))
+    with scratch_registry(store) as registry, without_log():
+        out.print(f"store: {registry.store}; existing agents are not touched")
+        summary = run_cancellable(play(registry))
     out.print(
         f"{summary.registered} agents registered, {len(summary.silent)} fell silent, "
         f"{len(summary.taken_offline)} were taken offline, {len(summary.came_back)} came back."
@@ -353,18 +353,18 @@ def demo(
     problem = summary.problem()
     if problem:
         raise RegistryError(500, f"the demo failed: {problem}")
-    option = _store_option(url, prefix, config)
+    option = _store_option(url, prefix, store)
     for label, command in ("next:", "register my-agent"), ("", "ls"):
         out.print(f"{label:5} agentic {command}{option}", soft_wrap=True)  # Each on one line, to copy and paste.
 
 
-def _store_option(url: str | None, prefix: str | None, config: RegistryConfig) -> str:
+def _store_option(url: str | None, prefix: str | None, store: StoreChoice) -> str:
     """Return the option that selects the demo's store, or a persistent one if the demo ran in memory."""
-    if resolved(config).backend == "memory":
+    if not store.kind.is_shared:
         return " --url sqlite:///fleet.db"
     if url is None and prefix is None:
         return ""
-    return f" --url {quote(open_registry(config).store)}"
+    return f" --url {quote(store.registry().store)}"
 
 
 def _fields(
@@ -404,11 +404,10 @@ def _on_registry(
         url: The command's option.
         prefix: The command's option.
         run: Called with the open registry.
-        create: Create a missing SQLite file.
+        create: Create what is missing, such as a SQLite file.
         names_store: The command itself prints the name of the store.
     """
-    config = shared(chosen(url, prefix)) if create else to_look_at(url, prefix)
-    registry = open_registry(config)
+    registry = (shared if create else to_look_at)(url, prefix).registry()
     if url is None and not names_store and sys.stderr.isatty():
         err.note(f"store: {registry.store}")
 

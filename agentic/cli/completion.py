@@ -8,14 +8,13 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
 from typing import Final
 
 import typer
 
 from agentic.cli.chosen import to_look_at
 from agentic.cli.terminal import ends_within, without_log
-from agentic.config import RegistryConfig, open_registry
+from agentic.registry import AgentRegistry
 
 SECONDS: Final = 2.0
 """Time limit of a completion."""
@@ -31,14 +30,14 @@ def agent_ids(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the ids in the store that start with `incomplete`; nothing if it does not answer in time."""
     try:
         with ends_within(SECONDS), without_log():
-            config = to_look_at(ctx.params.get("url"), ctx.params.get("prefix"))
-            return asyncio.run(_ids(replace(config, timeout=SECONDS / 2), incomplete))
+            store = to_look_at(ctx.params.get("url"), ctx.params.get("prefix"))
+            return asyncio.run(_ids(store.with_options(timeout=SECONDS / 2).registry(), incomplete))
     except Exception:  # noqa: BLE001  never print an error into a shell prompt
         return []
 
 
-async def _ids(config: RegistryConfig, incomplete: str) -> list[str]:
-    async with open_registry(config) as registry:
+async def _ids(registry: AgentRegistry, incomplete: str) -> list[str]:
+    async with registry:
         ids = [agent.id for agent in await registry.list()]
     return sorted(agent_id for agent_id in ids if agent_id.startswith(incomplete) and _SAFE.fullmatch(agent_id))
 

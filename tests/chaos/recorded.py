@@ -106,7 +106,8 @@ class RecordedSQLite(Recorded, SQLiteRegistry):
 class Buggy(RedisBackend):
     async def _read_and_write(self, agent_id: str, changed: dict[str, str], **options: Any) -> bool:
         """Read a record and write it back with changed fields, not atomically."""
-        key, client = self._keys.agent(agent_id), self._servers._client  # type: ignore[attr-defined]
+        key = self._keys.agent(agent_id)
+        client = self._servers._client  # type: ignore[attr-defined]  # noqa: SLF001  below everything that prevents the bug
         record = await self._servers.execute(client.get, key, repeatable=False)
         if record is not None:
             text = msgspec.json.encode(msgspec.json.decode(record) | changed)

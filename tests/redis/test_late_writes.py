@@ -302,7 +302,8 @@ async def test_a_registry_opened_again_in_a_forked_process_goes_on(server: Redis
         RedisRegistry(proxy.url, timeout=2) as parent,
         RedisRegistry(server.url, timeout=2) as child,
     ):
-        child.backend._writer.generations.writer = parent.backend._writer.generations.writer
+        after_fork, before_fork = child.backend._writer, parent.backend._writer  # noqa: SLF001  a test cannot fork here
+        after_fork.generations.writer = before_fork.generations.writer
         await child.register(AgentInfo("a"))
         for _ in range(3):
             await lose_a_write(proxy, parent)

@@ -14,7 +14,7 @@ import redis
 from agentic import AgentInfo, AgentStatus, BackendRejectedError, BackendUnavailableError, RedisRegistry
 from agentic.backends.redis.backend import RedisBackend
 from agentic.backends.redis.keys import Keys
-from agentic.backends.redis.scan import MOST_ROUNDS, Walk
+from agentic.backends.redis.scan import MAX_STARTS, PAGE_SIZE, RecordPage, Walk
 from agentic.backends.redis.server_info import LATEST
 from agentic.backends.redis.servers import OneServer, Page, Scanned, Servers
 from agentic.testing import RedisServer, wait_until
@@ -86,12 +86,46 @@ async def test_a_server_that_changes_again_and_again_is_an_error() -> None:
             self.runs += 1
             return Page([None] * len(keys), [LATEST] * len(keys), Scanned(b"%d" % self.runs, 1, []))
 
+    async def size(page: RecordPage) -> int:
+        return len(page.records)
+
     servers: Servers = Unsteady()
     with pytest.raises(BackendUnavailableError, match="again and again"):
-        async with Walk(servers, Keys("agentic")).pages_of(None) as pages:
-            async for _ in pages:
-                pass
-    assert servers.runs == 2 * MOST_ROUNDS  # type: ignore[attr-defined]
+        walk = Walk(servers, Keys("agentic"))
+        while True:
+            await walk.next(size)
+    assert servers.runs == 2 * MAX_STARTS  # type: ignore[attr-defined]
+
+
+async def test_a_scan_yields_what_it_read_before_the_server_fails(own_redis_server: RedisServer) -> None:
+    async with RedisRegistry(own_redis_server.url, timeout=2) as registry:
+        await register_fleet(registry)
+        seen: list[str] = []
+        with pytest.raises(BackendUnavailableError):
+            async for agent in registry.scan():
+                seen.append(agent.id)
+                own_redis_server.stop()
+        assert 2 * PAGE_SIZE <= len(seen) < FLEET  # The second page was read while the first was processed.
+        assert len(seen) == len(set(seen))
+
+
+async def test_no_request_is_pending_between_two_pages_or_after_a_cancelled_page(
+    own_redis_server: RedisServer,
+) -> None:
+    async with RedisRegistry(own_redis_server.url, timeout=20) as registry:
+        await register_fleet(registry)
+        page, cursor = await registry.backend.scan(None)
+        assert page
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        own_redis_server.pause()
+        reading = asyncio.create_task(registry.backend.scan(cursor))
+        await wait_until(lambda: len(asyncio.all_tasks()) == 3, "the page after the next one is being read")
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        own_redis_server.resume()
+        assert len(await registry.list()) == FLEET
 
 
 @pytest.mark.timeout(300)

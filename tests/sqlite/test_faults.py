@@ -22,7 +22,7 @@ from agentic import (
     SQLiteRegistry,
 )
 from agentic.testing import wait_until
-from tests.support.sqlite_file import in_transaction, integrity, killed_at_last, mounted, spawn
+from tests.support.sqlite_file import integrity, killed_at_last, mounted, spawn, wait_until_unlocked
 
 
 async def test_random_cancels_leave_no_transaction_open(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ async def test_random_cancels_leave_no_transaction_open(tmp_path: Path) -> None:
             await asyncio.gather(*calls, return_exceptions=True)
             # Tasks that had ended before their cancellation do not count.
             cancelled += sum(call.cancelled() for call in calls)
-        assert not await in_transaction(registry)
+        await wait_until_unlocked(registry.path)
         await other.register(AgentInfo("b"))
         assert (await registry.get("b")).id == "b"
 
@@ -176,7 +176,7 @@ async def test_a_full_disk_is_rejected_until_space_is_freed(small_disk: Path) ->
             for number in range(2_000):
                 await registry.register(AgentInfo(f"agent-{number}", name="x" * 500))
         assert (await registry.get("a")).id == "a"
-        assert not await in_transaction(registry)
+        await wait_until_unlocked(registry.path)
         filler.unlink()
         await registry.register(AgentInfo("b"))
     assert integrity(small_disk / "r.db") == "ok"

@@ -24,7 +24,7 @@ from agentic import (
 from agentic.backends.sqlite import connection as sqlite_connection
 from agentic.findings import Level
 from agentic.testing import wait_until
-from tests.support.sqlite_file import in_transaction, locked_by_another_process
+from tests.support.sqlite_file import locked_by_another_process, wait_until_unlocked
 
 Call = Callable[[SQLiteRegistry], Awaitable[object]]
 
@@ -214,7 +214,7 @@ async def assert_nothing_changed(registry: SQLiteRegistry) -> None:
     assert (found.name, found.status) == ("", AgentStatus.AVAILABLE)
     with pytest.raises(AgentNotFoundError):
         await registry.get("new")
-    assert not await in_transaction(registry)
+    await wait_until_unlocked(registry.path)
 
 
 @pytest.mark.parametrize("call", CHANGES.values(), ids=CHANGES)
@@ -286,7 +286,7 @@ async def test_a_cancelled_update_does_not_overtake_a_later_one(
         assert (await later).name == "later"
         await registry.register(AgentInfo("b"))
         assert (await registry.get("a")).name == "later"
-        assert not await in_transaction(registry)
+        await wait_until_unlocked(registry.path)
 
 
 @pytest.mark.parametrize("kind", ["write", "read"])

@@ -33,7 +33,7 @@ from agentic.backends.sqlite.backend import PAGE_SIZE
 from agentic.backends.sqlite.schema import SCHEMA_VERSION
 from agentic.clock import NEVER
 from agentic.testing import wait_until
-from tests.support.sqlite_file import in_transaction
+from tests.support.sqlite_file import wait_until_unlocked
 
 GO_TABLE = """CREATE TABLE agents (
     id TEXT PRIMARY KEY, name TEXT NOT NULL DEFAULT '', capabilities TEXT NOT NULL DEFAULT '[]',
@@ -245,7 +245,7 @@ async def test_cancelled_calls_leave_no_transaction_open(path: Path, raw: sqlite
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        assert not await in_transaction(registry)
+        await wait_until_unlocked(registry.path)
         raw.execute("BEGIN IMMEDIATE")
         raw.execute("ROLLBACK")
         assert len(await registry.list()) >= 19

@@ -181,8 +181,10 @@ async def test_another_process_can_write_between_the_pages_of_a_sweep(
 async def test_a_flush_of_many_rows_is_several_transactions(path: Path, raw: sqlite3.Connection) -> None:
     async with SQLiteRegistry(path) as registry:
         await registry.backend.insert([AgentInfo(f"a{n}") for n in range(2 * CLEARED_AT_ONCE + 1)])
-        cleared = []
-        async for count in registry.backend.clear():
+        cleared: list[int] = []
+        cursor = None
+        while cursor is not None or not cleared:
+            count, cursor = await registry.backend.clear(cursor)
             cleared.append(count)
             raw.execute("INSERT INTO agents (id) VALUES (?)", (f"new-{len(cleared)}",))
         # Agents registered meanwhile reused free rowids.

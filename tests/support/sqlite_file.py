@@ -1,4 +1,4 @@
-"""Shared by the tests of SQLite: other processes, mounts, and a registry's transaction state."""
+"""Shared by the tests of SQLite: other processes, mounts, and checks of a file from outside."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
-from agentic import SQLiteRegistry
+from agentic.testing import wait_until
 
 COLUMNS = (
     "name TEXT, capabilities TEXT, status TEXT, last_heartbeat TEXT, "
@@ -37,11 +37,17 @@ _LOOK = """
 """
 
 
-async def in_transaction(registry: SQLiteRegistry) -> bool:
-    """Return whether the registry's writing connection has an open transaction after its current jobs."""
-    writer = registry.backend.database._writer
-    assert writer is not None
-    return await writer.connection.run(lambda job: job.db.in_transaction, 1)
+async def wait_until_unlocked(path: str | Path) -> None:
+    """Wait until no connection has a write transaction open on a file."""
+
+    def is_unlocked() -> bool:
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as db, suppress(sqlite3.OperationalError):
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("ROLLBACK")
+            return True
+        return False
+
+    await wait_until(is_unlocked, "no transaction is open")
 
 
 def spawn(script: str, *arguments: object) -> subprocess.Popen[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from redis.exceptions import NoPermissionError
@@ -21,12 +20,10 @@ MANY_KEYS: Final = 10_000
 MAX_FOREIGN: Final = 0.5
 
 
-async def redis_findings(servers: Servers, keys: Keys) -> AsyncGenerator[Finding, None]:
-    """Yield the findings about each server."""
-    nodes = await servers.nodes()
-    for node in nodes:
-        for finding in (*await _facts(servers, keys, node), await _scripts(servers, keys, node)):
-            yield finding if len(nodes) == 1 else _for_node(finding, node)
+async def findings_of(servers: Servers, keys: Keys, node: Any) -> list[Finding]:
+    """Return the findings about a server; in a cluster, with its name."""
+    findings = [*await _facts(servers, keys, node), await _scripts(servers, keys, node)]
+    return findings if node is None else [_for_node(finding, node) for finding in findings]
 
 
 async def _facts(servers: Servers, keys: Keys, node: Any) -> list[Finding]:

@@ -38,6 +38,10 @@ class Keys:
         """Return the key of an agent's record."""
         return self._agent + agent_id.encode()
 
+    def of_id(self, encoded: bytes) -> bytes:
+        """Return the key of an agent's record, given its id as returned by `encoded_id`."""
+        return self._agent + encoded
+
     def agents(self, ids: Iterable[str]) -> list[bytes]:
         """Return the keys of agents' records."""
         first = self._agent
@@ -78,7 +82,10 @@ class ShardedKeys(Keys):
 
     def agent(self, agent_id: str) -> bytes:
         """Return the key of an agent's record."""
-        encoded = agent_id.encode()
+        return self.of_id(agent_id.encode())
+
+    def of_id(self, encoded: bytes) -> bytes:
+        """Return the key of an agent's record, given its id as returned by `encoded_id`."""
         return self._shards[crc32(encoded) % SHARDS] + encoded
 
     def agents(self, ids: Iterable[str]) -> list[bytes]:
@@ -138,7 +145,12 @@ def family_of_marks(key: bytes) -> bytes:
 
 def id_in(key: bytes) -> str:
     """Return the agent id in the key of a record."""
-    return key.partition(_AGENT)[2].decode(errors="replace")
+    return encoded_id(key).decode(errors="replace")
+
+
+def encoded_id(key: bytes) -> bytes:
+    """Return the agent id in a key as bytes; valid UTF-8 unless another program wrote the key."""
+    return key.partition(_AGENT)[2]
 
 
 def valid_prefix(prefix: object) -> str:

@@ -14,9 +14,8 @@ from typing import Any, Final, Generic, Self, TypeVar
 import aiosqlite
 
 from agentic.backends.sqlite.errors import is_locked
-from agentic.concurrency import finish
+from agentic.concurrency import as_exception, finish, result_within
 from agentic.errors import BackendUnavailableError, RegistryClosedError
-from agentic.exchange import as_exception, outcome
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -160,7 +159,7 @@ class Connection:
             await finish(connection._open(), CANCEL_WAIT)
         except BaseException:
             with suppress(BackendUnavailableError):
-                await outcome(asyncio.ensure_future(connection.close()), CANCEL_WAIT, finish=True)
+                await result_within(asyncio.ensure_future(connection.close()), CANCEL_WAIT, finish=True)
             raise
         return connection
 

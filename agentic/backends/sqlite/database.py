@@ -13,8 +13,8 @@ from agentic.backends.sqlite.connection import CANCEL_WAIT, Connection, Job
 from agentic.backends.sqlite.errors import DriverError, backend_error
 from agentic.backends.sqlite.file import DatabaseFile
 from agentic.backends.sqlite.schema import check_table, prepare, prepare_reader
+from agentic.concurrency import result_within
 from agentic.errors import BackendUnavailableError, RegistryClosedError
-from agentic.exchange import outcome
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Database:
                 await self._open(monotonic() + self.patience)
         except BaseException as error:
             with suppress(BackendUnavailableError):
-                await outcome(asyncio.ensure_future(self.close()), CANCEL_WAIT, finish=True)
+                await result_within(asyncio.ensure_future(self.close()), CANCEL_WAIT, finish=True)
             if isinstance(error, TimeoutError):
                 raise BackendUnavailableError(f"{what}: it did not answer within {self._timeout:g} s") from error
             if isinstance(error, DriverError):

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Sequence
+from typing import Final
 
 from agentic.backends.sqlite.database import Database
 from agentic.backends.sqlite.errors import hint
 from agentic.findings import Finding, Level
 
 
-async def examine(database: Database) -> AsyncGenerator[Sequence[Finding], None]:
-    """Yield the findings about the database; reads all of it, or as much as the timeout allows."""
-    yield [*await database.read(_facts), Finding(Level.OK, "synchronous", database.synchronous)]
-    yield [await _integrity(database)]
-    if database.file is not None:
-        file = database.file
-        reason = await database.read(lambda _: file.other_names())
-        yield [_names(reason)]
+async def _state(database: Database) -> list[Finding]:
+    return [*await database.read(_facts), Finding(Level.OK, "synchronous", database.synchronous)]
 
 
 def _facts(db: sqlite3.Connection) -> list[Finding]:
@@ -34,16 +28,17 @@ def _facts(db: sqlite3.Connection) -> list[Finding]:
     ]
 
 
-async def _integrity(database: Database) -> Finding:
+async def _integrity(database: Database) -> list[Finding]:
+    """Check the whole database, or as much as the timeout allows."""
     try:
         async with asyncio.timeout(database.patience):
             problems = await database.read(_problems)
     except TimeoutError:
         found = f"not finished within {database.patience:g} s"
-        return Finding(Level.NOTE, "integrity", found, "give the check more time with `timeout`")
+        return [Finding(Level.NOTE, "integrity", found, "give the check more time with `timeout`")]
     if problems:
-        return Finding(Level.BAD, "integrity", "; ".join(problems), hint(sqlite3.SQLITE_CORRUPT))
-    return Finding(Level.OK, "integrity", "ok")
+        return [Finding(Level.BAD, "integrity", "; ".join(problems), hint(sqlite3.SQLITE_CORRUPT))]
+    return [Finding(Level.OK, "integrity", "ok")]
 
 
 def _problems(db: sqlite3.Connection) -> list[str]:
@@ -56,7 +51,16 @@ def _problems(db: sqlite3.Connection) -> list[str]:
         return [str(error)]
 
 
-def _names(reason: str) -> Finding:
+async def _names(database: Database) -> list[Finding]:
+    file = database.file
+    if file is None:
+        return []
+    reason = await database.read(lambda _: file.other_names())
     if reason:
-        return Finding(Level.BAD, "names", reason, "programs that open it by different names lose each other's agents")
-    return Finding(Level.OK, "names", "one")
+        advice = "programs that open it by different names lose each other's agents"
+        return [Finding(Level.BAD, "names", reason, advice)]
+    return [Finding(Level.OK, "names", "one")]
+
+
+CHECKS: Final = (_state, _integrity, _names)
+"""The checks, each one call to the database."""

@@ -6,11 +6,12 @@ from agentic.testing.contract.bounds import Bounds
 from agentic.testing.contract.calls import Calls
 from agentic.testing.contract.fleet import Fleet
 from agentic.testing.contract.lifecycle import Lifecycle
+from agentic.testing.contract.pages import Pages
 from agentic.testing.contract.reaping import Reaping
 from agentic.testing.contract.sharing import Sharing
 
 
-class RegistryContract(Calls, Fleet, Reaping, Lifecycle, Sharing, Bounds):
+class RegistryContract(Calls, Fleet, Pages, Reaping, Lifecycle, Sharing, Bounds):
     """Every promise of `AgentRegistry` and `Backend` that a store has a part in, some 300 tests.
 
     Subclass it in a test module, and define the fixture `store`:

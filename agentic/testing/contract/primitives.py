@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from agentic.agent import AgentInfo
@@ -30,8 +29,9 @@ CALLS: dict[str, tuple[str, Call]] = {
     "get": ("fetch", lambda registry: registry.get("a")),
     "update": ("patch", lambda registry: registry.update("a", name="x")),
     "deregister": ("delete", lambda registry: registry.deregister("a")),
-    "list": ("pages", lambda registry: registry.list()),
-    "scan": ("pages", scan),
+    "list": ("scan", lambda registry: registry.list()),
+    "scan": ("scan", scan),
+    "page": ("page", lambda registry: registry.page()),
     "reap": ("sweep", lambda registry: registry.reap(60)),
     "flush": ("clear", lambda registry: registry.flush()),
     "store_time": ("times", lambda registry: registry.store_time()),
@@ -45,15 +45,10 @@ def do_first(registry: AgentRegistry, primitive: str, act: Callable[[], Awaitabl
     backend = registry.backend
     original = getattr(backend, primitive)
 
-    async def batch(*args: Any) -> Any:
+    async def acting_first(*args: Any) -> Any:
         await act()
         return await original(*args)
 
-    async def walk(*args: Any) -> AsyncGenerator[Any, None]:
-        await act()
-        async for page in original(*args):
-            yield page
-
     backend.is_immediate = False
-    setattr(backend, primitive, walk if inspect.isasyncgenfunction(original) else batch)
+    setattr(backend, primitive, acting_first)
     return lambda: setattr(backend, primitive, original)

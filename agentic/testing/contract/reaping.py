@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
+from agentic.abc import Cursor, Step
 from agentic.agent import AgentInfo, AgentStatus
 from agentic.errors import AgentNotFoundError, BackendUnavailableError, ConfigurationError, RegistryClosedError
 from agentic.registry import AgentRegistry
@@ -34,16 +35,25 @@ class SlowAnswers:
         self._sweep = registry.backend.sweep
         registry.backend.sweep = self.sweep  # type: ignore[method-assign]
 
-    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        async with aclosing(self._sweep(ttl)) as pages:
-            marked = [agent_id async for page in pages for agent_id in page]
-        for start in range(0, len(marked), 2):
+    async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
+        marked = await all_marked(partial(self._sweep, ttl)) if cursor is None else cursor
+        if marked:
             self.withheld += 1
             await wait_until(lambda: self.let_through >= self.withheld, "the answer is let through")
-            yield marked[start : start + 2]
+        return marked[:2], marked[2:] or None
 
     async def reached(self, page: int) -> None:
         await wait_until(lambda: self.withheld == page, f"page {page} is under way")
+
+
+async def all_marked(sweep: Callable[[Cursor], Awaitable[Step[Sequence[str]]]], cursor: Cursor = None) -> list[str]:
+    """Return what a sweep marks from a cursor on."""
+    marked: list[str] = []
+    while True:
+        page, cursor = await sweep(cursor)
+        marked += page
+        if cursor is None:
+            return marked
 
 
 async def offline(registry: AgentRegistry) -> list[str]:
@@ -290,10 +300,10 @@ class Reaping(Contract):
         clocked_store.require("clock during a sweep")
         async with clocked_store.make(ttl=100) as registry:
             await fill(registry, 1500)
-            async with aclosing(registry.backend.sweep(timedelta(seconds=50))) as pages:
-                reported = list(await anext(pages, []))  # A default of () breaks anext in Python 3.11.
-                await clocked_store.pass_time(200)
-                reported += [agent_id async for page in pages for agent_id in page]
-            assert reported == []
+            sweep = partial(registry.backend.sweep, timedelta(seconds=50))
+            reported, cursor = await sweep(None)
+            await clocked_store.pass_time(200)
+            following = [] if cursor is None else await all_marked(sweep, cursor)
+            assert [*reported, *following] == []
             await clocked_store.step_back(200)
             assert len(await registry.list()) == 1500

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -21,8 +21,9 @@ from agentic import (
     Reaper,
     RedisRegistry,
 )
+from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
-from agentic.guard import Deadline, GracePeriod, StallDetector, deadline_that_fits
+from agentic.fairness import GracePeriod, StallDetector, SweepDeadline, valid_guard_deadline
 from agentic.testing import FakeClock, StoreUnderTest, wait_until
 from agentic.testing.servers import RedisServer, free_port
 from tests.support.proxy import Proxy
@@ -47,7 +48,7 @@ def test_grace_finds_what_kept_agents_from_beating() -> None:
     grace = GracePeriod(ttl=30, interval=10)
     assert grace.reason(0, 0, [NOW]) is None
     assert grace.reason(10, 10, [after(10)]) is None
-    assert grace.reason(20, 10.1, [after(20)]) == "the reaper was held up for 10.1 s"
+    assert grace.reason(20, 10.1, [after(20)]) == "the reaper was stalled for 10.1 s"
     assert grace.reason(30, 0, [after(40)]) is None
     assert grace.reason(40, 0, [after(3650)]) == "the store's clock was stepped by +3600.0 s"
     assert grace.reason(50, 0, [after(60)]) == "the store's clock was stepped by -3600.0 s"
@@ -66,7 +67,7 @@ def test_a_store_that_failed_before_the_first_look_is_a_reason() -> None:
 def test_what_is_a_fault_depends_on_the_ttl_alone(interval: float) -> None:
     grace = GracePeriod(ttl=3, interval=interval)
     assert grace.reason(0, 0.9, [NOW]) is None
-    assert grace.reason(1, 1.1, [after(1.9)]) == "the reaper was held up for 1.1 s"
+    assert grace.reason(1, 1.1, [after(1.9)]) == "the reaper was stalled for 1.1 s"
     assert grace.reason(2, 0, [after(4)]) == "the store's clock was stepped by +1.1 s"
 
 
@@ -88,7 +89,7 @@ def test_grace_ends_by_itself() -> None:
 
 
 def test_a_deadline_counts_from_the_first_time_a_sweep_is_put_off() -> None:
-    deadline = Deadline(25, after_outage=10)
+    deadline = SweepDeadline(25, after_outage=10)
     assert deadline.left(100) == 25
     assert deadline.left(110) == 15
     assert deadline.left(130) == 0
@@ -97,7 +98,7 @@ def test_a_deadline_counts_from_the_first_time_a_sweep_is_put_off() -> None:
 
 
 def test_a_deadline_does_not_count_outages_and_leaves_time_after_one() -> None:
-    deadline = Deadline(25, after_outage=10)
+    deadline = SweepDeadline(25, after_outage=10)
     deadline.store_failed(0)
     assert deadline.left(100) == 25
     assert deadline.left(110) == 15
@@ -107,7 +108,10 @@ def test_a_deadline_does_not_count_outages_and_leaves_time_after_one() -> None:
     deadline.store_failed(310)
     assert deadline.left(400) == 10
     assert deadline.left(409) == 1
-    assert Deadline(25, after_outage=60)._after_outage == 25
+    short = SweepDeadline(25, after_outage=60)
+    assert short.left(0) == 25
+    short.store_failed(20)
+    assert short.left(30) == 25
 
 
 # --- before the registry's ttl ---
@@ -116,10 +120,10 @@ REDIS_DEFAULTS = {"ttl": 30, "interval": 10, "expires_after": 300}
 
 
 def test_what_fits_by_default() -> None:
-    assert deadline_that_fits(None, **REDIS_DEFAULTS) == pytest.approx(0.9 * (300 - 30 - 11))
-    assert deadline_that_fits(None, ttl=30, interval=10, expires_after=None) == 300
-    assert deadline_that_fits(None, ttl=30, interval=10, expires_after=3600) == 300
-    assert deadline_that_fits(timedelta(minutes=20), ttl=30, interval=10, expires_after=3600) == 1200
+    assert valid_guard_deadline(None, **REDIS_DEFAULTS) == pytest.approx(0.9 * (300 - 30 - 11))
+    assert valid_guard_deadline(None, ttl=30, interval=10, expires_after=None) == 300
+    assert valid_guard_deadline(None, ttl=30, interval=10, expires_after=3600) == 300
+    assert valid_guard_deadline(timedelta(minutes=20), ttl=30, interval=10, expires_after=3600) == 1200
 
 
 @pytest.mark.parametrize(
@@ -137,9 +141,9 @@ def test_settings_with_which_agents_are_gone_before_they_are_marked_are_refused(
     deadline: float | None, options: dict[str, float], advice: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=advice) as caught:
-        deadline_that_fits(deadline, **(REDIS_DEFAULTS | options))
+        valid_guard_deadline(deadline, **(REDIS_DEFAULTS | options))
     assert len(str(caught.value)) < 400
-    assert deadline_that_fits(258, **REDIS_DEFAULTS) == 258
+    assert valid_guard_deadline(258, **REDIS_DEFAULTS) == 258
 
 
 async def five_fall_silent(registry: AgentRegistry) -> list[str]:
@@ -247,7 +251,7 @@ async def test_an_outage_while_a_sweep_is_held_back_costs_no_living_agent_its_li
             store.down = True
             await asyncio.sleep(reaper.guard_deadline)
             store.down = False
-            await wait_until(lambda: "more to send a heartbeat" in caplog.text, "agents get their time")
+            await wait_until(lambda: "for agents to send a heartbeat" in caplog.text, "agents get their time")
             await registry.heartbeat("alive")
             await wait_until(lambda: bool(reaped), "the agent that is silent is marked")
     assert reaped == ["silent"]
@@ -256,17 +260,17 @@ async def test_an_outage_while_a_sweep_is_held_back_costs_no_living_agent_its_li
 @pytest.mark.parametrize("turns", [0, 5])
 async def test_a_stall_of_the_loop_is_noticed_once_and_at_once(turns: int) -> None:
     stalls = StallDetector(ttl=1.2)
-    assert stalls.longest() == 0
+    assert stalls.take_longest() == 0
     with stalls.running():
         await asyncio.sleep(0)
         time.sleep(0.7)  # noqa: ASYNC251  the fault itself
         for _ in range(turns):
             await asyncio.sleep(0)
-        noticed = stalls.longest()
+        noticed = stalls.take_longest()
         assert noticed > 0.4, "a third of the ttl"
         for _ in range(5):
             await asyncio.sleep(0)
-        assert stalls.longest() < noticed
+        assert stalls.take_longest() < noticed
 
 
 async def test_a_held_loop_costs_no_living_agent_its_life() -> None:
@@ -295,11 +299,11 @@ class HeldInItsWalk(MemoryBackend):
 
     hold = 0.0
 
-    async def pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
-        async for page in super().pages():
-            yield page
-            seconds, self.hold = self.hold, 0.0
-            time.sleep(seconds)  # noqa: ASYNC251  the fault itself
+    async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
+        page = await super().scan(cursor)
+        seconds, self.hold = self.hold, 0.0
+        time.sleep(seconds)  # noqa: ASYNC251  the fault itself
+        return page
 
 
 async def test_a_loop_held_while_the_fleet_is_counted_costs_no_living_agent_its_life() -> None:
@@ -328,7 +332,7 @@ async def test_a_store_that_answers_late_costs_no_living_agent_its_life(
             own_redis_server.pause()
             await asyncio.sleep(2)
             own_redis_server.resume()
-            await wait_until(lambda: "the reaper was held up" in caplog.text, "the late answer is noticed")
+            await wait_until(lambda: "the reaper was stalled" in caplog.text, "the late answer is noticed")
 
             async def marked() -> bool:
                 await registry.heartbeat("alive")
