@@ -18,6 +18,7 @@ from agentic.errors import (
     RegistryError,
     RegistryOpenError,
 )
+from agentic.page import Page
 from agentic.reaper import Reaper
 from agentic.registry import AgentRegistry
 from agentic.session import AgentSession
@@ -42,6 +43,7 @@ __all__ = [
     "CorruptRecordError",
     "InvalidAgentError",
     "MemoryRegistry",
+    "Page",
     "Reaper",
     "RedisRegistry",
     "RegistryClosedError",
@@ -60,7 +62,7 @@ _STORES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a store, and its driver, when it is first asked for."""
+    """Import a store and its driver on first use."""
     if name not in _STORES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_STORES[name]), name)

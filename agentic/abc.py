@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from agentic.agent import AgentChanges, AgentInfo
 from agentic.clock import positive_seconds
 from agentic.errors import CorruptRecordError, RegistryError
 from agentic.findings import Finding
+
+T = TypeVar("T")
+
+Cursor = Any
+"""Where a walk goes on, in whatever form suits the store; None begins a walk, and ends it."""
+
+Step = tuple[T, Cursor]
+"""What a call of a walk returns: one page, and the cursor for the next call."""
 
 
 class Backend(ABC):
@@ -37,12 +45,18 @@ class Backend(ABC):
     what it holds of it until the next `sweep`. A registry cancels what takes longer than `timeout`. A cancelled or
     failed write may have happened; it must not take effect after a later call on that agent has been answered.
 
-    **Corrupt records** that a walk meets are passed to `on_corrupt`, left as they are and skipped.
+    **Walks** of the whole fleet are `scan`, `sweep`, `clear` and `diagnose`: each call returns one page, which may be
+    empty, and the cursor for the next call. A walk begins with the cursor None. It ends where None is returned, where a
+    call fails or is cancelled, or where it is not continued. So nothing may be under way between two calls, and no
+    cursor holds what has to be closed. A cursor is used once, in the process and event loop that it comes from.
+
+    **Corrupt records** that a walk or a `page` meets are passed to `on_corrupt`, left as they are and skipped.
 
     Attributes:
         ttl: Seconds; None keeps agents until they are removed.
         timeout: Seconds that a batch, a page, opening or closing may take.
-        on_corrupt: Called with each corrupt record that a walk skips; set by the registry.
+        on_corrupt: Called with each corrupt record that is skipped; set by the registry.
+        is_immediate: Whether no primitive for agents ever waits. Then each call is made at once, as a batch of one.
         shard_of: Which part of the store, failing by itself, holds an agent; None where there is but one. A batch has
             agents of one shard.
     """
@@ -59,6 +73,7 @@ class Backend(ABC):
         self.ttl = None if ttl is None else positive_seconds(ttl, "ttl")
         self.timeout = positive_seconds(timeout, "timeout")
         self.on_corrupt: Callable[[CorruptRecordError], object] = _ignore
+        self.is_immediate = False
         self.shard_of: Callable[[str], str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,28 +130,41 @@ class Backend(ABC):
         """Return the time of each of the store's servers, in an order that stays while the servers do."""
 
     @abstractmethod
-    def pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
-        """Yield every agent that is there from the first page to the last, once, in pages of some hundreds."""
+    async def page(self, after: str, limit: int, walk: str) -> tuple[Sequence[AgentInfo], str | None]:
+        """Return the agents that come next in the order of their ids, and the id after which to go on; None at the end.
+
+        The order is that of Python strings, which is that of UTF-8. So an agent that stays is returned once, whatever
+        comes and goes meanwhile, and whichever process asks for the next page. Not a walk: each call stands alone.
+
+        Args:
+            after: Only agents with a higher id; empty for all.
+            limit: How many agents to return at most. Fewer may be returned, even none, although there are more.
+            walk: What all pages of one walk have in common, and those of no other. A store that keeps no order may
+                remember under it which ids come next, and must work without that too. What it has found for one walk
+                is not valid for another: agents may have been registered between the two.
+        """
 
     @abstractmethod
-    def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        """Mark offline every agent whose last heartbeat is more than `ttl` ago; yield the ids of each page's.
+    async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
+        """Return a page of some hundred agents, in any order; an agent that stays is in exactly one page of a walk."""
+
+    @abstractmethod
+    async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
+        """Mark offline the agents of a page whose last heartbeat is more than `ttl` ago, and return their ids.
 
         One exactly `ttl` old is alive. Each is marked in one step that a heartbeat landing first prevents; its
-        remaining time in the store is kept. Every mark is yielded once among all sweeps, whatever ends this one: where
-        it was lost on its way, by the next one. An agent that was gone before it was ever marked is yielded where the
+        remaining time in the store is kept. Every mark is returned once among all sweeps, whatever ends this one: where
+        it was lost on its way, by the next one. An agent that was gone before it was ever marked is returned where the
         store still has it, and removed.
         """
 
     @abstractmethod
-    def clear(self) -> AsyncGenerator[int, None]:
-        """Delete every agent, page by page; yield how many went."""
+    async def clear(self, cursor: Cursor) -> Step[int]:
+        """Delete a page of agents, and return how many there were."""
 
-    async def diagnose(self) -> AsyncGenerator[Sequence[Finding], None]:
-        """Look at the store itself and change nothing; yield what was found after each exchange with it."""
-        nothing: tuple[Sequence[Finding], ...] = ()
-        for findings in nothing:
-            yield findings
+    async def diagnose(self, cursor: Cursor) -> Step[Sequence[Finding]]:
+        """Look at the store itself and change nothing; return what one exchange with it has shown."""
+        return (), None
 
 
 def _ignore(_: CorruptRecordError) -> None:

@@ -1,51 +1,33 @@
-"""Which store, from a URL, a mapping or the environment: the only module that knows all of them."""
+"""Which store, with which options: from a URL, a path, a mapping or the environment."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from importlib import import_module
-from typing import Any, Final, Literal, Self, TypedDict, Unpack, get_args, get_type_hints
+from typing import Any, Final, Literal, Self, TypedDict, Unpack
 
 import msgspec
 
-from agentic.backends.redis.url import names_database
 from agentic.errors import ConfigurationError
+from agentic.frozen import FrozenDict
 from agentic.options import flag, flag_of, text
 from agentic.registry import AgentRegistry
+from agentic.stores import options_of, plain_arguments, store_class
 from agentic.text import plain, printable, type_name
-from agentic.urls import SECRETS, StoreURL, file_path, malformed, refuse_url, suggestion
+from agentic.urls import StoreURL, is_secret, malformed, store_name, suggestion
 
 logger = logging.getLogger("agentic.config")
 
 ENVIRONMENT_PREFIX: Final = "AGENTIC_"
 
-_COMMON: Final = ("ttl", "timeout", "stale_after", "wait")
-OPTIONS: Final = {
-    "memory": _COMMON,
-    "sqlite": (*_COMMON, "path", "synchronous", "create"),
-    "redis": (
-        *_COMMON, "url", "prefix", "max_connections", "db", "password", "ca", "cert", "key", "sentinel_username",
-        "sentinel_password", "sentinel_tls",
-    ),
-}  # fmt: skip
-"""The options of each store, by the names that its class gives them."""
+_BY_DEFAULT: Final = "memory"
+_OF_A_PATH: Final = "sqlite"
 
-_CLASSES: Final = {
-    "memory": ("agentic.backends.memory", "MemoryRegistry"),
-    "sqlite": ("agentic.backends.sqlite.registry", "SQLiteRegistry"),
-    "redis": ("agentic.backends.redis.registry", "RedisRegistry"),
-}
-
-_PATHS: Final = ("path", "ca", "cert", "key")
-_MAY_BE_A_URL: Final = ("url", "sentinel_username", *SECRETS)
-_EXPECTED: Final = {float: "a number of seconds", int: "a whole number"}
-_NOT_PARAMETERS: Final = ("path", "url", "password")
-"""What other parts of a URL say."""
+_EXPECTED: Final = {str: "a string", float: "a number of seconds", int: "a whole number"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -56,7 +38,7 @@ class RegistryConfig:
     `path` stands for SQLite, and the options of Redis are refused. Options of another store are always refused.
 
     Attributes:
-        backend: `"memory"`, `"sqlite"` or `"redis"`.
+        backend: The store: `"memory"`, `"sqlite"`, `"redis"`, or the scheme of another one that is installed.
         url: The store's URL, as `open_registry` takes it; what it says counts where a field says something else.
         ttl: As of every store, like the next three.
         timeout: As of every store.
@@ -75,6 +57,7 @@ class RegistryConfig:
         sentinel_username: As of `RedisRegistry`.
         sentinel_password: As of `RedisRegistry`; never shown.
         sentinel_tls: As of `RedisRegistry`.
+        options: Options of a store that none of these fields has, by name; a text is converted to what the store takes.
     """
 
     backend: str = ""
@@ -96,6 +79,10 @@ class RegistryConfig:
     sentinel_username: str = ""
     sentinel_password: str = ""
     sentinel_tls: bool | None = None
+    options: Mapping[str, Any] = FrozenDict()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", FrozenDict(_mapping(self.options)))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
@@ -107,57 +94,64 @@ class RegistryConfig:
         Raises:
             ConfigurationError: A key is none of the fields, or a value has the wrong type; the message shows neither.
         """
+        names = [field.name for field in fields(cls)]
         values: dict[str, Any] = {}
         for name, value in _mapping(mapping).items():
-            if plain(name) not in _TYPES:
-                raise ConfigurationError(f"unknown registry option{suggestion(plain(name), tuple(_TYPES))}")
+            if plain(name) not in names:
+                raise ConfigurationError(f"unknown registry option{suggestion(plain(name), names)}")
             if value is not None and not (isinstance(value, str) and not plain(value)):
-                values[name] = _read(name, value, strict=False)
+                values[name] = _read(name, _FIELDS[name], value, strict=False) if name in _FIELDS else value
         return cls(**values)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Read the environment: one variable for each field, such as `AGENTIC_URL`; an empty one is not given.
+        """Read the environment: one variable for each option, such as `AGENTIC_URL`; an empty one is not given.
 
         Variables that begin with `AGENTIC_` and are none of these are logged where the others name no store.
 
         Raises:
-            ConfigurationError: A value has the wrong type; the message does not show it.
+            ConfigurationError: A value has the wrong type; the message does not show it. Or there are other variables,
+                and the store, whose options they may be, is not installed.
         """
         environ = os.environ if environ is None else _mapping(environ)
-        variables = {ENVIRONMENT_PREFIX + name.upper(): name for name in _TYPES}
-        config = cls.from_mapping({name: environ.get(variable) for variable, name in variables.items()})
-        unknown = sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and name not in variables)
-        if unknown and not (config.url or config.backend or config.path):
+        given = {
+            name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+            for name, value in environ.items()
+            if name.startswith(ENVIRONMENT_PREFIX) and name.isupper()
+        }
+        config = cls.from_mapping({name: value for name, value in given.items() if name in _FIELDS})
+        others = sorted(given.keys() - _FIELDS)
+        store = store_name(config.url) or config.backend.lower()
+        if others and store:
+            known = options_of(store_class(store))
+            return replace(config, options={name: given[name] for name in others if name in known and given[name]})
+        if others and not (config.url or config.path):
             logger.warning(
                 "the environment names no store, and it has variables that are unknown here: %s; known are %s",
-                printable(", ".join(unknown)),
-                ", ".join(variables),
+                printable(", ".join(ENVIRONMENT_PREFIX + name.upper() for name in others)),
+                ", ".join(ENVIRONMENT_PREFIX + name.upper() for name in _FIELDS),
             )
         return config
 
     def __repr__(self) -> str:
         given = _given(self)
         try:
-            open_registry(self)
+            store = choose(self)
+            store.registry()
         except ConfigurationError:
             # What is wrong may be a secret in the wrong place.
             shown: dict[str, object] = dict.fromkeys(given, "***")
         else:
-            shown = {name: "***" if name in SECRETS else plain(value) for name, value in given.items()}
-            if self.url:
-                shown["url"] = str(StoreURL.parse(self.url))
+            shown = _shown(given) | ({} if store.url is None else {"url": str(store.url)})
         return f"RegistryConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
-_TYPES: Final[dict[str, type]] = {
-    name: next(iter(get_args(hint)), hint) for name, hint in get_type_hints(RegistryConfig).items()
-}
-"""What each field holds where it is given."""
+_FIELDS: Final = plain_arguments(RegistryConfig.__init__)
+"""What each field holds where it is given, but for `options`."""
 
 
 class RegistryOptions(TypedDict, total=False):
-    """The keywords of `open_registry`, which are those of the stores' classes."""
+    """The keywords of `open_registry` for the stores of this package, which are those of their classes."""
 
     ttl: float | timedelta | None
     timeout: float | timedelta
@@ -189,7 +183,8 @@ def open_registry(source: Source = None, **options: Unpack[RegistryOptions]) -> 
     URLs: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite://` (the default file),
     `redis[s]://[[user]:password@]host[:port][/db]`, `redis[s]+sentinel://…host[:port],host…/service[/db]`,
     `redis[s]+cluster://…host[:port],host…`, the same with `valkey[s]`, and `unix:///path/to/socket[?db=0]`. Every other
-    option of the store is a query parameter of its name: `redis://host/0?prefix=fleet&ttl=60`.
+    option of the store is a query parameter of its name: `redis://host/0?prefix=fleet&ttl=60`. Other distributions add
+    stores with schemes of their own.
 
     Opening it fails with `BackendUnavailableError` where the store does not answer. With `wait=30`, it tries again for
     30 seconds before it does, for a store that starts later than its programs.
@@ -201,63 +196,95 @@ def open_registry(source: Source = None, **options: Unpack[RegistryOptions]) -> 
             else.
 
     Raises:
-        ConfigurationError: It names no store, or contradicts itself, or an option is wrong; no secret appears in the
-            message.
+        ConfigurationError: It names no store that is installed, or contradicts itself, or an option is wrong; no
+            secret appears in the message.
     """
-    config = resolved(as_config(source))
-    arguments = {name: value for name, value in _given(config).items() if name in OPTIONS[config.backend]}
-    for name in options:
-        if name not in _keywords(config.backend):
+    return choose(as_config(source)).with_options(**options).registry()
+
+
+@dataclass(frozen=True, repr=False)
+class StoreChoice:
+    """A store, and what its class is called with.
+
+    Attributes:
+        name: The scheme, or the `backend`, that names the store.
+        kind: Its class.
+        options: The arguments of the class, each a known one; the class checks their values.
+        url: The URL, where one is given.
+        is_default: Whether nothing names a store.
+    """
+
+    name: str
+    kind: type[AgentRegistry]
+    options: Mapping[str, Any] = FrozenDict()
+    url: StoreURL | None = None
+    is_default: bool = False
+
+    def with_options(self, **options: Any) -> StoreChoice:
+        """Return the same with options that count before these.
+
+        Raises:
+            ConfigurationError: The store has no such option.
+        """
+        _check_names(options, self, without=("url", "path"))
+        return replace(self, options={**self.options, **options})
+
+    def registry(self) -> AgentRegistry:
+        """Make the registry.
+
+        Raises:
+            ConfigurationError: An option is wrong.
+        """
+        return self.kind(**self.options)
+
+
+def choose(config: RegistryConfig) -> StoreChoice:
+    """Return the store that a configuration names; an option of its URL counts before a field.
+
+    Raises:
+        ConfigurationError: It names no store that is installed, or contradicts itself, or has an option that the store
+            does not have, or one of the wrong type.
+    """
+    given = {name: _read(name, _FIELDS[name], value) for name, value in _given(config).items() if name in _FIELDS}
+    backend, written = given.pop("backend", "").lower(), given.pop("url", "")
+    name = store_name(written) if written else backend or (_OF_A_PATH if "path" in given else _BY_DEFAULT)
+    store = StoreChoice(name, store_class(name), is_default=not (written or backend or "path" in given))
+    if written and backend and store_class(backend) is not store.kind:
+        raise ConfigurationError(f"backend: {backend} does not agree with the URL, which names {name}")
+    if written and "path" in given:
+        raise ConfigurationError("path: name the file either in the URL or here")
+    _check_names(given, store)
+    _check_names(config.options, store, without=("url", "path"))
+    store = replace(store, options=given | _from_text(config.options, store.kind))
+    return _by_url(store, StoreURL.parse(written)) if written else store
+
+
+def _by_url(store: StoreChoice, url: StoreURL) -> StoreChoice:
+    """Return the choice with the options of a URL in place of those of fields."""
+    in_url = store.kind.options_in(url)
+    known = [name for name in options_of(store.kind) if name not in (*in_url, "password")]
+    for name in url.parameters:
+        if name not in known:
+            malformed(f"unknown parameter{suggestion(name, known)}")
+    return replace(store, url=url, options={**store.options, **in_url, **_from_text(url.parameters, store.kind)})
+
+
+def _check_names(names: Iterable[str], store: StoreChoice, without: Sequence[str] = ()) -> None:
+    known = [name for name in options_of(store.kind) if name not in without]
+    for name in names:
+        if name not in known and name in _FIELDS and store.is_default:
             raise ConfigurationError(
-                f"the {config.backend} store has no such option{suggestion(name, _keywords(config.backend))}"
+                f"{name}: names no store by itself: give a url (AGENTIC_URL) or a backend (AGENTIC_BACKEND) as well"
             )
-    arguments |= options
-    return _registry_class(config.backend)(**arguments)
+        if name not in known:
+            shown = f"{name}: " if name in _FIELDS else ""  # Any other name may be a secret.
+            raise ConfigurationError(f"{shown}the {store.name} store has no such option{suggestion(name, known)}")
 
 
-def _registry_class(backend: str) -> type[AgentRegistry]:
-    """Import a store's class, and with it a driver that takes long to import, when it is needed."""
-    module, name = _CLASSES[backend]
-    found: type[AgentRegistry] = getattr(import_module(module), name)
-    return found
-
-
-def _keywords(backend: str) -> tuple[str, ...]:
-    return tuple(name for name in OPTIONS[backend] if name not in ("url", "path"))
-
-
-def resolved(config: RegistryConfig) -> RegistryConfig:
-    """Return the configuration with its `backend` named and what its URL says in the fields.
-
-    Of a `url`, what remains is where the servers are.
-
-    Raises:
-        ConfigurationError: It is wrong, or contradicts itself.
-    """
-    given: dict[str, Any] = {name: _read(name, value, strict=True) for name, value in _given(config).items()}
-    config = replace(config, **given | {"backend": config.backend.lower()})
-    url = StoreURL.parse(config.url) if config.url else None
-    backend = _backend(config, url)
-    if url is not None:
-        config = replace(config, **_said_by(url, config))
-    for name in _given(config):
-        if name != "backend" and name not in OPTIONS[backend]:
-            raise ConfigurationError(f"{name}: the {backend} store has no such option")
-    return replace(config, backend=backend)
-
-
-def shared(source: RegistryConfig) -> RegistryConfig:
-    """Return the configuration, resolved, of a store that other programs see, for one that looks at their agents.
-
-    Raises:
-        ConfigurationError: It is wrong, or names the memory store, as it does where nothing is given.
-    """
-    config = resolved(source)
-    if config.backend == "memory":
-        if not (source.url or source.backend):
-            raise ConfigurationError("no store is named: pass --url sqlite:///fleet.db, or set AGENTIC_URL")
-        raise ConfigurationError("no program sees another's memory: name a store by its URL, as in AGENTIC_URL")
-    return replace(config, wait=None)  # A command that fails at once can be repeated.
+def _from_text(values: Mapping[str, Any], kind: type[AgentRegistry]) -> dict[str, Any]:
+    """Return options with each text converted to what the store takes."""
+    types = options_of(kind)
+    return {name: _read(name, types[name], value, strict=False) for name, value in values.items()}
 
 
 def as_config(source: Source) -> RegistryConfig:
@@ -274,7 +301,7 @@ def as_config(source: Source) -> RegistryConfig:
         case RegistryConfig():
             return source
         case os.PathLike():
-            return RegistryConfig(path=str(file_path(source, "path")))
+            return RegistryConfig(path=os.fspath(source))
     if not isinstance(source, Mapping):
         raise ConfigurationError(
             f"expected a URL, a pathlib.Path, a RegistryConfig or a mapping, got {type_name(source)}"
@@ -293,61 +320,22 @@ def _given(config: RegistryConfig) -> dict[str, Any]:
     return {field.name: value for field in fields(config) if (value := getattr(config, field.name)) != field.default}
 
 
-def _read(name: str, value: object, *, strict: bool) -> object:
-    """Return the value of a field, checked; text is converted to what the field holds unless `strict`."""
-    kind, value = _TYPES[name], plain(value)
-    if kind is str:
-        if name in _PATHS:
-            return file_path(value, name)
-        return text(value, name) if name in _MAY_BE_A_URL else refuse_url(text(value, name), name)
+def _shown(options: Mapping[str, Any]) -> dict[str, object]:
+    """Return options without what must not be shown of them."""
+    return {
+        name: "***" if is_secret(name) else _shown(value) if isinstance(value, Mapping) else plain(value)
+        for name, value in options.items()
+    }
+
+
+def _read(name: str, kind: type, value: object, *, strict: bool = True) -> Any:
+    """Return the value of an option, checked; text is converted to what the option holds unless `strict`."""
+    value = plain(os.fspath(value) if isinstance(value, os.PathLike) else value)
     if kind is bool:
         return flag_of(value, name) if isinstance(value, str) and not strict else flag(value, name)
     if kind is float and isinstance(value, timedelta):
         return value.total_seconds()
-    if isinstance(value, (str, int, float)):
-        with suppress(msgspec.ValidationError, ValueError):  # Their messages show the value.
-            return msgspec.convert(value, kind, strict=strict)
-    got = "got another text" if isinstance(value, str) and not strict else f"got {type_name(value)}"
-    raise ConfigurationError(f"{name}: must be {_EXPECTED[kind]}, {got}")
-
-
-def _backend(config: RegistryConfig, url: StoreURL | None) -> str:
-    """Return the store that a configuration names, of itself or by the URL in it."""
-    if config.backend and config.backend not in OPTIONS:
-        raise ConfigurationError(f"unsupported registry backend: expected {', '.join(OPTIONS)}")
-    if url is not None:
-        if config.backend not in ("", url.store):
-            raise ConfigurationError(f"backend: {config.backend} does not agree with the URL, which names {url.store}")
-        if config.path:
-            raise ConfigurationError("path: name the file either in the URL or here")
-        return url.store
-    if config.backend or config.path:
-        return config.backend or "sqlite"
-    for name in _given(config):
-        if name not in _COMMON:
-            raise ConfigurationError(
-                f"{name}: names no store by itself: give a url (AGENTIC_URL) or a backend (AGENTIC_BACKEND) as well"
-            )
-    return "memory"
-
-
-def _said_by(url: StoreURL, config: RegistryConfig) -> dict[str, Any]:
-    """Return the fields that a URL decides, with what it says of them."""
-    known = [name for name in OPTIONS[url.store] if name not in _NOT_PARAMETERS]
-    if url.scheme != "unix" and "db" in known:
-        known.remove("db")  # It stands in the path.
-    url.check_parameters(tuple(known))
-    said = {name: _read(name, value, strict=False) for name, value in url.parameters.items()}
-    if url.store == "redis":
-        # What the URL's other parts say is left to the registry, so that it alone knows their form.
-        said["url"] = config.url.partition("?")[0]
-        if url.password:
-            said["password"] = ""
-        if names_database(url):
-            said["db"] = None
-        return said
-    if url.hosts != (("", None),) or url.username or url.password:
-        malformed("memory:// and sqlite:// take no host; a file is sqlite:///relative.db or sqlite:////absolute.db")
-    if url.store == "memory" and url.path:
-        malformed("memory:// takes no path")
-    return said | {"url": "", "path": url.path}
+    with suppress(msgspec.ValidationError, ValueError):  # Their messages show the value.
+        return msgspec.convert(value, kind, strict=strict)
+    got = "another text" if isinstance(value, str) and not strict else type_name(value)
+    raise ConfigurationError(f"{name}: must be {_EXPECTED[kind]}, got {got}")

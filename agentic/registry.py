@@ -8,23 +8,23 @@ import logging
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from copy import copy
 from datetime import datetime, timedelta
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self, TypeVar, Unpack
 
-import anyio
-import anyio.lowlevel
-
 from agentic.abc import Backend
 from agentic.agent import AgentChanges, AgentInfo
+from agentic.backoff import Backoff
 from agentic.clock import duration, positive_seconds
-from agentic.dispatch.batcher import own
+from agentic.concurrency import SLACK, result_within, start_detached, wait_shielded
+from agentic.dispatch.affinity import Affinity
+from agentic.dispatch.batcher import copy_error
 from agentic.dispatch.dispatcher import Dispatcher
-from agentic.dispatch.home import Home
 from agentic.errors import (
     AgentNotFoundError,
     BackendError,
@@ -36,13 +36,13 @@ from agentic.errors import (
     RegistryError,
     RegistryOpenError,
 )
-from agentic.exchange import SLACK, ended, outcome, start_detached
 from agentic.findings import Finding
 from agentic.logs import FieldLogger
-from agentic.options import function
-from agentic.outage import Outage, Patience
-from agentic.session import AgentSession
+from agentic.options import count, function
+from agentic.page import MAX_PAGE, Page, Position
+from agentic.session import AgentSession, DeregistrationBudget
 from agentic.text import type_name
+from agentic.urls import StoreURL
 from agentic.validation import valid_agent, valid_changes, valid_id
 
 T = TypeVar("T")
@@ -65,6 +65,10 @@ class AgentRegistry:
     - may be cancelled without harm to any other caller; a cancelled or failed write may still have happened;
     - raises `RegistryClosedError` outside `async with`.
 
+    A store is a subclass, registered as an entry point of the group `agentic.backends` under its scheme. The arguments
+    of its constructor are its options, `ttl`, `timeout`, `stale_after` and `wait` among them. It overrides
+    `options_in`, `scratch` and `is_shared` where the defaults do not fit.
+
     An agent is alive while it heartbeats, offline (still listed) once `reap` finds it silent, and gone when nobody
     registered it or sent its heartbeat for the registry's `ttl`. The store's clock decides, never the caller's.
 
@@ -77,6 +81,9 @@ class AgentRegistry:
         wait: Seconds for which `open` tries again while the store is unavailable.
         corrupt_records: How many corrupt records `list`, `scan`, `reap` and `flush` have skipped so far.
     """
+
+    is_shared: ClassVar[bool] = True
+    """Whether other processes see the agents of such a registry."""
 
     _logger: ClassVar[logging.Logger] = logging.getLogger("agentic.registry")
 
@@ -103,10 +110,37 @@ class AgentRegistry:
         self.stale_after = positive_seconds(stale_after, "stale_after")
         self.wait = duration(wait, "wait").total_seconds()
         self.corrupt_records = 0
-        self._home: Home | None = None
+        self._affinity: Affinity | None = None
         """Where this registry is open, being opened, or not yet closed."""
         self._open_dispatcher: Dispatcher | None = None
-        self.patience = Patience(1.1 * self.timeout)  # An overdue call ends a little after `timeout`.
+        # An overdue call ends a little after `timeout`.
+        self.deregistration_budget = DeregistrationBudget(1.1 * self.timeout)
+
+    @classmethod
+    def options_in(cls, url: StoreURL) -> dict[str, Any]:
+        """Return the arguments of the class that a URL gives outside its query, for `open_registry`.
+
+        They count before the fields of a configuration, and keywords count before them. By default `url`, the URL
+        without its query.
+
+        Raises:
+            ConfigurationError: The URL has a part that this store does not take; the message shows no part of it.
+        """
+        return {"url": url.without_parameters()}
+
+    @classmethod
+    def scratch(cls, **options: Any) -> AbstractContextManager[Self]:
+        """Make a registry for the demo, on the store that `options` name and apart from its agents; not yet open.
+
+        Leaving the context deletes what the store keeps beside the agents, such as a temporary file.
+
+        Args:
+            **options: Arguments of the class.
+
+        Raises:
+            ConfigurationError: The store has no such registry, as by default.
+        """
+        raise ConfigurationError(f"{cls.__name__} has no scratch registry, which the demo needs: name another store")
 
     @property
     def store(self) -> str:
@@ -129,7 +163,7 @@ class AgentRegistry:
             RegistryClosedError: No asyncio event loop is running, as under trio.
         """
         end = monotonic() + self.wait
-        outage = Outage(self._log, "opening the registry", LONGEST_PAUSE)
+        backoff = Backoff(self._log, "opening the registry", LONGEST_PAUSE)
         failure: BackendUnavailableError | None = None
         while True:
             try:
@@ -140,26 +174,26 @@ class AgentRegistry:
                 if failure is None:  # Else what the try before has left is still being closed.
                     raise
             else:
-                outage.succeeded()
+                backoff.succeeded()
                 return
             left = end - monotonic()
             if left <= 0:
                 raise failure
-            await asyncio.sleep(min(outage.failed(failure), left))
+            await asyncio.sleep(min(backoff.failed(failure), left))
 
     async def _open_now(self) -> None:
-        if self._home is not None and not self._home.is_gone():
+        if self._affinity is not None and not self._affinity.is_gone():
             raise RegistryOpenError
         self._forget()
-        self._home = home = Home()
+        self._affinity = affinity = Affinity()
         connecting = start_detached(self.backend.open())
         try:
-            await outcome(connecting, self.timeout * (1 + SLACK))  # The store's own errors say more.
-            self._open_dispatcher = Dispatcher(self.backend, home)
+            await result_within(connecting, self.timeout * (1 + SLACK))  # The store's own errors say more.
+            self._open_dispatcher = Dispatcher(self.backend, affinity)
             # Not __del__: at the end of a process, Python collects no registry that its own backend refers to.
             self._unclosed = weakref.finalize(self, _warn_unclosed, repr(self))
         except BaseException:
-            await ended(self._end(self._abandon(connecting)), self.timeout)
+            await wait_shielded(self._end(self._abandon(connecting)), self.timeout)
             raise
 
     async def aclose(self) -> None:
@@ -175,26 +209,26 @@ class AgentRegistry:
         dispatcher = self._open_dispatcher
         if dispatcher is None:
             return
-        if dispatcher.home.is_gone():
+        if dispatcher.affinity.is_gone():
             self._forget()
             return
-        dispatcher.home.check()
+        dispatcher.affinity.check()
         self._open_dispatcher = None
         self._unclosed.detach()
-        await outcome(self._end(self._close(dispatcher)), 4 * self.timeout, finish=True)
+        await result_within(self._end(self._close(dispatcher)), 4 * self.timeout, finish=True)
 
     def _forget(self) -> None:
         """Drop what was opened in an event loop or a process that is gone."""
         if self._open_dispatcher is not None:
             self._unclosed.detach()
-        self._open_dispatcher = self._home = None
+        self._open_dispatcher = self._affinity = None
 
     def _end(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start to close; the registry can be opened again when that has ended, however long the store takes."""
         task = start_detached(closing)
 
         def closed(_: object) -> None:
-            self._home = None
+            self._affinity = None
 
         task.add_done_callback(closed)
         return task
@@ -212,7 +246,7 @@ class AgentRegistry:
     async def _close(self, dispatcher: Dispatcher) -> None:
         # A program may cancel every task. Then what that has interrupted is disconnected by the second call.
         with suppress(asyncio.CancelledError):
-            await dispatcher.drain()
+            await dispatcher.close()
             await self._disconnect_in_time()
         await self._disconnect_in_time()
 
@@ -241,9 +275,10 @@ class AgentRegistry:
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to copy or pickle an open registry: the copy would wait for answers that only the original gets."""
-        if self._home is not None:
+        if self._affinity is not None:
             raise TypeError("an open registry cannot be copied or pickled")
-        state = vars(self) | {"backend": copy(self.backend), "patience": Patience(1.1 * self.timeout)}
+        budget = DeregistrationBudget(1.1 * self.timeout)
+        state = vars(self) | {"backend": copy(self.backend), "deregistration_budget": budget}
         state.pop("_unclosed", None)
         return state
 
@@ -303,7 +338,7 @@ class AgentRegistry:
         outcomes = await asyncio.gather(*(touch(agent_id, agent_id) for agent_id in unique))
         for each in outcomes:
             if isinstance(each, RegistryError):
-                raise own(each)
+                raise copy_error(each)
         return {agent_id for agent_id, present in zip(unique, outcomes, strict=True) if not present}
 
     async def get(self, agent_id: str) -> AgentInfo:
@@ -376,7 +411,7 @@ class AgentRegistry:
             BackendError: The store failed: never a shorter list.
         """
         agents: builtins.list[AgentInfo] = []
-        async with aclosing(self._walk(self.backend.pages())) as pages:
+        with self._dispatcher.walk(self.backend.scan) as pages:
             async for page in pages:
                 agents += page
         return agents
@@ -387,10 +422,45 @@ class AgentRegistry:
         Raises:
             BackendError: The store failed, perhaps after some agents were yielded.
         """
-        async with aclosing(self._walk(self.backend.pages())) as pages:
+        with self._dispatcher.walk(self.backend.scan) as pages:
             async for page in pages:
                 for agent in page:
                     yield agent
+
+    async def page(self, cursor: str | None = None, limit: int = 500) -> Page:
+        """Return a part of the fleet in the order of the agents' ids, and a cursor for the next part.
+
+        For a console, or a client over HTTP, that shows a fleet piece by piece: call it without a cursor, and go on
+        with each page's cursor until that is None. An agent that stays is returned exactly once by such a walk; one
+        that comes or goes meanwhile may or may not be. A corrupt record is skipped with a logged warning.
+
+        A cursor is a text that URLs take as it is, at most 700 characters long. It names the id that the walk has come
+        to, which anybody can read who has it. It stays good: it may be kept for any time, used again, and given to
+        another process that has the same store open. The order is that of the ids' UTF-8.
+
+        SQLite reads the page alone; memory passes over all ids. Redis keeps no order, so there the first page of a walk
+        reads the keys of the whole database, and so does one page in every 20,000 agents after that. Where the walk
+        goes on in another registry object, or after pages of eight other walks, the next page does so as well.
+
+        Args:
+            cursor: The cursor of the page before; None begins a walk.
+            limit: How many agents the page has at most, 1 to 10,000. It has fewer only where it is the last one.
+
+        Raises:
+            ConfigurationError: `cursor` is none that a page had, or `limit` is out of range; there was no I/O.
+            BackendError: The store failed, or did not answer within `timeout`.
+        """
+        limit = count(limit, "limit", most=MAX_PAGE)
+        position = Position.first() if cursor is None else Position.of(cursor)
+        return await self._dispatcher.bounded(lambda: self._page(position, limit))
+
+    async def _page(self, position: Position, limit: int) -> Page:
+        agents: builtins.list[AgentInfo] = []
+        after: str | None = position.after
+        while after is not None and len(agents) < limit:
+            found, after = await self.backend.page(after, limit - len(agents), position.walk)
+            agents += found
+        return Page(tuple(agents), None if after is None else Position(position.walk, after).cursor())
 
     async def reap(
         self, ttl: float | timedelta | None = None, *, on_marked: Callable[[builtins.list[str]], object] | None = None
@@ -429,7 +499,7 @@ class AgentRegistry:
                 context.run(on_marked, builtins.list(ids))
 
         try:
-            async with aclosing(self._walk(self.backend.sweep(span), marked)) as pages:
+            with self._dispatcher.walk(partial(self.backend.sweep, span), marked) as pages:
                 async for _ in pages:
                     pass
         except (BackendError, RegistryClosedError) as error:
@@ -457,7 +527,7 @@ class AgentRegistry:
         Raises:
             BackendError: The store failed, perhaps after some findings were yielded.
         """
-        async with aclosing(self._walk(self.backend.diagnose())) as pages:
+        with self._dispatcher.walk(self.backend.diagnose) as pages:
             async for page in pages:
                 for finding in page:
                     yield finding
@@ -472,7 +542,7 @@ class AgentRegistry:
             BackendError: The store failed; some agents may be deleted.
         """
         deleted = 0
-        async with aclosing(self._walk(self.backend.clear())) as counts:
+        with self._dispatcher.walk(self.backend.clear) as counts:
             async for count in counts:
                 deleted += count
         return deleted
@@ -500,32 +570,8 @@ class AgentRegistry:
         dispatcher = self._open_dispatcher
         if dispatcher is None:
             raise RegistryClosedError
-        dispatcher.home.check()
+        dispatcher.affinity.check()
         return dispatcher
-
-    async def _walk(
-        self, pages: AsyncGenerator[T, None], on_page: Callable[[T], object] | None = None
-    ) -> AsyncGenerator[T, None]:
-        """Yield pages, each fetched within `timeout`, with a turn of the event loop between them.
-
-        With `on_page`, which gets each page in the task that has fetched it, a page under way is let end when the
-        caller is cancelled: so none is lost.
-        """
-        dispatcher = self._dispatcher
-
-        async def fetch() -> T | None:
-            page = await anext(pages, None)
-            if page is not None and on_page is not None:
-                on_page(page)
-            return page
-
-        with dispatcher.walk():
-            try:
-                while (page := await dispatcher.bounded(fetch, finish=on_page is not None)) is not None:
-                    yield page
-                    await anyio.lowlevel.checkpoint()
-            finally:
-                await dispatcher.close(pages)
 
 
 def _warn_unclosed(registry: str) -> None:
@@ -535,7 +581,7 @@ def _warn_unclosed(registry: str) -> None:
 def _settled(outcome: T | RegistryError | None, agent_id: str) -> T:
     """Return one agent's outcome, or raise what it means."""
     if isinstance(outcome, RegistryError):
-        raise own(outcome)
+        raise copy_error(outcome)
     if not outcome:
         raise AgentNotFoundError(agent_id)
     return outcome

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from ipaddress import IPv6Address
 from typing import Final, NoReturn
@@ -14,17 +15,8 @@ from agentic.errors import ConfigurationError
 from agentic.options import MAX_TEXT, text
 from agentic.text import type_name
 
-_REDIS_SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys")
-SCHEMES: Final = {
-    "memory": "memory",
-    "sqlite": "sqlite",
-    "unix": "redis",
-    **{f"{scheme}{kind}": "redis" for kind in ("", "+sentinel", "+cluster") for scheme in _REDIS_SCHEMES},
-}
-"""Which store each scheme names."""
-
-SECRETS: Final = ("password", "sentinel_password")
-"""Parameters and options that are never shown."""
+_SECRET: Final = re.compile("password|secret|token|credential|api_?key")
+"""In the name of a parameter or option that is never shown."""
 
 Host = tuple[str, int | None]
 
@@ -32,7 +24,8 @@ _URL: Final = re.compile(
     r"(?P<scheme>[^:/?#]*)://((?P<user>[^/?#@]*)@)?(?P<hosts>[^/?#@]*)(?P<path>/[^?#]*)?(\?(?P<query>[^#]*))?"
 )
 _HOST: Final = re.compile(r"(?P<name>[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]*\])(:(?P<port>[0-9]{1,5}))?")
-_LOOKS_LIKE_A_URL: Final = re.compile(rf"\s*([A-Za-z][A-Za-z0-9+.-]*://|({'|'.join(map(re.escape, SCHEMES))}):/)")
+_LOOKS_LIKE_A_URL: Final = re.compile(r"\s*([A-Za-z]://|[A-Za-z][A-Za-z0-9+.-]+:/)")
+"""Also with a single `/`, a typing error; but not after a single letter, which may be a drive."""
 _MAYBE_A_PASSWORD: Final = 8
 """Characters of a single word that is shown as `***` where a host should be."""
 
@@ -45,12 +38,13 @@ class StoreURL:
     one, and for a single word of eight characters or more in place of a host, for the same reason.
 
     Attributes:
-        scheme: In lower case; one of `SCHEMES`.
+        scheme: In lower case.
         hosts: Names with their ports; at least one, which may be empty.
         segments: The path after its first `/`, split at each further one; empty where there is no path.
         username: Empty where there is none.
         password: Empty where there is none.
         parameters: The query's; each has a value.
+        written: The URL as it was written, secrets included, without its query.
     """
 
     scheme: str
@@ -59,71 +53,82 @@ class StoreURL:
     username: str
     password: str
     parameters: dict[str, str]
+    written: str = field(compare=False)
 
     @classmethod
     def parse(cls, url: object) -> StoreURL:
-        """Split and check a URL.
+        """Split and check a URL; return one that is split already as it is.
 
         Raises:
-            ConfigurationError: It is malformed, or of an unknown scheme; the message shows no part of it.
+            ConfigurationError: It is malformed; the message shows no part of it.
         """
+        if isinstance(url, StoreURL):
+            return url
         whole = text(url, "URL")
-        scheme = whole.partition("://")[0]
-        if "://" not in whole or scheme.lower() not in SCHEMES:
-            raise ConfigurationError(
-                "unsupported registry backend: expected a URL such as memory://, sqlite:///file.db or "
-                "redis://localhost:6379/0; known schemes are memory, sqlite, unix, and redis, rediss, valkey, valkeys, "
-                "these four also with +sentinel and +cluster"
-            )
+        if "://" not in whole:
+            malformed("must begin with a scheme, as in sqlite:///fleet.db")
         _check_characters(whole)
         parts = _URL.fullmatch(whole)
         # A raw '/', '?', '#' or '@' in a password ends up in the path or the query. A file's path may hold an '@'.
-        if parts is None or (scheme.lower() != "sqlite" and "@" in whole[parts.end("hosts") :]):
+        if parts is None or ((parts["user"] or parts["hosts"]) and "@" in whole[parts.end("hosts") :]):
             _not_encoded()
         user = parts["user"] or ""
         if re.search(r"[\[\] ]", user):
             _not_encoded()
         username, _, password = user.partition(":")
         return cls(
-            scheme=scheme.lower(),
+            scheme=parts["scheme"].lower(),
             hosts=tuple(_host(each) for each in parts["hosts"].split(",")),
             segments=tuple(_decoded(each) for each in parts["path"][1:].split("/")) if parts["path"] else (),
             username=_decoded(username),
             password=_decoded(password),
             parameters={} if parts["query"] is None else _parameters(parts["query"]),
+            written=whole.partition("?")[0],
         )
-
-    @property
-    def store(self) -> str:
-        """The store that the scheme names: `"memory"`, `"sqlite"` or `"redis"`."""
-        return SCHEMES[self.scheme]
 
     @property
     def path(self) -> str:
         """The path without its first `/`, as one text."""
         return "/".join(self.segments)
 
-    def check_parameters(self, known: tuple[str, ...]) -> None:
-        """Refuse a parameter that is not `known`.
+    def file(self) -> str | None:
+        """Return the path of a URL that names a file at most; None where it names none.
 
         Raises:
-            ConfigurationError: There is one; the message suggests a known one rather than show it.
+            ConfigurationError: It has a host or a user.
         """
-        for name in self.parameters:
-            if name not in known:
-                malformed(f"unknown parameter{suggestion(name, known)}")
+        if self.hosts != (("", None),) or self.username or self.password:
+            malformed(
+                f"{self.scheme}:// takes no host; a file is {self.scheme}:///relative/file or {self.scheme}:////absolute/file"
+            )
+        return self.path or None
+
+    def without_parameters(self) -> StoreURL:
+        """Return the URL without its query."""
+        return replace(self, parameters={})
 
     def __str__(self) -> str:
         user = f"{quote(self.username)}:***@" if self.password else "***@" if self.username else ""
         hosts = ",".join(_shown_host(*each) for each in self.hosts)
         path = f"/{quote(self.path)}" if self.segments else ""
         query = "&".join(
-            f"{name}={'***' if name in SECRETS else quote(value)}" for name, value in self.parameters.items()
+            f"{name}={'***' if is_secret(name) else quote(value)}" for name, value in self.parameters.items()
         )
         return f"{self.scheme}://{user}{hosts}{path}{query and '?'}{query}"
 
     def __repr__(self) -> str:
         return f"StoreURL({str(self)!r})"
+
+
+def store_name(url: str) -> str:
+    """Return which store a URL names: its scheme up to a `+`, in lower case; empty where it has no scheme."""
+    scheme, separator, _ = url.partition("://")
+    return scheme.partition("+")[0].lower() if separator else ""
+
+
+def is_secret(name: str) -> bool:
+    """Return whether the value of a parameter or an option is never shown, by the name that it has."""
+    return _SECRET.search(name) is not None
 
 
 def malformed(problem: str) -> NoReturn:
@@ -165,7 +170,7 @@ def file_path(value: object, name: str) -> str:
     return refuse_url(path, name)
 
 
-def suggestion(name: object, known: tuple[str, ...]) -> str:
+def suggestion(name: object, known: Collection[str]) -> str:
     """Return what to say after an unknown name, which itself may be a secret: the one that is meant, or all."""
     close = get_close_matches(name, known, n=1) if isinstance(name, str) and len(name) < 40 else []
     return f"; did you mean {close[0]!r}?" if close else f": expected {', '.join(known)}"

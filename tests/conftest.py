@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from agentic import AgentRegistry
-from tests.redis_fleet import RedisCluster, SentinelTrio
-from tests.redis_server import RedisServer
-from tests.stores import ALL_STORES, MemoryStore, RedisStore, SQLiteStore, Store
+from agentic.testing import RedisServer, StoreUnderTest
+from tests.support.redis_fleet import RedisCluster, SentinelTrio
+from tests.support.stores import ALL_STORES, MemoryStore, RedisStore, SQLiteMemoryStore, SQLiteStore
 
 settings.register_profile(
     "agentic", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -71,35 +72,40 @@ def own_redis_cluster() -> Iterator[RedisCluster]:
 
 @pytest.fixture
 def redis_store(redis_url: str) -> Iterator[RedisStore]:
-    store = RedisStore(redis_url)
-    yield store
-    store.close()
-
-
-@pytest.fixture(params=ALL_STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Each store in turn. A new backend is one more branch here."""
-    match request.param:
-        case "memory":
-            made: Store = MemoryStore()
-        case "sqlite-memory":
-            made = SQLiteStore(None)
-        case "sqlite-file":
-            made = SQLiteStore(tmp_path / "registry.db")
-        case "redis-cluster":
-            cluster: RedisCluster = request.getfixturevalue("redis_cluster")
-            made = RedisStore(cluster.url, redis.RedisCluster(host="127.0.0.1", port=cluster.servers[0].port))
-        case "redis-sentinel":
-            trio: SentinelTrio = request.getfixturevalue("sentinel_trio")
-            made = RedisStore(trio.url, redis.Redis(port=trio.primary_port()))
-        case _:
-            made = RedisStore(request.getfixturevalue("redis_url"))
-    yield made
-    made.close()
+    with closing(RedisStore(redis_url)) as store:
+        yield store
 
 
 @pytest.fixture
-async def registry(store: Store) -> AsyncIterator[AgentRegistry]:
+def sentinel_store(sentinel_trio: SentinelTrio) -> Iterator[RedisStore]:
+    with closing(RedisStore(sentinel_trio.url, redis.Redis(port=sentinel_trio.primary_port()))) as store:
+        yield store
+
+
+@pytest.fixture
+def cluster_store(redis_cluster: RedisCluster) -> Iterator[RedisStore]:
+    client = redis.RedisCluster(host="127.0.0.1", port=redis_cluster.servers[0].port)
+    with closing(RedisStore(redis_cluster.url, client)) as store:
+        yield store
+
+
+@pytest.fixture(params=ALL_STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
+    """Each store in turn."""
+    match request.param:
+        case "memory":
+            return MemoryStore()
+        case "sqlite-memory":
+            return SQLiteMemoryStore()
+        case "sqlite-file":
+            return SQLiteStore(tmp_path / "registry.db")
+        case server:
+            made: RedisStore = request.getfixturevalue(f"{server.removeprefix('redis-')}_store")
+            return made
+
+
+@pytest.fixture
+async def registry(store: StoreUnderTest) -> AsyncIterator[AgentRegistry]:
     """An open registry on each store in turn."""
     async with store.make() as opened:
         yield opened

@@ -7,7 +7,6 @@ import json
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,12 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agentic import AgentInfo, AgentStatus, InvalidAgentError
+from agentic import AgentInfo, AgentStatus, InvalidAgentError, Page
 from agentic.clock import NEVER
 from agentic.validation import MAX_RECORD_BYTES, valid_agent
 from agentic.wire import CorruptRecord, decode_agent, encode_agent
-
-GO_RECORDS = (Path(__file__).parent / "data" / "go-records.jsonl").read_text(encoding="utf-8").splitlines()
+from tests.support.documents import GO_RECORDS
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 agents = st.builds(
@@ -257,3 +255,10 @@ def test_the_text_of_a_status_becomes_the_status() -> None:
         InvalidAgentError, match="^status: must be one of available, busy, offline, unknown, got 'idle'$"
     ):
         valid_agent(AgentInfo("a", status="idle"))  # type: ignore[arg-type]
+
+
+def test_a_page_is_immutable_and_can_be_sent_as_json() -> None:
+    page = Page((AgentInfo("a"),), "cursor")
+    with pytest.raises(AttributeError):
+        page.cursor = None  # type: ignore[misc]
+    assert msgspec.json.decode(msgspec.json.encode(page), type=Page) == page

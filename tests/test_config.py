@@ -25,7 +25,8 @@ from agentic import (
     SQLiteRegistry,
     open_registry,
 )
-from agentic.config import OPTIONS, resolved
+from agentic.config import choose
+from agentic.stores import options_of
 
 
 def attributes(registry: AgentRegistry) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def test_a_store_is_picked_with_its_options(source: Any, kind: type[AgentRegistr
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ({"backend": "etcd"}, "^unsupported registry backend: expected memory, sqlite, redis$"),
+        ({"backend": "etcd"}, "^unsupported registry backend: expected a URL .* installed are memory, sqlite, redis"),
         (RegistryConfig(backend=None), "^backend: must be a string, got NoneType$"),  # type: ignore[arg-type]
         ({"backnd": "redis"}, "unknown registry option; did you mean 'backend'?"),
         ({"x": 1}, "unknown registry option: expected backend, url, "),
@@ -109,12 +110,12 @@ def test_a_store_is_picked_with_its_options(source: Any, kind: type[AgentRegistr
         (RegistryConfig(backend="memory", url=REDIS), "^backend: memory does not agree"),
         ({"path": "x.db", "url": REDIS}, "^path: name the file either in the URL or here$"),
         ({"path": "x.db", "url": "sqlite://"}, "^path: name the file"),
-        ({"path": "x.db", "backend": "memory"}, "^path: the memory store has no such option$"),
-        ({"path": "x.db", "backend": "redis"}, "^path: the redis store has no such option$"),
-        ({"prefix": "p", "backend": "memory"}, "^prefix: the memory store has no such option$"),
-        ({"prefix": "p", "path": "x.db"}, "^prefix: the sqlite store has no such option$"),
-        ({"prefix": "p", "url": "sqlite:///x.db"}, "^prefix: the sqlite store has no such option$"),
-        ({"synchronous": "FULL", "url": REDIS}, "^synchronous: the redis store has no such option$"),
+        ({"path": "x.db", "backend": "memory"}, "^path: the memory store has no such option"),
+        ({"path": "x.db", "backend": "redis"}, "^path: the redis store has no such option"),
+        ({"prefix": "p", "backend": "memory"}, "^prefix: the memory store has no such option"),
+        ({"prefix": "p", "path": "x.db"}, "^prefix: the sqlite store has no such option"),
+        ({"prefix": "p", "url": "sqlite:///x.db"}, "^prefix: the sqlite store has no such option"),
+        ({"synchronous": "FULL", "url": REDIS}, "^synchronous: the redis store has no such option"),
     ],
 )  # fmt: skip
 def test_what_names_no_store_or_contradicts_itself_is_refused(source: Any, problem: str) -> None:
@@ -147,10 +148,10 @@ def test_keywords_count_where_the_source_says_something_else(
 @pytest.mark.parametrize(
     ("source", "options", "problem"),
     [
-        ("memory://", {"prefix": "p"}, "^the memory store has no such option: expected ttl, timeout, stale_after, wait$"),
+        ("memory://", {"prefix": "p"}, "^prefix: the memory store has no such option: expected ttl, timeout, stale_after, wait$"),
         (REDIS, {"prefx": "p"}, "^the redis store has no such option; did you mean 'prefix'?"),
-        (REDIS, {"url": REDIS}, "^the redis store has no such option"),
-        ("sqlite:///x.db", {"path": "y.db"}, "^the sqlite store has no such option"),
+        (REDIS, {"url": REDIS}, "^url: the redis store has no such option"),
+        ("sqlite:///x.db", {"path": "y.db"}, "^path: the sqlite store has no such option"),
         (REDIS, {"ttl": "30"}, "^ttl must be seconds or a timedelta, got str$"),
         (REDIS, {"timeout": None}, "^timeout must be seconds or a timedelta, got NoneType$"),
         (REDIS, {"wait": -1}, "^wait must not be negative, got -1$"),
@@ -188,9 +189,9 @@ def test_the_default_file_is_named_by_its_whole_path(monkeypatch: pytest.MonkeyP
     assert open_registry("sqlite://").store == "sqlite:////home/somebody/.config/agentic/registry.db"
 
 
-@pytest.mark.parametrize("name", sorted({name for names in OPTIONS.values() for name in names} - {"path", "url"}))
+@pytest.mark.parametrize("name", sorted({*options_of(SQLiteRegistry), *options_of(RedisRegistry)} - {"path", "url"}))
 def test_an_option_of_one_store_names_no_store_by_itself(name: str) -> None:
-    if name in OPTIONS["memory"]:
+    if name in options_of(MemoryRegistry):
         assert type(open_registry({name: 5})) is MemoryRegistry
         return
     value = {"max_connections": 5, "db": 5, "create": True, "sentinel_tls": True}.get(name, "x")
@@ -251,7 +252,7 @@ def test_options_of_the_connection_are_set_beside_the_url(
     ):
         registry = open_registry(config)
         assert isinstance(registry, RedisRegistry)
-        assert registry.backend._options.items() >= expected.items()
+        assert registry.backend._options.items() >= expected.items()  # noqa: SLF001  shown nowhere: secrets are among them
 
 
 @pytest.mark.parametrize("wrong", [5, "url", [("url", "memory://")]])
@@ -316,13 +317,17 @@ async def test_a_registry_picked_by_url_works(redis_url: str, tmp_path: Path) ->
             assert await registry.flush() == 1
 
 
-def test_a_resolved_configuration_has_in_its_fields_what_its_url_says() -> None:
-    found = resolved(RegistryConfig(url="unix://:p@/run/redis.sock?db=3&prefix=fleet&ttl=60&timeout=2"))
-    assert found == RegistryConfig(
-        backend="redis", url="unix://:p@/run/redis.sock", db=3, prefix="fleet", ttl=60.0, timeout=2.0
+def test_what_a_url_says_is_an_option_of_the_store() -> None:
+    store = choose(
+        RegistryConfig(url="unix://:p@/run/redis.sock?db=3&prefix=fleet&ttl=60&timeout=2", ttl=5, password="q")
     )
-    assert resolved(RegistryConfig(url="sqlite:///x.db")) == RegistryConfig(backend="sqlite", path="x.db")
-    assert resolved(RegistryConfig()).backend == "memory"
+    url = store.options["url"]
+    assert store.kind is RedisRegistry
+    assert {**store.options, "url": url.written} == {
+        "url": "unix://:p@/run/redis.sock", "db": 3, "prefix": "fleet", "ttl": 60.0, "timeout": 2.0, "password": None,
+    }  # fmt: skip
+    assert choose(RegistryConfig(url="sqlite:///x.db")).options == {"path": "x.db"}
+    assert (choose(RegistryConfig()).kind, choose(RegistryConfig()).options) == (MemoryRegistry, {})
 
 
 def test_a_configuration_is_copied_and_pickled_whole() -> None:

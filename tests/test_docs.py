@@ -16,22 +16,14 @@ import agentic
 import agentic.errors
 from agentic import AgentRegistry, MemoryRegistry, RedisRegistry, RegistryConfig, RegistryError, SQLiteRegistry
 from agentic.cli.app import app
-from agentic.config import ENVIRONMENT_PREFIX, OPTIONS
+from agentic.config import ENVIRONMENT_PREFIX
+from agentic.stores import options_of
 from benchmarks.tables import BLOCK, filled
 from benchmarks.tables import PAGES as PAGES_WITH_FIGURES
+from tests.support.documents import ROOT, page
 
-ROOT = Path(__file__).parent.parent
+STORES: tuple[type[AgentRegistry], ...] = (MemoryRegistry, SQLiteRegistry, RedisRegistry)
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-
-
-def page(name: str) -> str:
-    return (ROOT / "docs" / name).read_text(encoding="utf-8")
-
-
-def documented_acl(user: str = "agentic") -> list[str]:
-    """The words of the command that the operations page gives for a user with the least rights."""
-    (command,) = re.findall(rf"^(ACL SETUSER {user} .*)$", page("operations.md"), re.MULTILINE)
-    return str(command).split()
 
 
 def test_the_reference_has_every_public_name() -> None:
@@ -56,8 +48,9 @@ def test_the_command_line_page_has_every_command() -> None:
 def test_the_stores_page_has_every_option() -> None:
     table = page("stores.md").partition("## Options")[2]
     shown = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(shown) == sorted({name for names in OPTIONS.values() for name in names} | {"clock", "client"})
-    assert set(shown) - {"clock", "client"} == {field.name for field in fields(RegistryConfig)} - {"backend"}
+    options = {name for store in STORES for name in options_of(store)}
+    assert sorted(shown) == sorted(options | {"clock", "client"})
+    assert options == {field.name for field in fields(RegistryConfig)} - {"backend", "options"}
 
 
 def test_the_stores_page_names_only_variables_that_there_are() -> None:
@@ -66,10 +59,10 @@ def test_the_stores_page_names_only_variables_that_there_are() -> None:
     assert shown <= {field.name.upper() for field in fields(RegistryConfig)}
 
 
-@pytest.mark.parametrize("store", [MemoryRegistry, SQLiteRegistry, RedisRegistry])
+@pytest.mark.parametrize("store", STORES)
 def test_every_argument_of_a_store_can_be_configured(store: type[AgentRegistry]) -> None:
     arguments = set(inspect.signature(store).parameters) - {"clock", "client"}
-    assert arguments == set(OPTIONS[store.__name__.removesuffix("Registry").lower()])
+    assert arguments == options_of(store).keys()
 
 
 def test_the_observe_page_has_every_logger() -> None:
@@ -84,10 +77,11 @@ def test_the_observe_page_has_every_logger() -> None:
 
 
 def test_the_reliability_page_names_tests_that_there_are() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    files = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "agentic" / "testing" / "contract").glob("*.py")]
+    sources = "".join(path.read_text(encoding="utf-8") for path in files)
     named = set(re.findall(r"`(test_\w+)`", page("reliability.md")))
     assert len(named) > 50
-    assert named <= set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))
+    assert named <= set(re.findall(r"^(?:    )?(?:async )?def (test_\w+)", sources, re.MULTILINE))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

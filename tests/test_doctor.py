@@ -26,11 +26,9 @@ from agentic.backends.redis.diagnosis import _version
 from agentic.cli.app import app
 from agentic.doctor import examine
 from agentic.findings import Finding, Level
-from tests.proxy import Proxy
-from tests.redis_server import RedisServer
-from tests.stores import Store
-from tests.test_docs import documented_acl
-from tests.waiting import wait_until
+from agentic.testing import RedisServer, StoreUnderTest, wait_until
+from tests.support.documents import documented_acl
+from tests.support.proxy import Proxy
 
 
 async def findings(registry: Any) -> dict[str, tuple[Level, str, str]]:
@@ -169,7 +167,7 @@ async def test_a_damaged_sqlite_file_is_told(tmp_path: Path, how: str) -> None:
     found = await findings(SQLiteRegistry(path))
     level, _, advice = found["integrity"]
     assert level is Level.BAD
-    assert "it is damaged: close every program" in advice
+    assert "it is damaged: stop every program" in advice
 
 
 async def test_a_replica_is_told_and_whether_it_is_in_sync(own_redis_server: RedisServer) -> None:
@@ -187,7 +185,7 @@ async def test_a_replica_is_told_and_whether_it_is_in_sync(own_redis_server: Red
             assert found.advice.startswith("writes are refused")
             client.execute_command("REPLICAOF", "127.0.0.1", 1)
             found = await role(registry)
-            assert (found.level, found.found) == (Level.BAD, "replica whose link to its primary is down")
+            assert (found.level, found.found) == (Level.BAD, "replica with its link to the primary down")
             assert found.advice.startswith("reads and writes are refused")
 
 
@@ -199,8 +197,8 @@ async def test_keys_of_others_are_told_where_they_are_many() -> None:
         assert (await findings(RedisRegistry(url)))["keys"][:2] == (Level.OK, "1 in the database")
         client.execute_command("DEBUG", "POPULATE", 20_000, "cache", 5)
         level, found, advice = (await findings(RedisRegistry(url)))["keys"]
-        assert (level, found) == (Level.NOTE, "20,001 in the database, some 100% of them not this registry's")
-        assert "a database of its own" in advice
+        assert (level, found) == (Level.NOTE, "20,001 in the database, about 100% of them foreign to this registry")
+        assert "its own database" in advice
         assert (await findings(RedisRegistry(url, db=1)))["keys"][:2] == (Level.OK, "0 in the database")
         client.flushall()
         client.execute_command("DEBUG", "POPULATE", 20_000, "agentic:agent", 5)
@@ -323,6 +321,6 @@ async def test_diagnosis_of_a_store_that_hangs_ends_with_the_timeout(own_redis_s
         own_redis_server.resume()
 
 
-async def test_a_registry_that_is_not_open_is_not_diagnosed(store: Store) -> None:
+async def test_a_registry_that_is_not_open_is_not_diagnosed(store: StoreUnderTest) -> None:
     with pytest.raises(RegistryClosedError):
         _ = [finding async for finding in store.make().diagnose()]

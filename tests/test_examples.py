@@ -16,9 +16,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from agentic import AgentInfo, open_registry
-from tests.redis_server import RedisServer, free_port
+from agentic.testing.servers import RedisServer, free_port
+from tests.support.documents import ROOT, run_python
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("index", "quickstart", "embed", "observe"))]
 
 
@@ -31,17 +31,8 @@ def blocks(*pages: Path) -> list[Any]:
     return found
 
 
-def run(*arguments: str, cwd: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTIC_")}
-    command = [sys.executable, "-W", "error", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
-    return done.stdout
-
-
 def test_the_worker_ends_by_itself(tmp_path: Path) -> None:
-    printed = run(str(ROOT / "examples" / "worker.py"), cwd=tmp_path)
+    printed = run_python(str(ROOT / "examples" / "worker.py"), cwd=tmp_path)
     assert printed.splitlines() == [*(f"item {n} done" for n in range(1, 6)), "0 items left"]
 
 
@@ -163,7 +154,7 @@ def test_the_fastapi_application_answers_with_the_code_of_the_error(
 def test_the_code_in_the_pages_runs_as_it_stands(code: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(code, encoding="utf-8")
-    run(str(script), cwd=tmp_path)
+    run_python(str(script), cwd=tmp_path)
 
 
 @pytest.mark.parametrize("code", blocks(ROOT / "docs" / "testing.md"))
@@ -173,7 +164,9 @@ def test_the_tests_in_the_pages_pass_as_they_stand(code: str, tmp_path: Path) ->
         "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n",
         encoding="utf-8",
     )
-    printed = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:valkey", "test_page.py", cwd=tmp_path)
+    printed = run_python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:valkey", "test_page.py", cwd=tmp_path
+    )
     assert " passed" in printed
 
 

@@ -1,4 +1,4 @@
-"""Log records: a sentence for people, and the same facts as fields for programs."""
+"""Log records: a message for people, and fields for programs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from agentic import AgentInfo, AgentRegistry, MemoryRegistry, Reaper, open_registry
-from tests.redis_server import RedisServer
-from tests.stores import LONG_AGO, RedisStore
-from tests.waiting import wait_until
+from agentic.testing import RedisServer, wait_until
+from tests.support.stores import LONG_AGO, RedisStore
 
 
 def record_with(caplog: pytest.LogCaptureFixture, text: str) -> Any:
-    """Return the one record whose message holds a text."""
+    """Return the one record whose message contains a text."""
     (found,) = [record for record in caplog.records if text in record.getMessage()]
     return found
 
@@ -64,13 +63,13 @@ async def test_a_corrupt_record_is_logged_with_its_agent(
 ) -> None:
     async with redis_store.make() as registry:
         await registry.register(AgentInfo("a"))
-        redis_store.corrupt("a")
+        await redis_store.corrupt("a")
         await registry.list()
     record = record_with(caplog, "skipped: ")
     assert (record.agent_id, record.store) == ("a", registry.store)
 
 
-async def test_what_a_callback_missed_is_logged_with_a_count(caplog: pytest.LogCaptureFixture) -> None:
+async def test_undelivered_ids_are_logged_with_a_count(caplog: pytest.LogCaptureFixture) -> None:
     async with MemoryRegistry() as registry:
         await asyncio.gather(*(registry.register(AgentInfo(each, last_heartbeat=LONG_AGO)) for each in "ab"))
 

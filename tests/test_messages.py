@@ -25,9 +25,11 @@ from agentic import (
     RegistryOpenError,
     open_registry,
 )
-from tests.redis_server import free_port
+from agentic.testing.servers import free_port
 
-SCHEMES = "expected a URL such as memory://, sqlite:///file.db or redis://localhost:6379/0; known schemes are memory, sqlite, "
+SCHEMES = (
+    "expected a URL such as memory://, sqlite:///file.db or redis://localhost:6379/0; installed are memory, sqlite, "
+)
 
 
 async def use(source: Any, **options: Any) -> None:
@@ -65,7 +67,7 @@ MISTAKES: dict[str, tuple[Callable[[], Awaitable[object]], type[Exception], str]
     "an unknown backend": (
         lambda: use({"backend": "postgres"}),
         ConfigurationError,
-        "unsupported registry backend: expected memory, sqlite, redis",
+        "unsupported registry backend: " + SCHEMES,
     ),
     "an unknown keyword": (
         lambda: use("redis://h", prefx="p"),
@@ -124,7 +126,7 @@ REFUSED = {
     "cluster": ("redis+cluster://127.0.0.1:{port}", "is a server running there?"),
     "sentinel": ("redis+sentinel://127.0.0.1:{port}/primary", "is a server running there?"),
     "socket": ("unix:///tmp/no-such-{port}.sock", "is a server running there?"),
-    "unknown host": ("redis://no-such-host.invalid", "check the name of the host"),
+    "unknown host": ("redis://no-such-host.invalid", "check the host name"),
 }
 
 

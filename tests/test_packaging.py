@@ -6,13 +6,12 @@ import re
 import tomllib
 from importlib.metadata import metadata
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 import agentic
+from tests.support.documents import ROOT
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 KINDS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

@@ -132,16 +132,19 @@ def test_an_option_beside_the_url_overrides_the_one_in_it() -> None:
         ("redis://h?ttl=1e400", "ttl: must be a number of seconds"),
         ("redis://h?ttl=nan", "ttl must be finite"),
         ("redis://h?max_connections=1.5", "max_connections: must be a whole number"),
-        ("memory://host", "take no host"),
+        ("memory://host", "takes no host"),
         ("memory:///x", "takes no path"),
         ("memory://?prefix=p", "unknown parameter: expected ttl, timeout, stale_after"),
-        ("sqlite://rel.db", "sqlite:///relative.db or sqlite:////absolute.db"),
-        ("sqlite://u:p@/rel.db", "sqlite:///relative.db or sqlite:////absolute.db"),
+        ("sqlite://rel.db", "sqlite:///relative/file or sqlite:////absolute/file"),
+        ("sqlite://u:p@/rel.db", "sqlite:///relative/file or sqlite:////absolute/file"),
         ("sqlite:///x.db?mode=ro", "unknown parameter"),
         ("sqlite:///x.db?path=y", "unknown parameter"),
         ("mongodb://h", "^unsupported registry backend: expected a URL"),
         ("localhost:6379", "^unsupported registry backend: expected a URL"),
         ("/tmp/x.db", "^unsupported registry backend: expected a URL"),
+        ("redis+other://h", "RedisRegistry takes redis, rediss"),
+        ("redis+://h", "RedisRegistry takes redis, rediss"),
+        ("unix+sentinel://h", "RedisRegistry takes redis, rediss"),
         ("redis:/h", "^unsupported registry backend: expected a URL"),
         (" redis://h", "^unsupported registry backend: expected a URL"),
         ("", "URL: must not be empty"),
@@ -159,7 +162,7 @@ def test_a_redis_registry_takes_parameters_of_its_connection_only() -> None:
     assert RedisRegistry("unix:///s?db=3").url == "unix:///s?db=3"
     with pytest.raises(ConfigurationError, match="open_registry takes every option"):
         RedisRegistry("redis://h?prefix=p")
-    with pytest.raises(ConfigurationError, match="open_registry takes this one"):
+    with pytest.raises(ConfigurationError, match="open_registry takes the URLs of other stores"):
         RedisRegistry("sqlite:///x.db")
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from heapq import nsmallest
+from typing import Any, Final, Self
 
 from msgspec.structs import replace
 
-from agentic.abc import Backend
+from agentic.abc import Backend, Cursor, Step
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus
 from agentic.clock import NEVER, Clock, is_stale, read, system_clock
 from agentic.errors import InvalidAgentError, RegistryError
 from agentic.options import function
 from agentic.registry import AgentRegistry
+from agentic.urls import StoreURL, malformed
 from agentic.validation import check_size
 
 PAGE_SIZE: Final = 1000
@@ -33,6 +36,7 @@ class MemoryRegistry(AgentRegistry):
     which reports it if it was never marked offline.
     """
 
+    is_shared = False
     backend: MemoryBackend
 
     def __init__(
@@ -59,6 +63,18 @@ class MemoryRegistry(AgentRegistry):
         super().__init__(MemoryBackend(ttl=ttl, timeout=timeout, clock=clock), stale_after=stale_after, wait=wait)
         self.clock = self.backend.clock
 
+    @classmethod
+    def options_in(cls, url: StoreURL) -> dict[str, Any]:
+        """Return nothing."""
+        if url.file() is not None:
+            malformed("memory:// takes no path")
+        return {}
+
+    @classmethod
+    def scratch(cls, **options: Any) -> AbstractContextManager[Self]:
+        """Make a registry; each has agents of its own."""
+        return nullcontext(cls(**options))
+
 
 class MemoryBackend(Backend):
     """Agents in a dict. What it holds of one past its `ttl` stays until the next sweep."""
@@ -77,6 +93,7 @@ class MemoryBackend(Backend):
             ConfigurationError: An option is wrong.
         """
         super().__init__(ttl=ttl, timeout=timeout)
+        self.is_immediate = type(self) is MemoryBackend  # The methods of a subclass may wait.
         self.clock = function(clock, "clock")
         self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
         self._leases: dict[str, _Lease] = {}
@@ -147,18 +164,24 @@ class MemoryBackend(Backend):
     async def times(self) -> Sequence[datetime]:
         return [self._now()]
 
-    async def pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
-        for ids in self._id_pages():
-            yield [agent for agent in await self.fetch(ids) if agent is not None]
+    async def page(self, after: str, limit: int, walk: str) -> tuple[Sequence[AgentInfo], str | None]:
+        ids = nsmallest(limit + 1, (agent_id for agent_id in self._leases if agent_id > after))
+        agents = await self.fetch(ids[:limit])
+        return [agent for agent in agents if agent is not None], ids[limit - 1] if len(ids) > limit else None
 
-    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        as_of = self._now()
-        for ids in self._id_pages():
-            now = self._now()
-            # Silence is measured up to the beginning of the sweep: what holds up the event loop between two pages
-            # takes nobody offline, nor does a step back of the clock.
-            as_of = min(as_of, now)
-            yield [agent_id for agent_id in ids if self._sweep_one(agent_id, as_of, now, ttl)]
+    async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
+        ids, following = self._next_ids(cursor)
+        return [agent for agent in await self.fetch(ids) if agent is not None], following
+
+    async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
+        now = self._now()
+        ids, as_of = cursor or (None, now)
+        page, following = self._next_ids(ids)
+        # Silence is measured up to the beginning of the sweep: what holds up the event loop between two pages takes
+        # nobody offline, nor does a step back of the clock.
+        as_of = min(as_of, now)
+        marked = [agent_id for agent_id in page if self._sweep_one(agent_id, as_of, now, ttl)]
+        return marked, following and (following, as_of)
 
     def _sweep_one(self, agent_id: str, as_of: datetime, now: datetime, ttl: timedelta) -> bool:
         """Mark an agent offline if it is silent, drop it if its `ttl` is over; tell whether it was alive until then."""
@@ -178,11 +201,11 @@ class MemoryBackend(Backend):
             lease.agent = replace(agent, status=AgentStatus.OFFLINE)
         return is_silent
 
-    async def clear(self) -> AsyncGenerator[int, None]:
-        for ids in self._id_pages():
-            now = self._now()
-            leases = [self._leases.pop(agent_id, None) for agent_id in ids]
-            yield sum(lease is not None and not self._is_over(lease, now) for lease in leases)
+    async def clear(self, cursor: Cursor) -> Step[int]:
+        ids, following = self._next_ids(cursor)
+        now = self._now()
+        leases = [self._leases.pop(agent_id, None) for agent_id in ids]
+        return sum(lease is not None and not self._is_over(lease, now) for lease in leases), following
 
     def _now(self) -> datetime:
         return read(self.clock)
@@ -195,6 +218,8 @@ class MemoryBackend(Backend):
     def _is_over(self, lease: _Lease, now: datetime) -> bool:
         return self._lifetime is not None and is_stale(lease.renewed_at, now, self._lifetime)
 
-    def _id_pages(self) -> Iterator[list[str]]:
-        ids = list(self._leases)
-        return (ids[start : start + PAGE_SIZE] for start in range(0, len(ids), PAGE_SIZE))
+    def _next_ids(self, cursor: tuple[list[str], int] | None) -> tuple[list[str], tuple[list[str], int] | None]:
+        """Return a page of the ids that were there when the walk began, and where the next page begins."""
+        ids, first = cursor or (list(self._leases), 0)
+        end = first + PAGE_SIZE
+        return ids[first:end], (ids, end) if end < len(ids) else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from agentic.config import RegistryConfig, as_config, resolved, shared
+from agentic.config import StoreChoice, as_config, choose
+from agentic.errors import ConfigurationError
+from agentic.stores import options_of
 
 
 def _or_before_the_command(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
@@ -32,27 +33,43 @@ Prefix = Annotated[
     typer.Option(
         "--prefix",
         metavar="PREFIX",
-        help="In Redis, what the registry's keys begin with.",
+        help="What the registry's keys begin with, as in Redis.",
         callback=_or_before_the_command,
     ),
 ]
 
 
-def chosen(url: str | None, prefix: str | None) -> RegistryConfig:
-    """Return the configuration that a command's options name; a prefix given as an option counts above the URL's.
+def chosen(url: str | None, prefix: str | None) -> StoreChoice:
+    """Return the store that a command's options name; a prefix given as an option counts above the URL's.
 
     Raises:
-        ConfigurationError: It is wrong, or a store other than Redis was given a prefix.
+        ConfigurationError: They are wrong, or a store without prefixes was given one.
     """
-    config = as_config(url)
-    return config if prefix is None else replace(resolved(config), prefix=prefix)
+    store = choose(as_config(url))
+    return store if prefix is None else store.with_options(prefix=prefix)
 
 
-def to_look_at(url: str | None, prefix: str | None) -> RegistryConfig:
-    """Return the same for a command that looks at a store which others use, and creates nothing there.
+def shared(url: str | None, prefix: str | None) -> StoreChoice:
+    """Return the same for a command on agents that other programs see.
 
     Raises:
-        ConfigurationError: As `chosen`, or it is the memory store.
+        ConfigurationError: As `chosen`, or no program sees another's agents in this store.
     """
-    config = shared(chosen(url, prefix))
-    return replace(config, create=False) if config.backend == "sqlite" else config
+    store = chosen(url, prefix)
+    if store.is_default:
+        raise ConfigurationError("no store is named: pass --url sqlite:///fleet.db, or set AGENTIC_URL")
+    if not store.kind.is_shared:
+        raise ConfigurationError(
+            f"no other program sees the agents of a {store.name} store: name a store by its URL, as in AGENTIC_URL"
+        )
+    return store.with_options(wait=0)  # A command that fails at once can be repeated.
+
+
+def to_look_at(url: str | None, prefix: str | None) -> StoreChoice:
+    """Return the same for a command that creates nothing in the store.
+
+    Raises:
+        ConfigurationError: As `shared`.
+    """
+    store = shared(url, prefix)
+    return store.with_options(create=False) if "create" in options_of(store.kind) else store

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import random
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from typing import Final
-from uuid import uuid4
 
 import anyio
 
 from agentic.agent import AgentInfo, AgentStatus
-from agentic.config import RegistryConfig, open_registry, resolved
+from agentic.config import StoreChoice
 from agentic.errors import BackendRejectedError, RegistryError
 from agentic.reaper import Reaper
 from agentic.registry import AgentRegistry
@@ -27,7 +24,6 @@ ARRIVAL: Final = 1.7
 """Seconds in which the whole fleet registers, at most."""
 
 PATIENCE: Final = 8.0
-_PREFIX: Final = "agentic"
 SKILLS: Final = ("search", "code", "review", "translate", "plan", "summarise")
 
 Tell = Callable[[str, str], None]
@@ -53,28 +49,15 @@ class Summary:
         return f"agents were left over: {self.left_over}" if self.left_over else None
 
 
-@contextmanager
-def scratch_registry(config: RegistryConfig) -> Iterator[tuple[AgentRegistry, str]]:
-    """Make a registry on the configured store, apart from its real agents, whom the demo's reaper would take offline.
+def scratch_registry(store: StoreChoice) -> AbstractContextManager[AgentRegistry]:
+    """Make a registry on a store, apart from its real agents, whom the demo's reaper would take offline.
 
-    Yields:
-        The registry, not yet open, and where it is, in words.
+    Agents that a killed demo leaves are gone after a minute.
     """
-    config = resolved(config)
-    match config.backend:
-        case "redis":
-            prefix = f"{config.prefix or _PREFIX}:demo-{uuid4().hex[:8]}"
-            registry = open_registry(replace(config, prefix=prefix, ttl=60, stale_after=TTL))
-            yield registry, f"Redis, in keys that begin with {prefix}:"
-        case "sqlite":
-            with tempfile.TemporaryDirectory(prefix="agentic-demo-", ignore_cleanup_errors=True) as folder:
-                path = str(Path(folder) / "registry.db")
-                yield open_registry(RegistryConfig(path=path, stale_after=TTL)), f"SQLite, in the scratch file {path}"
-        case _:
-            yield open_registry(replace(config, stale_after=TTL)), "memory"
+    return store.kind.scratch(**store.with_options(ttl=60, stale_after=TTL).options)
 
 
-async def check_rights(registry: AgentRegistry, place: str) -> None:
+async def check_rights(registry: AgentRegistry) -> None:
     """Register and remove an agent before the demo begins.
 
     Raises:
@@ -85,7 +68,7 @@ async def check_rights(registry: AgentRegistry, place: str) -> None:
         await registry.register(probe)
         await registry.deregister(probe.id)
     except BackendRejectedError as error:
-        raise BackendRejectedError(f"{error}; the demo has to write in {place}") from error
+        raise BackendRejectedError(f"{error}; the demo has to write in {registry.store}") from error
 
 
 async def run_demo(registry: AgentRegistry, size: int, tell: Tell) -> Summary:

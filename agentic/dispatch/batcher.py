@@ -1,7 +1,8 @@
-"""Many awaiting callers, one write to the store.
+"""Combine the calls of many callers into few batches.
 
-Each kind of call has a lane. Calls that arrive while a lane's flushes are under way gather in its queue and leave
-together as its next flush. There is no timer: a call that finds its lane idle leaves in the event loop's next turn.
+Each kind of call has a lane. Calls that arrive while a lane's batches are in flight wait in its queue and are sent
+together as its next batch. Batching adds no delay: if the lane is idle, a call is sent in the next iteration of the
+event loop.
 """
 
 from __future__ import annotations
@@ -11,119 +12,102 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import Context
 from copy import copy
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
+from agentic.concurrency import SLACK, as_exception, start_detached, timeout_error
+from agentic.dispatch.ordering import Call, Ordering
 from agentic.errors import BackendError, RegistryClosedError
-from agentic.exchange import SLACK, cancelled, interrupted, no_answer, retrieve, start_detached
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 BATCH_SIZE: Final = 256
-"""How many calls one flush carries at most."""
+"""The most calls in one batch."""
 
 MAX_PENDING: Final = 16_384
-"""How many calls may be lined up or under way at once; further ones wait outside, in order."""
+"""The most calls that are queued or in flight; further calls wait in `overflow`, in order."""
 
 Send = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]]
-"""Sends items to the store in one go; returns one outcome for each, in order, or raises where all of it fails."""
-
-Lane = Callable[[str, Item], Awaitable[Outcome]]
-"""Sends one item for one agent, in whatever company; what it returns brings that item's outcome."""
-
-_Call = tuple[str, Any, "asyncio.Future[Any]", float]
-"""One item on its way: its agent's id, the item, the future that its caller awaits, when it was issued."""
+"""Send a batch. Return one outcome per item, in order, or raise if the whole batch fails."""
 
 
 class Batcher:
-    """Gathers single calls into flushes.
+    """Combines single calls into batches.
 
-    - Calls on one agent take effect in the order they were issued: a call leaves when the agent's earlier ones have
-      ended, but for those of its own lane that it commutes with.
-    - A flush that fails fails its own calls alone, each with an exception of its own.
-    - A cancelled caller harms no other; its call is dropped if it has not left yet.
-    - A call ends within `timeout` seconds of being issued, or a twentieth more, waiting for room and for its turn
-      included. A flush is cancelled when all its calls are overdue; its agents' next calls leave when it has ended.
-    - Flushes run in no caller's context.
+    - Calls on one agent take effect in the order in which they were issued, as described in `Ordering`.
+    - A failed batch fails only its own calls, each with its own exception.
+    - Cancelling a caller does not affect other callers. A cancelled call that has not been sent is dropped.
+    - A call ends within `timeout` seconds after it was issued, plus at most a twentieth. This includes waiting for
+      capacity and for earlier calls. A batch is cancelled when all its calls are overdue; the next calls on its agents
+      are sent when it has ended.
+    - Batches run in an empty context.
 
-    Belongs to the event loop in which it is made.
+    It belongs to the event loop in which it was created.
+
+    Attributes:
+        timeout: Seconds a call may take.
+        closed: Whether calls are refused.
+        pending: The number of calls that are queued or in flight.
+        overflow: Calls that wait because `pending` is at `MAX_PENDING`.
+        order: Decides which calls may be sent.
     """
 
     def __init__(self, timeout: float, max_batches: int) -> None:
-        self.timeout = timeout
-        self._max_batches = max_batches
-        self._loop = asyncio.get_running_loop()
-        self._queues: list[_Queue] = []
-        self._turns: dict[str, _Queue | deque[_Turn]] = {}
-        self._pending = 0
-        self._waiting: deque[tuple[_Queue, _Call]] = deque()
-        self._workers: dict[asyncio.Task[None], list[_Call]] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
-
-    def lane(self, send: Send[Item, Outcome], *, commutes: bool = False) -> Lane[Item, Outcome]:
-        """Return a lane for one kind of call: a function that takes an agent's id and one item to send for it.
-
-        The function raises `RegistryClosedError` after `drain`.
+        """Create a batcher without lanes.
 
         Args:
-            send: Sends one flush.
-            commutes: Two of these calls on one agent may take effect in any order.
+            timeout: Seconds a call may take.
+            max_batches: The most batches of one lane that are in flight at once.
         """
-        queue = _Queue(send, commutes)
-        self._queues.append(queue)
-        make_future, turns, calls = self._loop.create_future, self._turns, queue.calls
+        self.timeout = timeout
+        self.closed = False
+        self.pending = 0
+        self.overflow: deque[Call] = deque()
+        self.order = Ordering()
+        self.max_batches = max_batches
+        self._loop = asyncio.get_running_loop()
+        self.create_future = self._loop.create_future
+        self._lanes: list[Lane[Any, Any]] = []
+        self._workers: dict[asyncio.Task[None], list[Call]] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
-        # Every call of a fleet passes through here: local names, and a straight path for the usual call.
-        def issue(agent_id: str, item: Item) -> asyncio.Future[Outcome]:
-            if self._closed:
-                raise RegistryClosedError
-            future = make_future()
-            call = (agent_id, item, future, monotonic())
-            if self._pending >= MAX_PENDING:
-                self._waiting.append((queue, call))
-                return future
-            self._pending += 1
-            if agent_id in turns:
-                self._line_up(queue, call)
-                return future
-            turns[agent_id] = queue
-            calls.append(call)
-            if queue.workers < self._max_batches:
-                self._start_worker(queue)
-            return future
+    def lane(self, send: Send[Item, Outcome], *, commutes: bool = False) -> Lane[Item, Outcome]:
+        """Create a lane for one kind of call.
 
-        return issue
+        Args:
+            send: Sends one batch.
+            commutes: Whether these calls on one agent may take effect in any order.
+        """
+        lane = Lane(self, send, commutes)
+        self._lanes.append(lane)
+        return lane
 
-    async def drain(self) -> None:
-        """Wait until every call has ended, at most `timeout` seconds; then fail the rest with `RegistryClosedError`."""
+    async def close(self) -> None:
+        """Wait up to `timeout` seconds for all calls to end; then fail the rest with `RegistryClosedError`."""
         end = monotonic() + self.timeout
         try:
             while self._workers and (left := end - monotonic()) > 0:
                 await asyncio.wait(self._workers, timeout=left)
         finally:
-            self._close()
+            self._fail_all()
         if self._workers:
             await asyncio.wait(self._workers, timeout=self.timeout * SLACK)
 
-    def _close(self) -> None:
-        self._closed = True
+    def _fail_all(self) -> None:
+        self.closed = True
         if self._timer is not None:
             self._timer.cancel()
         for worker in self._workers:
             _cancel_once(worker)
-        for _, _, future, _ in self._calls():
+        for *_, future, _ in self._calls():
             if not future.done():
                 future.set_exception(RegistryClosedError("the registry was closed before the store answered"))
-        for queue in self._queues:
-            queue.calls.clear()
-        self._turns.clear()
-        self._waiting.clear()
-        self._pending = 0
+        for lane in self._lanes:
+            lane.queue.clear()
+        self.order.clear()
+        self.overflow.clear()
+        self.pending = 0
 
     # --- deadlines ---
 
@@ -131,207 +115,174 @@ class Batcher:
         self._timer = self._loop.call_later(seconds, self._fail_overdue, context=Context())
 
     def _fail_overdue(self) -> None:
-        """Fail each overdue call, wherever it is, and cancel each flush of which all calls are overdue."""
+        """Fail all overdue calls, and cancel each batch whose calls are all overdue."""
         now = oldest = monotonic()
         due = now - self.timeout
-        for _, _, future, issued in self._calls():
+        for *_, future, issued in self._calls():
             if future.done():
                 continue
             if issued <= due:
-                future.set_exception(no_answer(self.timeout))
+                future.set_exception(timeout_error(self.timeout))
             elif issued < oldest:
                 oldest = issued
         for worker, calls in self._workers.items():
-            latest = max((issued for _, _, _, issued in calls), default=now)
+            latest = max((issued for *_, issued in calls), default=now)
             if latest <= due:
                 _cancel_once(worker)
             elif latest < oldest:
                 oldest = latest
         self._timer = None
-        if self._pending:
-            # Nothing is due before the oldest; to look through all calls takes milliseconds when there are many.
+        if self.pending:
+            # No call is overdue before the oldest one. Scanning 16,384 calls takes milliseconds, so scan rarely.
             self._start_timer(max(oldest + self.timeout - now, self.timeout * SLACK))
 
-    def _calls(self) -> Iterator[_Call]:
+    def _calls(self) -> Iterator[Call]:
         for calls in self._workers.values():
             yield from calls
-        for queue in self._queues:
-            yield from queue.calls
-        for turns in self._turns.values():
-            if not isinstance(turns, _Queue):
-                yield from chain.from_iterable(turn.held for turn in turns)
-        yield from (call for _, call in self._waiting)
+        for lane in self._lanes:
+            yield from lane.queue
+        yield from self.order.blocked()
+        yield from self.overflow
 
-    # --- turns: the order of calls on one agent ---
-    # A turn is the calls of one lane on one agent that may be under way together: several where they commute, else one.
-    # The next turn begins when all of them have ended. Most agents have one call under way, if any: the queue of its
-    # lane then stands for the agent's turns.
+    # --- batches ---
 
-    def _line_up(self, queue: _Queue, call: _Call) -> None:
-        """Let a call join the turns of an agent that has calls under way."""
-        agent_id = call[0]
-        turns = self._turns[agent_id]
-        if isinstance(turns, _Queue):
-            turns = self._turns[agent_id] = deque([_Turn(turns)])
-        last = turns[-1]
-        if last.queue is not queue or not queue.commutes:
-            turns.append(_Turn(queue, [call]))
-            return
-        last.unended += 1
-        if last is turns[0]:
-            self._enqueue(queue, call)
-        else:
-            last.held.append(call)
-
-    def _ended(self, agent_id: str) -> None:
-        """Take note that a call of the agent's present turn has ended."""
-        turns = self._turns[agent_id]
-        if not isinstance(turns, _Queue):
-            turns[0].unended -= 1
-            if turns[0].unended:
-                return
-            turns.popleft()
-            if turns:
-                self._begin(turns[0])
-                return
-        del self._turns[agent_id]
-
-    def _begin(self, turn: _Turn) -> None:
-        held, turn.held = turn.held, []
-        for call in held:
-            self._enqueue(turn.queue, call)
-
-    def _make_room(self, ended: int) -> None:
-        """Let in as many of those that wait outside as have ended."""
-        self._pending -= ended
-        while self._waiting and self._pending < MAX_PENDING:
-            queue, call = self._waiting.popleft()
-            self._pending += 1
-            if call[0] in self._turns:
-                self._line_up(queue, call)
-            else:
-                self._turns[call[0]] = queue
-                self._enqueue(queue, call)
-
-    # --- flushes ---
-
-    def _enqueue(self, queue: _Queue, call: _Call) -> None:
-        queue.calls.append(call)
-        if queue.workers < self._max_batches:
-            self._start_worker(queue)
-
-    def _start_worker(self, queue: _Queue) -> None:
-        queue.workers += 1
-        calls: list[_Call] = []
-        worker = start_detached(self._flush_until_idle(queue, calls))
+    def start_worker(self, lane: Lane[Any, Any]) -> None:
+        """Start sending the queued calls of a lane."""
+        calls: list[Call] = []
+        worker = start_detached(self._send_until_idle(lane, calls))
+        lane.workers.add(worker)
         self._workers[worker] = calls
-        worker.add_done_callback(partial(self._worker_ended, queue))
+
+        def ended(_: object) -> None:
+            del self._workers[worker]
+            lane.workers.discard(worker)
+            if worker.cancelled() or worker.exception() is not None or worker.cancelling():
+                # It was cancelled at its deadline, or by a program that cancels every task. Its callers got the error.
+                self._continue(lane)
+
+        worker.add_done_callback(ended)
         if self._timer is None:
             self._start_timer(self.timeout)
 
-    def _worker_ended(self, queue: _Queue, worker: asyncio.Task[None]) -> None:
-        retrieve(worker)  # Its callers have the exception.
-        del self._workers[worker]
-        queue.workers -= 1
-        if queue.calls:  # It was cancelled: by its deadline, or by a program that cancels every task it finds.
-            self._start_worker(queue)
+    def _continue(self, lane: Lane[Any, Any]) -> None:
+        if lane.queue and len(lane.workers) < self.max_batches:
+            self.start_worker(lane)
 
-    async def _flush_until_idle(self, queue: _Queue, calls: list[_Call]) -> None:
-        worker = asyncio.current_task()
-        while worker and not worker.cancelling() and self._take(queue, calls):
-            await self._flush(queue, calls)
+    async def _send_until_idle(self, lane: Lane[Any, Any], calls: list[Call]) -> None:
+        worker = cast("asyncio.Task[None]", asyncio.current_task())
+        while not worker.cancelling() and self._take(lane, calls):
+            try:
+                outcomes = await lane.send([item for _, _, item, _, _ in calls])
+                if len(outcomes) != len(calls):
+                    raise BackendError(f"the store returned {len(outcomes)} outcomes for {len(calls)} calls")
+            except BaseException as error:
+                if not self._loop.is_closed():  # Otherwise nothing awaits the calls.
+                    self._fail(calls, as_exception(error))
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                self._succeed(calls, outcomes)
+        lane.workers.discard(worker)  # Immediately, so that the next call starts a worker.
 
-    def _take(self, queue: _Queue, calls: list[_Call]) -> bool:
-        """Move the next calls from the queue, but for those whose callers have gone; tell whether there are any."""
-        waiting = queue.calls
-        while waiting and len(calls) < BATCH_SIZE:
-            call = waiting.popleft()
-            if not call[2].done():
+    def _take(self, lane: Lane[Any, Any], calls: list[Call]) -> bool:
+        """Move the next calls from the queue to `calls`, dropping cancelled ones. Return whether there are any."""
+        queue = lane.queue
+        while queue and len(calls) < BATCH_SIZE:
+            call = queue.popleft()
+            if call[3].done():
+                self._leave([call])
+            else:
                 calls.append(call)
-                continue
-            self._ended(call[0])
-            self._make_room(1)
         return bool(calls)
 
-    async def _flush(self, queue: _Queue, calls: list[_Call]) -> None:
-        try:
-            outcomes = await queue.send([item for _, item, _, _ in calls])
-            if len(outcomes) != len(calls):
-                raise BackendError(f"the store gave {len(outcomes)} answers to {len(calls)} calls")
-        except Exception as error:  # noqa: BLE001  the callers, who await it, get it
-            self._fail(calls, error)
-        except asyncio.CancelledError:
-            self._fail(calls, cancelled())
-            raise
-        except BaseException as error:
-            if not self._loop.is_closed():  # Else nobody awaits the calls any more.
-                self._fail(calls, interrupted(error))
-            raise
-        else:
-            self._succeed(queue, calls, outcomes)
-
-    def _succeed(self, queue: _Queue, calls: list[_Call], outcomes: Sequence[Any]) -> None:
-        if self._closed:
+    def _succeed(self, calls: list[Call], outcomes: Sequence[Any]) -> None:
+        if self.closed:
             return
-        turns = self._turns
-        for (agent_id, _, future, _), outcome in zip(calls, outcomes, strict=True):
+        for (_, _, _, future, _), outcome in zip(calls, outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)
-            if turns[agent_id] is queue:
-                del turns[agent_id]
-            else:
-                self._ended(agent_id)
-        self._all_ended(calls)
+        self._leave(calls)
 
-    def _fail(self, calls: list[_Call], error: Exception) -> None:
-        if self._closed:
+    def _fail(self, calls: list[Call], error: Exception) -> None:
+        if self.closed:
             return
-        for agent_id, _, future, _ in calls:
+        for _, _, _, future, _ in calls:
             if not future.done():
-                future.set_exception(own(error))
-            self._ended(agent_id)
-        self._all_ended(calls)
+                future.set_exception(copy_error(error))
+        self._leave(calls)
 
-    def _all_ended(self, calls: list[_Call]) -> None:
-        ended = len(calls)
+    def _leave(self, calls: list[Call]) -> None:
+        """Clear a list of calls that have ended, and enqueue the calls that they blocked."""
+        unblocked = self.order.leave(calls)
+        self.pending -= len(calls)
         calls.clear()
-        self._make_room(ended)
+        for call in unblocked:
+            self._enqueue(call)
+        while self.overflow and self.pending < MAX_PENDING:
+            self.pending += 1
+            call = self.overflow.popleft()
+            if self.order.enter(call):
+                self._enqueue(call)
+
+    def _enqueue(self, call: Call) -> None:
+        lane = cast("Lane[Any, Any]", call[0])
+        lane.queue.append(call)
+        self._continue(lane)
 
 
-class _Queue:
-    """What a lane knows: how it sends, which calls wait to leave, how many workers flush them."""
+class Lane(Generic[Item, Outcome]):
+    """Calls of one kind.
 
-    def __init__(self, send: Send[Any, Any], commutes: bool) -> None:
+    Attributes:
+        send: Sends one batch.
+        commutes: Whether these calls on one agent may take effect in any order.
+        queue: Calls to send in the next batch.
+        workers: The tasks that send its batches.
+    """
+
+    def __init__(self, batcher: Batcher, send: Send[Item, Outcome], commutes: bool) -> None:
+        self._batcher = batcher
         self.send = send
         self.commutes = commutes
-        self.calls: deque[_Call] = deque()
-        self.workers = 0
+        self.queue: deque[Call] = deque()
+        self.workers: set[asyncio.Task[None]] = set()
 
+    def __call__(self, agent_id: str, item: Item) -> asyncio.Future[Outcome]:
+        """Queue one item for an agent. Await the result for its outcome.
 
-@dataclass(slots=True, eq=False)
-class _Turn:
-    """Calls of one lane on one agent that are under way together, or will be."""
-
-    queue: _Queue
-    held: list[_Call] = field(default_factory=list)
-    """Those that wait for the turn to begin."""
-    unended: int = 1
+        Raises:
+            RegistryClosedError: The batcher is closed.
+        """
+        batcher = self._batcher
+        if batcher.closed:
+            raise RegistryClosedError
+        future: asyncio.Future[Outcome] = batcher.create_future()
+        call = (self, agent_id, item, future, monotonic())
+        if batcher.pending >= MAX_PENDING:
+            batcher.overflow.append(call)
+            return future
+        batcher.pending += 1
+        if batcher.order.enter(call):
+            self.queue.append(call)
+            if len(self.workers) < batcher.max_batches:
+                batcher.start_worker(self)
+        return future
 
 
 def _cancel_once(worker: asyncio.Task[None]) -> None:
-    """Cancel a worker, unless it has been: a second time would interrupt what the first has set off."""
+    """Cancel a worker unless it is being cancelled, because a second cancellation would interrupt its cleanup."""
     if not worker.cancelling():
         worker.cancel()
 
 
-def own(error: Exception) -> Exception:
-    """Return a caller's own instance of an error that several share; a traceback shared would grow with each raise.
+def copy_error(error: Exception) -> Exception:
+    """Copy an error for one of several callers, because a shared traceback would grow with each raise.
 
-    The error itself, where it cannot be copied: its class is made with other arguments than it keeps.
+    An error is returned uncopied if its constructor does not accept its `args`.
     """
     try:
         copied = copy(error)
-    except Exception:  # noqa: BLE001  whatever its constructor makes of them
+    except Exception:  # noqa: BLE001  its constructor may raise anything
         return error
     copied.__cause__ = error.__cause__
     return copied.with_traceback(error.__traceback__)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.test_examples import ROOT
+from tests.support.documents import ROOT
 
 
 def test_a_crew_in_a_thread_does_not_hold_up_the_heartbeats(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from litestar.testing import TestClient
 
-from tests.redis_server import RedisServer
-from tests.test_examples import ROOT, run
+from agentic.testing import RedisServer
+from tests.support.documents import ROOT, run_python
 
 EXAMPLES = ROOT / "examples" / "frameworks"
 
 
 def test_the_langgraph_router_gives_jobs_to_those_who_can_do_them(tmp_path: Path) -> None:
-    printed = run(str(EXAMPLES / "langgraph_router.py"), cwd=tmp_path)
+    printed = run_python(str(EXAMPLES / "langgraph_router.py"), cwd=tmp_path)
     assert printed.splitlines() == [
         "coder-1 did the parser",
         "writer-1 did the report",
@@ -24,7 +24,7 @@ def test_the_langgraph_router_gives_jobs_to_those_who_can_do_them(tmp_path: Path
 
 
 def test_the_openai_agent_asks_the_registry(tmp_path: Path) -> None:
-    printed = run(str(EXAMPLES / "openai_agents_tool.py"), cwd=tmp_path)
+    printed = run_python(str(EXAMPLES / "openai_agents_tool.py"), cwd=tmp_path)
     assert printed.splitlines() == ["the registry said: coder-1", "the agent said: coder-1 can do it."]
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote
 
 import redis.asyncio as aioredis
 
-from agentic.abc import Backend
+from agentic.abc import Backend, Cursor, Step
 from agentic.agent import AgentChanges, AgentInfo
 from agentic.backends.redis.client import (
     CONNECT_TIMEOUT,
@@ -22,7 +23,8 @@ from agentic.backends.redis.client import (
     make_client,
 )
 from agentic.backends.redis.cluster import Cluster
-from agentic.backends.redis.diagnosis import may_evict, redis_findings
+from agentic.backends.redis.diagnosis import findings_of, may_evict
+from agentic.backends.redis.ids import OrderedIds
 from agentic.backends.redis.keys import Keys, ShardedKeys, family_of, marks_key, valid_prefix
 from agentic.backends.redis.operations import (
     Beat,
@@ -39,7 +41,7 @@ from agentic.backends.redis.operations import (
 from agentic.backends.redis.outcomes import facts, failure, raise_any
 from agentic.backends.redis.records import Records
 from agentic.backends.redis.requests import Batch, Command, Request, Writer, bounded, requests
-from agentic.backends.redis.scan import Record, Walk
+from agentic.backends.redis.scan import PAGE_SIZE, Record, RecordPage, Walk
 from agentic.backends.redis.scripts import ABSENT, DONE, WRONG_TYPE
 from agentic.backends.redis.server_info import DRIVER_ERRORS
 from agentic.backends.redis.servers import OneServer, Servers
@@ -68,6 +70,14 @@ NO_OTHER_TYPE: Final = (b"none", b"string")
 
 LONGEST_REPORT: Final = 4_000
 """Characters of the ids that are logged of agents which nobody else can be told of."""
+
+
+@dataclass
+class _Sweep:
+    """How far a sweep has come, and the errors of its last page, to be raised once its marks have been reported."""
+
+    walk: Walk
+    failed: list[Any] = field(default_factory=list)
 
 
 class RedisBackend(Backend):
@@ -116,11 +126,15 @@ class RedisBackend(Backend):
     @property
     def store(self) -> str:
         """The name, with the prefix where that is not the usual one."""
-        return self._name if self.prefix == DEFAULT_PREFIX else with_parameter(self._name, "prefix", quote(self.prefix))
+        return (
+            self._name
+            if self.prefix == DEFAULT_PREFIX
+            else with_parameter(self._name, "prefix", quote(self.prefix, safe="/:"))
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__() | {"_writer": Writer()}  # A copy sends writes of its own.
-        for opened in ("_servers", "_marking"):
+        for opened in ("_servers", "_marking", "_ordered_ids"):
             state.pop(opened, None)
         return state | {"shard_of": None}
 
@@ -138,6 +152,7 @@ class RedisBackend(Backend):
         if self._client is None or isinstance(client, Topology):
             self._servers_to_close = self._servers
         self._marking = asyncio.Lock()
+        self._ordered_ids = OrderedIds(lambda page_size: Walk(self._servers, self._keys, page_size=page_size))
         seconds = min(CONNECT_TIMEOUT, self.timeout)
         try:
             async with asyncio.timeout(seconds):
@@ -179,7 +194,7 @@ class RedisBackend(Backend):
         with suppress(TimeoutError):
             async with asyncio.timeout(self.timeout / 2):
                 await self._settle(FindMarks, marks.unsettled())
-                await self._settle(Settle, generations.unsettled())
+                await self._settle(Settle, list(generations.unsettled))
         if untold := marks.take():
             names = printable(", ".join(sorted(untold)), LONGEST_REPORT)
             self._log.warning(
@@ -205,12 +220,14 @@ class RedisBackend(Backend):
 
     async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
         keys = self._keys.agents(ids)
-        await self._settle_lost(keys)
+        if self._writer.generations.unsettled:
+            await self._settle_lost(keys)
         return facts(await self._run(Beat, keys, (self._milliseconds,)), ids)
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)
-        await self._settle_lost(keys)
+        if self._writer.generations.unsettled:
+            await self._settle_lost(keys)
         found: list[AgentInfo | RegistryError | None] = []
         absent: list[int] = []
         for key, reading in zip(keys, await self._run(Read, keys), strict=True):
@@ -259,25 +276,42 @@ class RedisBackend(Backend):
 
     # --- the whole fleet ---
 
-    async def pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
-        async with aclosing(self._walk_records().pages()) as pages:
-            async for page in pages:
-                yield self._records.agents(await self._strings(page), self.on_corrupt)
+    async def page(self, after: str, limit: int, walk: str) -> tuple[Sequence[AgentInfo], str | None]:
+        after_id = after.encode(errors="surrogateescape")
+        ids, has_more = await self._ordered_ids.page(after_id, min(limit, PAGE_SIZE), walk)
+        if not ids:
+            return [], None
+        keys = [self._keys.of_id(encoded) for encoded in ids]
+        records, times, _ = await self._servers.page(None, keys, None)
+        agents = await self._agents(RecordPage(list(zip(keys, records, times, strict=True)), None))
+        return agents, ids[-1].decode(errors="surrogateescape") if has_more else None
 
-    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        if missed := [agent_id for agent_id, _ in await self._mark([], [])]:
-            yield missed
-        walk = self._walk_records()
-        async with aclosing(walk.nodes()) as nodes:
-            async for node in nodes:
-                # Each server's clock decides for the agents that it holds.
-                boundary = stale_before(await self.time_of(node), ttl)
-                async with walk.pages_of(node) as pages:
-                    async for page in pages:
-                        found = list(self._records.not_live(await self._strings(page), boundary, self.on_corrupt))
-                        marks = await self._mark([agent_id for agent_id, _ in found], [each for _, each in found])
-                        yield [agent_id for agent_id, mark in marks if mark == DONE]
-                        raise_any([mark for _, mark in marks])  # After what was marked has been reported.
+    async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
+        walk: Walk = cursor or Walk(self._servers, self._keys)
+        agents, has_more = await walk.next(self._agents)
+        return agents, walk if has_more else None
+
+    async def _agents(self, page: RecordPage) -> list[AgentInfo]:
+        return self._records.agents(await self._strings(page.records), self.on_corrupt)
+
+    async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
+        if cursor is None:
+            missed = await self._mark([], [])
+            return [agent_id for agent_id, _ in missed], _Sweep(Walk(self._servers, self._keys, time_of=self.time_of))
+
+        async def not_live(page: RecordPage) -> list[tuple[str, Command]]:
+            if page.began is None:
+                return []
+            # Each server's clock decides for the agents that it holds.
+            boundary = stale_before(page.began, ttl)
+            return list(self._records.not_live(await self._strings(page.records), boundary, self.on_corrupt))
+
+        sweep: _Sweep = cursor
+        raise_any(sweep.failed)
+        found, has_more = await sweep.walk.next(not_live)
+        marks = await self._mark([agent_id for agent_id, _ in found], [each for _, each in found])
+        sweep.failed = [mark for _, mark in marks if isinstance(mark, BackendError)]
+        return [agent_id for agent_id, mark in marks if mark == DONE], sweep if has_more or sweep.failed else None
 
     async def _mark(self, ids: list[str], found: Sequence[Command]) -> list[tuple[str, Any]]:
         """Mark agents offline; return their outcomes, and those of agents marked earlier and not reported yet."""
@@ -302,24 +336,23 @@ class RedisBackend(Backend):
 
         Where the store refuses that, such as while its replicas are missing, the call goes on without it.
         """
-        if lost := self._writer.generations.unsettled():
-            families = set(map(family_of, keys))
-            await self._settle(TrySettle, [family for family in lost if family in families])
+        families = set(map(family_of, keys))
+        await self._settle(TrySettle, families.intersection(self._writer.generations.unsettled))
 
     async def _settle(self, kind: type[Settle], families: Iterable[bytes]) -> list[Any]:
         batch = Batch([marks_key(family, self._writer.generations.writer) for family in families], writer=self._writer)
         await self._servers.run([kind(batch, [at]) for at in range(len(batch.keys))])
         return batch.outcomes
 
-    async def clear(self) -> AsyncGenerator[int, None]:
-        async with aclosing(self._walk_records().pages()) as pages:
-            async for page in pages:
-                # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
-                agents = self._records.agents(await self._strings(page), self.on_corrupt)
-                yield sum(raise_any(await self._run(Deregister, self._keys.agents([agent.id for agent in agents]))))
+    async def clear(self, cursor: Cursor) -> Step[int]:
+        async def deleted(page: RecordPage) -> int:
+            # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
+            agents = await self._agents(page)
+            return sum(raise_any(await self._run(Deregister, self._keys.agents([agent.id for agent in agents]))))
 
-    def _walk_records(self) -> Walk:
-        return Walk(self._servers, self._keys)
+        walk: Walk = cursor or Walk(self._servers, self._keys)
+        count, has_more = await walk.next(deleted)
+        return count, walk if has_more else None
 
     async def _run(
         self, kind: type[Request], keys: Sequence[bytes], common: Command = (), each: Sequence[Command] | None = None
@@ -329,7 +362,7 @@ class RedisBackend(Backend):
         await self._servers.run(requests(kind, batch, self._keys.by_slot(keys)))
         return batch.outcomes
 
-    async def _strings(self, page: list[Record]) -> list[tuple[bytes, bytes, datetime]]:
+    async def _strings(self, page: Sequence[Record]) -> list[tuple[bytes, bytes, datetime]]:
         """Return the records of a page; a key of another type is skipped with a logged warning."""
         empty = [key for key, record, _ in page if record is None]
         for key, kind in zip(empty, raise_any(await self._types(empty)), strict=True):
@@ -340,10 +373,9 @@ class RedisBackend(Backend):
     async def times(self) -> Sequence[datetime]:
         return await asyncio.gather(*(self.time_of(node) for node in await self._servers.nodes()))
 
-    async def diagnose(self) -> AsyncGenerator[Sequence[Finding], None]:
-        async with aclosing(redis_findings(self._servers, self._keys)) as findings:
-            async for finding in findings:
-                yield [finding]
+    async def diagnose(self, cursor: Cursor) -> Step[Sequence[Finding]]:
+        nodes = await self._servers.nodes() if cursor is None else cursor
+        return await findings_of(self._servers, self._keys, nodes[0]), nodes[1:] or None
 
     async def time_of(self, node: Any) -> datetime:
         """Return the time of one of the servers."""

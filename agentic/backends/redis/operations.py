@@ -100,8 +100,8 @@ class SlowBeat(Write):
 class Stamp(Beat):
     """Sends heartbeats that leave offline agents offline, for they name no key but the agent's."""
 
-    def _further_arguments(self) -> Command:
-        return (1,)
+    def _further(self) -> tuple[Command, Command]:
+        return (), (1,)
 
     def settle(self, reply: Any) -> Sequence[Request]:
         """Take a reply as `Run.settle` does; what needs the slow script after all waits until the slot has moved."""
@@ -121,11 +121,10 @@ class Mark(Write):
 
     script = SCRIPTS["reap"]
 
-    def _further_keys(self) -> Command:
-        return (marks_key(self.family, self.writer.generations.writer), *super()._further_keys())
-
-    def _further_arguments(self) -> Command:
-        return (self.writer.marks.sent(self.family), *super()._further_arguments())
+    def _further(self) -> tuple[Command, Command]:
+        keys, arguments = super()._further()
+        marks = marks_key(self.family, self.writer.generations.writer)
+        return (marks, *keys), (self.writer.marks.sent(self.family), *arguments)
 
     def settle(self, reply: Any) -> Sequence[Request]:
         """Take a reply as `Write.settle` does, and take note of the agents that it says were marked."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, Self
+from uuid import uuid4
 
 import redis.asyncio as aioredis
 
 from agentic.backends.redis.backend import DEFAULT_PREFIX, RedisBackend
 from agentic.backends.redis.client import check_client
-from agentic.backends.redis.url import connection_options
+from agentic.backends.redis.url import connection_options, options_in
 from agentic.options import count
 from agentic.registry import AgentRegistry
 from agentic.urls import StoreURL, with_parameter
@@ -32,7 +36,7 @@ class RedisRegistry(AgentRegistry):
 
     def __init__(
         self,
-        url: str = "redis://localhost:6379/0",
+        url: str | StoreURL = "redis://localhost:6379/0",
         *,
         client: aioredis.Redis | aioredis.RedisCluster | None = None,
         password: str | None = None,
@@ -106,3 +110,15 @@ class RedisRegistry(AgentRegistry):
         )
         super().__init__(backend, stale_after=stale_after, wait=wait)
         self.prefix = backend.prefix
+
+    @classmethod
+    def options_in(cls, url: StoreURL) -> dict[str, Any]:
+        """Return the URL of the servers, and None for `password` and `db` where the URL has them."""
+        return options_in(url)
+
+    @classmethod
+    @contextmanager
+    def scratch(cls, **options: Any) -> Iterator[Self]:
+        """Make a registry under a prefix of its own."""
+        options["prefix"] = f"{options.get('prefix') or DEFAULT_PREFIX}:demo-{uuid4().hex[:8]}"
+        yield cls(**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ SENTINEL_PORT: Final = 26379
 
 # By which name the driver knows each file that TLS needs.
 _FILES: Final = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
+_SCHEME: Final = re.compile(r"unix|(redis|valkey)s?(\+(sentinel|cluster))?")
 _PARAMETERS: Final = (*_FILES, "sentinel_username", "sentinel_password", "sentinel_tls")
 
 
@@ -33,8 +35,11 @@ def connection_options(url: StoreURL, **given: object) -> dict[str, Any]:
     Raises:
         ConfigurationError: The URL or an option is wrong; the message shows no secret.
     """
-    if url.store != "redis":
-        malformed("RedisRegistry takes a Redis URL; open_registry takes this one")
+    if not _SCHEME.fullmatch(url.scheme):
+        malformed(
+            "RedisRegistry takes redis, rediss, valkey and valkeys, alone and with +sentinel or +cluster, and unix; "
+            "open_registry takes the URLs of other stores"
+        )
     is_unix, tls = url.scheme == "unix", url.scheme.startswith(("rediss", "valkeys"))
     known = (*_PARAMETERS, "db") if is_unix else _PARAMETERS
     if not set(known).issuperset(url.parameters):
@@ -55,9 +60,24 @@ def connection_options(url: StoreURL, **given: object) -> dict[str, Any]:
     return options
 
 
-def names_database(url: StoreURL) -> bool:
-    """Tell whether a Redis URL's path names a database."""
-    return url.scheme != "unix" and any(url.segments[1:] if url.scheme.endswith("+sentinel") else url.segments)
+def options_in(url: StoreURL) -> dict[str, Any]:
+    """Return the arguments of `RedisRegistry` that a URL gives outside its query.
+
+    `password` and `db` are None where the URL has them, so that it counts before a configuration.
+
+    Raises:
+        ConfigurationError: `db` is a parameter where the path names the database.
+    """
+    options: dict[str, Any] = {"url": url.without_parameters()}
+    if url.password:
+        options["password"] = None
+    if url.scheme == "unix":
+        return options
+    if "db" in url.parameters:
+        malformed("unknown parameter: the database is in the path, as in redis://localhost:6379/0")
+    if any(url.segments[1:] if url.scheme.endswith("+sentinel") else url.segments):
+        options["db"] = None
+    return options
 
 
 def _parameter(name: str, value: str) -> str | int | bool:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final, Literal, cast
+from itertools import chain
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from msgspec.structs import replace
 
-from agentic.abc import Backend
+from agentic.abc import Backend, Cursor, Step
 from agentic.agent import AgentChanges, AgentInfo
 from agentic.backends.seen import Seen
 from agentic.backends.sqlite.database import Database
-from agentic.backends.sqlite.diagnosis import examine
+from agentic.backends.sqlite.diagnosis import CHECKS
 from agentic.backends.sqlite.file import DEFAULT_PATH
 from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, later, row_of, stored
 from agentic.backends.sqlite.sweep import due_rows, sweep_rows
@@ -41,6 +42,12 @@ _PRESENT_IDS: Final = f"SELECT id FROM agents WHERE {_PRESENT_AMONG}"
 _FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT_AMONG}"
 _PAGE: Final = f"""
 SELECT {AGENT_COLUMNS}, rowid FROM agents WHERE {_PRESENT} AND rowid <= ? ORDER BY rowid DESC LIMIT {PAGE_SIZE}"""
+# The ids that are texts: numbers are lower than any of them, blobs higher. UTF-8 in a blob, for an id may be invalid.
+_PAGE_BY_ID: Final = f"""
+SELECT {AGENT_COLUMNS}, CAST(id AS BLOB) FROM agents WHERE {_PRESENT} AND id > CAST(? AS TEXT) AND id < x''
+ORDER BY id LIMIT ?"""
+_WITHOUT_A_TEXT_AS_ID: Final = f"""
+SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT} AND (id IS NULL OR id < '' OR id >= x'')"""
 _LAST_ROWID: Final = 2**63 - 1
 _CLEARED: Final = f"rowid IN (SELECT rowid FROM agents WHERE rowid <= ? ORDER BY rowid DESC LIMIT {CLEARED_AT_ONCE})"
 _MAX_SOUND_IDS: Final = 100_000
@@ -153,59 +160,72 @@ class SQLiteBackend(Backend):
     async def times(self) -> Sequence[datetime]:
         return await self.database.read(lambda _: [self._now()])
 
-    async def pages(self) -> AsyncGenerator[Sequence[AgentInfo], None]:
+    async def page(self, after: str, limit: int, walk: str) -> tuple[Sequence[AgentInfo], str | None]:
+        limit = min(limit, PAGE_SIZE)
+
+        def work(db: sqlite3.Connection) -> tuple[datetime, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+            now = self._now()
+            parameters = (format_instant(now), after.encode(errors="surrogateescape"), limit + 1)
+            rows = db.execute(_PAGE_BY_ID, parameters).fetchall()
+            strange = [] if len(rows) > limit else db.execute(_WITHOUT_A_TEXT_AS_ID, parameters[:1]).fetchall()
+            return now, rows, strange
+
+        now, rows, strange = await self.database.read(work)
+        agents = self._agents(chain((row[:-1] for row in rows[:limit]), strange), now)
+        return agents, rows[limit - 1][-1].decode(errors="surrogateescape") if len(rows) > limit else None
+
+    async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
         # By rowid, so that nothing stored in a row, however damaged, steers the walk. Downwards, for new rows come on
         # top and VACUUM moves rows down at most. An agent that was registered anew or moved may be met twice.
-        upto, seen = _LAST_ROWID, Seen[str]()
+        upto, seen = cursor or (_LAST_ROWID, Seen[str]())
 
-        def page(db: sqlite3.Connection) -> tuple[datetime, list[tuple[object, ...]]]:
+        def work(db: sqlite3.Connection) -> tuple[datetime, list[tuple[Any, ...]]]:
             now = self._now()
             return now, db.execute(_PAGE, (format_instant(now), upto)).fetchall()
 
-        while True:
-            now, rows = await self.database.read(page)
-            agents = []
-            for row in rows:
-                agent = agent_of(row[:-1], now)
-                if isinstance(agent, AgentInfo):
-                    agents.append(agent)
-                else:
-                    self.on_corrupt(agent)
-            new = set(seen.only_new([agent.id for agent in agents]))
-            yield [agent for agent in agents if agent.id in new]
-            if len(rows) < PAGE_SIZE:
-                break
-            upto = cast(int, rows[-1][-1]) - 1
+        now, rows = await self.database.read(work)
+        agents = self._agents((row[:-1] for row in rows), now)
+        new = set(seen.only_new([agent.id for agent in agents]))
+        page = [agent for agent in agents if agent.id in new]
+        if len(rows) == PAGE_SIZE:
+            return page, (rows[-1][-1] - 1, seen)
         await seen.forget()
+        return page, None
 
-    async def sweep(self, ttl: timedelta) -> AsyncGenerator[Sequence[str], None]:
-        upto, (began,) = _LAST_ROWID, await self.times()
-        while True:
-            rowids = await self.database.read(lambda db: due_rows(db, upto, began, ttl, PAGE_SIZE))  # noqa: B023
-            if rowids:
-                swept = await self.database.write(
-                    lambda db: sweep_rows(db, rowids, began, self._now(), ttl, self.ttl)  # noqa: B023
-                )
-                for error in swept.corrupt:
-                    self.on_corrupt(error)
-                yield swept.ids
-            if len(rowids) < PAGE_SIZE:
-                return
-            upto = rowids[-1] - 1
+    def _agents(self, rows: Iterable[tuple[Any, ...]], now: datetime) -> list[AgentInfo]:
+        """Return the agent of each row; a corrupt one is skipped."""
+        agents = []
+        for row in rows:
+            agent = agent_of(row, now)
+            if isinstance(agent, AgentInfo):
+                agents.append(agent)
+            else:
+                self.on_corrupt(agent)
+        return agents
 
-    async def clear(self) -> AsyncGenerator[int, None]:
-        (upto,) = await self.database.read(lambda db: db.execute("SELECT max(rowid) FROM agents").fetchone())
-        while upto is not None:
-            present = await self.database.write(
-                lambda db: delete_rows(db, _CLEARED, _PRESENT, (upto, format_instant(self._now())))
-            )
-            yield sum(present)
-            if len(present) < CLEARED_AT_ONCE:
-                return
+    async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
+        upto, began = cursor or (_LAST_ROWID, (await self.times())[0])
+        rowids = await self.database.read(lambda db: due_rows(db, upto, began, ttl, PAGE_SIZE))
+        if not rowids:
+            return (), None
+        swept = await self.database.write(lambda db: sweep_rows(db, rowids, began, self._now(), ttl, self.ttl))
+        for error in swept.corrupt:
+            self.on_corrupt(error)
+        return swept.ids, (rowids[-1] - 1, began) if len(rowids) == PAGE_SIZE else None
 
-    async def diagnose(self) -> AsyncGenerator[Sequence[Finding], None]:
-        async for findings in examine(self.database):
-            yield findings
+    async def clear(self, cursor: Cursor) -> Step[int]:
+        if cursor is None:
+            (cursor,) = await self.database.read(lambda db: db.execute("SELECT max(rowid) FROM agents").fetchone())
+        if cursor is None:
+            return 0, None
+        present = await self.database.write(
+            lambda db: delete_rows(db, _CLEARED, _PRESENT, (cursor, format_instant(self._now())))
+        )
+        return sum(present), cursor if len(present) == CLEARED_AT_ONCE else None
+
+    async def diagnose(self, cursor: Cursor) -> Step[Sequence[Finding]]:
+        check, *following = CHECKS if cursor is None else cursor
+        return await check(self.database), following or None
 
     def _now(self) -> datetime:
         return read(self.clock)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Literal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Self
 
 from agentic.backends.sqlite.backend import SQLiteBackend
 from agentic.clock import Clock, system_clock
 from agentic.registry import AgentRegistry
+from agentic.urls import StoreURL
 
 
 class SQLiteRegistry(AgentRegistry):
@@ -62,3 +67,16 @@ class SQLiteRegistry(AgentRegistry):
         super().__init__(backend, stale_after=stale_after, wait=wait)
         self.path, self.clock = backend.path, backend.clock
         self.synchronous, self.create = backend.synchronous, backend.create
+
+    @classmethod
+    def options_in(cls, url: StoreURL) -> dict[str, Any]:
+        """Return the file."""
+        return {"path": url.file()}
+
+    @classmethod
+    @contextmanager
+    def scratch(cls, **options: Any) -> Iterator[Self]:
+        """Make a registry in a temporary file."""
+        with TemporaryDirectory(prefix="agentic-demo-", ignore_cleanup_errors=True) as folder:
+            options |= {"path": Path(folder) / "registry.db", "create": True}
+            yield cls(**options)

@@ -1,0 +1,54 @@
+"""The calls of a registry and the primitives behind them, which tests replace by some that hang, fail or are late."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from agentic.agent import AgentInfo
+from agentic.findings import Finding
+from agentic.registry import AgentRegistry
+
+Call = Callable[[AgentRegistry], Awaitable[object]]
+
+
+async def scan(registry: AgentRegistry) -> list[AgentInfo]:
+    """Return what `scan` yields."""
+    return [agent async for agent in registry.scan()]
+
+
+async def diagnose(registry: AgentRegistry) -> list[Finding]:
+    """Return what `diagnose` yields."""
+    return [finding async for finding in registry.diagnose()]
+
+
+CALLS: dict[str, tuple[str, Call]] = {
+    "register": ("insert", lambda registry: registry.register(AgentInfo("a"))),
+    "heartbeat": ("touch", lambda registry: registry.heartbeat("a")),
+    "heartbeat_many": ("touch", lambda registry: registry.heartbeat_many(["a", "b"])),
+    "get": ("fetch", lambda registry: registry.get("a")),
+    "update": ("patch", lambda registry: registry.update("a", name="x")),
+    "deregister": ("delete", lambda registry: registry.deregister("a")),
+    "list": ("scan", lambda registry: registry.list()),
+    "scan": ("scan", scan),
+    "page": ("page", lambda registry: registry.page()),
+    "reap": ("sweep", lambda registry: registry.reap(60)),
+    "flush": ("clear", lambda registry: registry.flush()),
+    "store_time": ("times", lambda registry: registry.store_time()),
+    "diagnose": ("diagnose", diagnose),
+}
+"""Each call, and the primitive behind it."""
+
+
+def do_first(registry: AgentRegistry, primitive: str, act: Callable[[], Awaitable[object]]) -> Callable[[], None]:
+    """Let a primitive of the registry's backend do this before its own work; return a function that undoes that."""
+    backend = registry.backend
+    original = getattr(backend, primitive)
+
+    async def acting_first(*args: Any) -> Any:
+        await act()
+        return await original(*args)
+
+    backend.is_immediate = False
+    setattr(backend, primitive, acting_first)
+    return lambda: setattr(backend, primitive, original)
