@@ -1,4 +1,4 @@
-"""What is checked before a change lands: `nox` runs it all, `nox -s tests` one part."""
+"""Checks to run before a change lands: `nox` runs all, `nox -s tests` one of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTRACT = (
     "redis",
     "sqlite",
 )
-"""The tests that every version of a dependency must pass: the contract, and what is special to each store."""
+"""Tests that must pass with every supported version of a dependency: the contract and those of each store."""
 
 NEIGHBOURS = (
     "agent-framework",
@@ -37,7 +37,7 @@ NEIGHBOURS = (
     "pydantic-ai",
     "saq[redis]",
 )
-"""What the users of this package have installed beside it."""
+"""Packages that users install together with this one."""
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -58,7 +58,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with mypy and pyright, and what users write with two more checkers."""
+    """Check types with mypy and pyright, and a typical user's code with two more checkers."""
     install(session, "types")
     session.run("mypy")
     session.run("pyright")
@@ -66,23 +66,23 @@ def types(session: nox.Session) -> None:
     session.run("ty", "check", "tests/typical_use.py")
 
 
-# The tests wait more than they compute, so more workers than processors.
+# Tests mostly wait, so use more workers than processors.
 IN_PARALLEL = ("-n", "4", "--dist", "worksteal")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on every store; arguments go to pytest."""
+    """Run the tests on every store; arguments are passed to pytest."""
     install(session, "test")
     session.run("pytest", *(session.posargs or (*IN_PARALLEL, "--cov", "--cov-report=term")))
 
 
 @nox.session(default=False)
 def lowest(session: nox.Session) -> None:
-    """Run the tests of the contract and of the stores with the lowest versions that pyproject.toml admits."""
+    """Run the tests of the contract and the stores with the lowest versions allowed by pyproject.toml."""
     session.install("uv")
     session.run("uv", "pip", "install", "--resolution", "lowest-direct", "-e", ".[cli]")
-    # What the tests need beside is as new as it can be, and changes nothing of that.
+    # Test dependencies are the latest; installing them does not change the versions above.
     session.run("uv", "pip", "install", *nox.project.dependency_groups(GROUPS, "test"))
     files = [str(Path("tests", each)) for each in CONTRACT]
     session.run("pytest", *IN_PARALLEL, *files, *session.posargs)
@@ -90,25 +90,25 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def beside(session: nox.Session) -> None:
-    """Resolve this package beside others, of which each must stay in the version that it has without this package."""
+    """Resolve this package together with others; each must keep the version it has without this package."""
     session.install("uv")
     neighbour = Path(session.create_tmp()) / "neighbour.in"
     failed = []
     for each in session.posargs or NEIGHBOURS:
         neighbour.write_text(each)
         name = each.partition("[")[0]
-        alone = versions(session, str(neighbour)).get(name, "not to be had")
+        alone = versions(session, str(neighbour)).get(name, "not available")
         found = versions(session, "pyproject.toml", "--extra", "cli", str(neighbour))
         drivers = ", ".join(f"{driver} {found.get(driver)}" for driver in ("redis", "aiosqlite"))
-        print(f"{each}: {found.get(name)} with {drivers}; alone {alone}")
+        print(f"{each}: {found.get(name)} with {drivers}; without this package {alone}")
         if found.get(name) != alone:
             failed.append(each)
     if failed:
-        session.error(f"not to be had in their current versions beside this package: {', '.join(failed)}")
+        session.error(f"not installable in their current versions with this package: {', '.join(failed)}")
 
 
 def versions(session: nox.Session, *sources: str) -> dict[str, str]:
-    """Return which versions a resolver picks, none where there is no solution; nothing is installed."""
+    """Return the versions that the resolver picks, or nothing if there is no solution; install nothing."""
     found = session.run(
         "uv", "pip", "compile", "--quiet", "--no-annotate", *sources, silent=True, log=False, success_codes=[0, 1]
     )
@@ -125,21 +125,21 @@ def frameworks(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def crewai(session: nox.Session) -> None:
-    """Run the example for crewai, whose installation takes minutes and a gigabyte."""
+    """Run the crewai example; its installation takes minutes and a gigabyte."""
     install(session, "test", "crewai")
     session.run("pytest", "tests/frameworks/test_crewai.py", *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the pages; a link or anchor that leads nowhere is an error."""
+    """Build the documentation; a broken link or anchor is an error."""
     install(session, "docs")
     session.run("mkdocs", "build", "--strict")
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build what is released, the wheel from the sdist, and check both."""
+    """Build the sdist, and from it the wheel, and check both."""
     session.install(*nox.project.dependency_groups(GROUPS, "package"))
     folder = Path(session.create_tmp()) / "dist"
     shutil.rmtree(folder, ignore_errors=True)
@@ -151,13 +151,13 @@ def package(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure; arguments go to `python -m benchmarks`."""
+    """Run the benchmarks; arguments are passed to `python -m benchmarks`."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session(default=False)
 def chaos(session: nox.Session) -> None:
-    """Let faults strike a fleet at random, some minutes long; arguments go to `python -m tests.chaos`."""
+    """Inject random faults into a fleet for some minutes; arguments are passed to `python -m tests.chaos`."""
     install(session, "test")
     session.run("python", "-m", "tests.chaos", *session.posargs)

@@ -62,7 +62,7 @@ _STORES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a store, and its driver, when it is first asked for."""
+    """Import a store and its driver on first use."""
     if name not in _STORES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_STORES[name]), name)

@@ -1,4 +1,4 @@
-"""The command `agentic`, also `python -m agentic`."""
+"""The command `agentic`, or `python -m agentic`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say how to install what it needs."""
+    """Run the command line. If its dependencies are missing, print how to install them."""
     try:
-        # Imported here: typer and rich are an extra, and the imports take long enough to be interrupted.
+        # Imported here because typer and rich are an extra, and because Ctrl-C may interrupt the slow imports.
         from agentic.cli.app import app  # noqa: PLC0415
         from agentic.cli.terminal import prepare_process  # noqa: PLC0415
 
@@ -22,7 +22,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        # Where the interpreter itself ends, an interrupt would show a traceback.
+        # While the interpreter shuts down, an interrupt would print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

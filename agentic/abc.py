@@ -119,7 +119,7 @@ class Backend(ABC):
         """Change the given fields of each agent that is there, and nothing else; return it as it then is.
 
         Where the record would be longer than 64 KiB, nothing changes, and the outcome is the `InvalidAgentError` that
-        `agentic.agent.check_size` raises.
+        `agentic.validation.check_size` raises.
         """
 
     @abstractmethod

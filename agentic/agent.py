@@ -1,35 +1,19 @@
-"""What an agent is, what is accepted as one, and the JSON that is written of it, which the Go original shares."""
+"""What an agent is: its fields, from which checks, the JSON record, SQL columns and the Lua scripts are derived."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypedDict, get_args, get_type_hints
 
 import msgspec
 import msgspec.structs
 
-from agentic.clock import NEVER, format_instant
-from agentic.errors import InvalidAgentError
 from agentic.frozen import FrozenDict
-from agentic.text import printable, type_name
-from agentic.validation import (
-    MAX_ENTRIES,
-    MAX_ID_BYTES,
-    MAX_LOAD,
-    MAX_RECORD_BYTES,
-    capabilities,
-    instant,
-    load,
-    metadata,
-    text,
-    too_large,
-    valid_id,
-)
 
-_SURELY_SMALL: Final = 10_000
-"""Strings plus characters: JSON needs at most 6 bytes for each, so below this a record is surely small enough."""
+OMIT_EMPTY: Final = "left out of a record's JSON when empty"
+"""Marks a field, in its annotation."""
 
 _set: Final = msgspec.structs.force_setattr
 _NO_METADATA: Final = FrozenDict[str, str]()
@@ -47,6 +31,13 @@ class AgentStatus(StrEnum):
 
 StatusName = Literal["available", "busy", "offline", "unknown"]
 """A status as its plain text, which stands for the member of `AgentStatus` wherever a caller gives one."""
+
+STATUSES: Final = {status.value: status for status in AgentStatus}
+
+
+def status_of(stored: str) -> AgentStatus:
+    """Return the status that a stored text stands for: `UNKNOWN` where this library does not write it."""
+    return STATUSES.get(stored, AgentStatus.UNKNOWN)
 
 
 class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -70,12 +61,12 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
 
     id: str
     name: str = ""
-    capabilities: tuple[str, ...] = ()
+    capabilities: Annotated[tuple[str, ...], OMIT_EMPTY] = ()
     status: AgentStatus = AgentStatus.AVAILABLE
     last_heartbeat: datetime | None = None
     current_load: int = 0
     max_load: int = 0
-    metadata: Mapping[str, str] = _NO_METADATA
+    metadata: Annotated[Mapping[str, str], OMIT_EMPTY] = _NO_METADATA
 
     if TYPE_CHECKING:
         # What a caller may give is more than what is read.
@@ -99,7 +90,7 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
         if type(self.capabilities) is not tuple and isinstance(self.capabilities, list):
             _set(self, "capabilities", tuple(self.capabilities))
         if type(self.status) is str:
-            _set(self, "status", _STATUSES.get(self.status, self.status))
+            _set(self, "status", STATUSES.get(self.status, self.status))
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field in the types of JSON: texts, ints, a list and a dict; the instant as ISO 8601 in UTC."""
@@ -130,159 +121,60 @@ class AgentChanges(TypedDict, total=False):
     metadata: Mapping[str, str]
 
 
-# --- what is accepted ---
+# --- the table of fields ---
 
 
-def valid_agent(agent: object) -> AgentInfo:
-    """Return the agent with every field checked: in plain types, times in UTC.
+class Kind(StrEnum):
+    """What a field holds."""
 
-    Raises:
-        InvalidAgentError: A field is wrong, named in the message, or the record would be longer than 64 KiB.
-    """
-    if not isinstance(agent, AgentInfo):
-        raise InvalidAgentError("agent", f"agent: must be an AgentInfo, got {type_name(agent)}")
-    if _is_plain(agent):
-        return agent
-    checked = AgentInfo(
-        id=valid_id(agent.id),
-        name=text("name", agent.name),
-        capabilities=capabilities("capabilities", agent.capabilities),
-        status=_status("status", agent.status),
-        last_heartbeat=instant("last_heartbeat", agent.last_heartbeat),
-        current_load=load("current_load", agent.current_load),
-        max_load=load("max_load", agent.max_load),
-        metadata=metadata("metadata", agent.metadata),
-    )
-    check_size(checked)
-    return checked
+    TEXT = "text"
+    TEXTS = "texts"
+    STATUS = "status"
+    INSTANT = "instant"
+    NUMBER = "number"
+    ENTRIES = "entries"
 
 
-def _is_plain(agent: AgentInfo) -> bool:
-    """Tell whether no field needs a closer look: its own type, ASCII, far from any limit. Most agents are so."""
-    if type(agent) is not AgentInfo or type(agent.status) is not AgentStatus or agent.last_heartbeat is not None:
-        return False
-    if type(agent.capabilities) is not tuple or type(agent.metadata) is not FrozenDict:
-        return False
-    if len(agent.capabilities) > MAX_ENTRIES or len(agent.metadata) > MAX_ENTRIES:
-        return False
-    for number in (agent.current_load, agent.max_load):
-        if type(number) is not int or not 0 <= number <= MAX_LOAD:
-            return False
-    texts = [agent.id, agent.name, *agent.capabilities]
-    if agent.metadata:
-        texts += agent.metadata
-        texts += agent.metadata.values()
-    size = len(texts)
-    for each in texts:
-        if type(each) is not str or not each.isascii():
-            return False
-        size += len(each)
-    return 0 < len(agent.id) <= MAX_ID_BYTES and size <= _SURELY_SMALL
-
-
-def valid_changes(changes: Mapping[str, object]) -> AgentChanges:
-    """Return a checked copy of the fields to change.
-
-    Raises:
-        InvalidAgentError: A value is wrong, named in the message.
-        TypeError: A name is none of the fields that can change.
-    """
-    checked: dict[str, object] = {}
-    for name, value in changes.items():
-        if name not in _CHECKS:
-            raise TypeError(f"update() cannot change '{printable(name, 60)}', only {', '.join(_CHECKS)}")
-        checked[name] = _CHECKS[name](name, value)
-    _check_characters(checked)
-    return checked  # type: ignore[return-value]
-
-
-def check_size(agent: AgentInfo) -> None:
-    """Refuse an agent whose record would be longer than 64 KiB.
-
-    Raises:
-        InvalidAgentError: It would.
-    """
-    _check_characters({name: getattr(agent, name) for name in agent.__struct_fields__})
-    size = len(encode_agent(agent))
-    if size > MAX_RECORD_BYTES:
-        raise too_large(size)
-
-
-def _check_characters(fields: Mapping[str, object]) -> None:
-    """Refuse fields with more characters than a record may have bytes, before anything is made of all of them."""
-    size = 0
-    for value in fields.values():
-        if isinstance(value, str):
-            size += len(value)
-        elif isinstance(value, tuple):
-            size += sum(map(len, value))
-        elif isinstance(value, Mapping):
-            size += sum(map(len, value)) + sum(map(len, value.values()))
-    if size > MAX_RECORD_BYTES:
-        raise too_large(size)
-
-
-def _status(field: str, value: object) -> AgentStatus:
-    found = _STATUSES.get(str.__str__(value)) if isinstance(value, str) else None
-    if found is None:
-        got = f"'{printable(value, 60)}'" if isinstance(value, str) else type_name(value)
-        raise InvalidAgentError(field, f"{field}: must be one of {', '.join(_STATUSES)}, got {got}")
-    return found
-
-
-_STATUSES: Final = {status.value: status for status in AgentStatus}
-
-
-def status_of(stored: str) -> AgentStatus:
-    """Return the status that a stored text stands for: `UNKNOWN` where this library does not write it."""
-    return _STATUSES.get(stored, AgentStatus.UNKNOWN)
-
-
-_CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
-    "name": text,
-    "capabilities": capabilities,
-    "status": _status,
-    "current_load": load,
-    "max_load": load,
-    "metadata": metadata,
+_KIND_OF: Final[Mapping[Any, Kind]] = {
+    str: Kind.TEXT,
+    tuple[str, ...]: Kind.TEXTS,
+    AgentStatus: Kind.STATUS,
+    datetime | None: Kind.INSTANT,
+    int: Kind.NUMBER,
+    Mapping[str, str]: Kind.ENTRIES,
 }
 
 
-# --- the JSON form ---
-# Fields and order are the Go original's, then `metadata`; `capabilities` and `metadata` are left out when empty.
+class Field(NamedTuple):
+    """One field of `AgentInfo`.
 
+    Attributes:
+        name: As in `AgentInfo`, in a record and in a table.
+        kind: What it holds.
+        default: `msgspec.NODEFAULT` where it must be given.
+        omit_empty: Whether a record's JSON leaves it out when it is empty.
+    """
 
-class _Record(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
-    id: str
     name: str
-    capabilities: tuple[str, ...] = ()
-    status: AgentStatus
-    last_heartbeat: str
-    current_load: int
-    max_load: int
-    metadata: Mapping[str, str] = _NO_METADATA
+    kind: Kind
+    default: Any
+    omit_empty: bool
 
 
-def _encoded(agent: AgentInfo, last_heartbeat: str) -> bytes:
-    return msgspec.json.encode(
-        _Record(
-            id=agent.id,
-            name=agent.name,
-            capabilities=agent.capabilities,
-            status=agent.status,
-            last_heartbeat=last_heartbeat,
-            current_load=agent.current_load,
-            max_load=agent.max_load,
-            metadata=agent.metadata or _NO_METADATA,
-        )
+def _fields() -> tuple[Field, ...]:
+    types = get_type_hints(AgentInfo, include_extras=True)
+    plain = get_type_hints(AgentInfo)
+    return tuple(
+        Field(field.name, _KIND_OF[plain[field.name]], field.default, OMIT_EMPTY in get_args(types[field.name]))
+        for field in msgspec.structs.fields(AgentInfo)
     )
 
 
-def encode_agent(agent: AgentInfo) -> bytes:
-    """Return the record's JSON; an agent that was never stamped gets the year 1, as in Go."""
-    return _encoded(agent, format_instant(agent.last_heartbeat or NEVER))
+FIELDS: Final = _fields()
+"""Every field, in the order in which it is written: first the seven of the Go original."""
 
+HEARTBEAT: Final = AgentInfo.__struct_fields__.index("last_heartbeat")
+"""The place of `last_heartbeat`, which each store writes in a form of its own."""
 
-def encode_to_stamp(agent: AgentInfo) -> bytes:
-    """Return the record's JSON for a store that stamps it: an agent without a heartbeat has the empty text there."""
-    return _encoded(agent, "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat))
+CHANGEABLE: Final = tuple(AgentChanges.__annotations__)
+"""The fields that `AgentRegistry.update` can change."""

@@ -1,4 +1,4 @@
-"""Instants and durations: one text form, one check of durations, one boundary between alive and stale."""
+"""Instants and durations: their text form, their validation, and the boundary between alive and stale."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Clock = Callable[[], datetime]
 """Returns the current instant as an aware `datetime`."""
 
 NEVER = datetime.min.replace(tzinfo=UTC)
-"""The year 1, which Go writes for a time that was never set: older than any heartbeat."""
+"""The year 1, which Go writes for a time that was never set; older than any heartbeat."""
 
 _CENTURY = 36_525 * 86_400.0
 
@@ -27,10 +27,10 @@ def system_clock() -> datetime:
 
 
 def read(clock: Clock) -> datetime:
-    """Return the instant that a clock shows, in UTC.
+    """Return the current instant of a clock, in UTC.
 
     Raises:
-        ConfigurationError: It returned something else than an aware `datetime`.
+        ConfigurationError: The clock did not return an aware `datetime`.
     """
     now = clock()
     if not isinstance(now, datetime) or now.utcoffset() is None:
@@ -39,7 +39,7 @@ def read(clock: Clock) -> datetime:
 
 
 def to_utc(instant: datetime) -> datetime:
-    """Return the same instant in UTC, or the nearest that UTC can hold, at the very ends of the calendar."""
+    """Convert an instant to UTC. Near the limits of `datetime`, return the closest instant that UTC can represent."""
     try:
         return instant.astimezone(UTC)
     except OverflowError:
@@ -47,24 +47,24 @@ def to_utc(instant: datetime) -> datetime:
 
 
 def format_instant(instant: datetime) -> str:
-    """Return a UTC instant as `2026-11-23T08:00:00.123456Z`: of fixed width, so that text order is time order."""
+    """Format a UTC instant as `2026-11-23T08:00:00.123456Z`. The width is fixed, so text order is time order."""
     return instant.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def parse_instant(text: str) -> datetime:
-    """Return the UTC instant that an RFC 3339 text names, rounded to microseconds.
+    """Parse an RFC 3339 time to a UTC instant, rounded to microseconds.
 
     Raises:
-        ValueError: The text is no RFC 3339 time, or has no offset.
+        ValueError: The text is not an RFC 3339 time, or has no offset.
     """
     return checked_utc(msgspec.convert(text, datetime))
 
 
 def checked_utc(instant: datetime) -> datetime:
-    """Return the same instant in UTC.
+    """Convert an instant to UTC.
 
     Raises:
-        ValueError: It has no offset.
+        ValueError: It has no time zone.
     """
     if instant.tzinfo is None:
         raise ValueError(f"{instant} has no time zone")
@@ -72,7 +72,7 @@ def checked_utc(instant: datetime) -> datetime:
 
 
 def duration(value: float | timedelta, name: str) -> timedelta:
-    """Return a duration given as float seconds or as a `timedelta`; one too long for a `timedelta` becomes the longest.
+    """Convert seconds or a `timedelta` to a `timedelta`; a value above `timedelta.max` becomes `timedelta.max`.
 
     Raises:
         ConfigurationError: It is not a number, not finite, or negative; the message begins with `name`.
@@ -96,10 +96,10 @@ def duration(value: float | timedelta, name: str) -> timedelta:
 
 
 def positive_seconds(value: float | timedelta, name: str) -> float:
-    """Return a duration that must be longer than nothing, in float seconds; a century where it is longer than that.
+    """Convert a positive duration to float seconds; a value above a century becomes a century.
 
     Raises:
-        ConfigurationError: As `duration` does, and for less than a microsecond.
+        ConfigurationError: As in `duration`, or it is shorter than a microsecond.
     """
     seconds = duration(value, name).total_seconds()
     if seconds == 0:
@@ -108,12 +108,12 @@ def positive_seconds(value: float | timedelta, name: str) -> float:
 
 
 def is_stale(last_heartbeat: datetime, now: datetime, ttl: timedelta) -> bool:
-    """Tell whether a heartbeat is older than `ttl`; one exactly `ttl` old is not."""
+    """Return whether a heartbeat is older than `ttl`; one exactly `ttl` old is not stale."""
     return now - last_heartbeat > ttl
 
 
 def stale_before(now: datetime, ttl: timedelta) -> datetime:
-    """Return the instant before which a heartbeat is stale: `is_stale` for a store that compares text."""
+    """Return the instant before which heartbeats are stale: `is_stale` for stores that compare text."""
     try:
         return now - ttl
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Every error of this library: one base class, and a subclass for each case that a caller handles differently."""
+"""The errors of this library: one base class, and a subclass for each case that callers handle differently."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ class RegistryError(Exception):
     """Base of every error this library raises on purpose.
 
     Attributes:
-        code: An HTTP status: 400 for a caller's mistake, 404 for an absent agent, 409 for a conflict, 500 for a store
-            that refused or holds a corrupt record, 503 for one that is unavailable or not open.
-        message: One line that says what is wrong and, where known, what to do; never holds a secret.
+        code: An HTTP status: 400 for invalid input, 404 for an absent agent, 409 for a conflict, 500 for a store that
+            refused or a corrupt record, 503 for a store that is unavailable or a registry that is not open.
+        message: One line that says what is wrong and, where known, what to do. Contains no secret.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -24,10 +24,10 @@ class RegistryError(Exception):
 
 
 class InvalidAgentError(RegistryError, ValueError):
-    """An agent, a field or an id was refused before any I/O; nothing has changed.
+    """An agent, a field or an id is invalid; raised before any I/O.
 
     Attributes:
-        field: The field at fault, such as `"id"` or `"capabilities[2]"`.
+        field: The invalid field, such as `"id"` or `"capabilities[2]"`.
     """
 
     def __init__(self, field: str, message: str) -> None:
@@ -37,7 +37,7 @@ class InvalidAgentError(RegistryError, ValueError):
 
 
 class ConfigurationError(RegistryError, ValueError):
-    """A URL, an option or a duration is wrong; nothing was opened and nothing has changed."""
+    """A URL, an option or a duration is invalid; nothing was opened or changed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(400, message)
@@ -45,10 +45,10 @@ class ConfigurationError(RegistryError, ValueError):
 
 
 class AgentNotFoundError(RegistryError, LookupError):
-    """The store answered, and no such agent is registered.
+    """The store has no such agent.
 
     Attributes:
-        agent_id: The id that was asked for.
+        agent_id: The id that was not found.
     """
 
     def __init__(self, agent_id: str) -> None:
@@ -58,15 +58,15 @@ class AgentNotFoundError(RegistryError, LookupError):
 
 
 class BackendError(RegistryError):
-    """The store failed; `__cause__` is the driver's error where there is one.
+    """The store failed; `__cause__` is the driver's error, if any.
 
     Catch a subclass to know who must act: the caller retries after `BackendUnavailableError`, an operator must act on
-    `BackendRejectedError`, and whoever wrote the record on `CorruptRecordError`.
+    `BackendRejectedError`, and the writer of the record on `CorruptRecordError`.
 
-    A write that failed this way may still have happened: the store may have applied it and lost the answer.
+    A write that raised this error may still have taken effect, because the answer may have been lost.
 
     Attributes:
-        reaped: The ids that a failed `reap` had already marked offline; empty for every other call.
+        reaped: The ids that a failed `reap` had already marked offline; empty for other calls.
     """
 
     def __init__(self, message: str) -> None:
@@ -76,7 +76,7 @@ class BackendError(RegistryError):
 
 
 class BackendUnavailableError(BackendError):
-    """The store cannot be reached, did not answer in time, or cannot serve for now: try again."""
+    """The store cannot be reached, did not answer in time, or is temporarily unable to serve: retry."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -84,14 +84,14 @@ class BackendUnavailableError(BackendError):
 
 
 class BackendRejectedError(BackendError):
-    """The store refused, and will refuse again until somebody acts; the message says what to do."""
+    """The store refused the call, and will refuse it until an operator acts; the message says what to do."""
 
 
 class CorruptRecordError(BackendError):
-    """One agent's stored record is damaged, or is no agent's; all other agents are as they were.
+    """The stored record of one agent is invalid; other agents are not affected.
 
     Attributes:
-        agent_id: Whose record it is.
+        agent_id: The agent of the record.
     """
 
     def __init__(self, message: str, agent_id: str) -> None:
@@ -101,10 +101,10 @@ class CorruptRecordError(BackendError):
 
 
 class RegistryClosedError(RegistryError):
-    """The registry is not open: it was never entered, it has been closed, or it is another event loop's or process's.
+    """The registry is not open: never opened, closed, or opened in another event loop or process.
 
     Attributes:
-        reaped: As of `BackendError`.
+        reaped: As in `BackendError`.
     """
 
     def __init__(self, message: str = "the registry is not open: use it inside 'async with'") -> None:
@@ -114,7 +114,7 @@ class RegistryClosedError(RegistryError):
 
 
 class RegistryOpenError(RegistryError):
-    """`open` was called on a registry that is open already, or not yet closed."""
+    """`open` was called on a registry that is already open or still closing."""
 
     def __init__(self, message: str = "the registry is open already, or not yet closed") -> None:
         super().__init__(409, message)

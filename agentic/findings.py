@@ -1,4 +1,4 @@
-"""What a look at a store finds."""
+"""The result of a diagnosis: facts about a store, with advice."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import Final
 
 READS_ONLY: Final = "may read only"
-"""What a store finds of a user that is meant to look and not to write."""
+"""The `found` text for a store user that has no write permissions."""
 
 
 class Level(StrEnum):
-    """How much a finding matters."""
+    """The severity of a finding."""
 
     OK = "ok"
     NOTE = "note"
@@ -23,10 +23,10 @@ class Finding:
     """One fact about a store.
 
     Attributes:
-        level: How much it matters.
-        subject: What was looked at.
+        level: Its severity.
+        subject: What was checked.
         found: What was found.
-        advice: What to do about it; empty where there is nothing to do.
+        advice: What to do about it; empty if there is nothing to do.
     """
 
     level: Level

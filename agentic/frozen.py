@@ -1,4 +1,4 @@
-"""A dict that cannot be changed."""
+"""An immutable dict."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ V = TypeVar("V")
 
 
 def _refuse(*_args: object, **_kwargs: object) -> NoReturn:
-    raise TypeError("this mapping cannot be changed: change a copy, made with dict(...)")
+    raise TypeError("this mapping cannot be changed: make a copy with dict(...) and change that")
 
 
 _REFUSED: Final[Any] = _refuse
 
 
 class FrozenDict(dict[K, V]):
-    """A `dict` that cannot be changed, and has a hash when its values have one.
+    """An immutable `dict`, hashable if its values are.
 
-    A subclass, so that whatever encodes or compares a `dict` takes it as it is. `dict(frozen)` is a copy to change.
+    It subclasses `dict`, so that encoders and comparisons accept it. `dict(frozen)` makes a mutable copy.
     """
 
     __slots__ = ()

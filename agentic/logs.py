@@ -1,4 +1,4 @@
-"""Log records that carry their facts as fields, for programs that read logs, beside the sentence for people."""
+"""Structured logging: each record has a sentence for people, and fields for programs that read logs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ else:
 
 
 class FieldLogger(_Adapter):
-    """A logger whose every record carries the same fields, and those of its own call's `extra`.
+    """A logger that adds the same fields to every record, in addition to the `extra` of each call.
 
-    The fields of this library: `store`, the store's name as `AgentRegistry.store` gives it; `agent_id`; `count`, of
-    agents; `failed_tries`, in a row.
+    This library's fields: `store` (its name, as in `AgentRegistry.store`), `agent_id`, `count` (of agents) and
+    `failed_tries` (in a row).
     """
 
     def __init__(self, logger: logging.Logger, **fields: object) -> None:
         super().__init__(logger, fields)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Add the fields to a call's own."""
+        """Add the fields to the call's `extra`."""
         kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
         return msg, kwargs

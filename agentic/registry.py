@@ -18,11 +18,13 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Self, TypeVar, Unpack
 
 from agentic.abc import Backend
-from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
+from agentic.agent import AgentChanges, AgentInfo
+from agentic.backoff import Backoff
 from agentic.clock import duration, positive_seconds
-from agentic.dispatch.batcher import own
+from agentic.concurrency import SLACK, result_within, start_detached, wait_shielded
+from agentic.dispatch.affinity import Affinity
+from agentic.dispatch.batcher import copy_error
 from agentic.dispatch.dispatcher import Dispatcher
-from agentic.dispatch.home import Home
 from agentic.errors import (
     AgentNotFoundError,
     BackendError,
@@ -34,16 +36,14 @@ from agentic.errors import (
     RegistryError,
     RegistryOpenError,
 )
-from agentic.exchange import SLACK, ended, outcome, start_detached
 from agentic.findings import Finding
 from agentic.logs import FieldLogger
 from agentic.options import count, function
-from agentic.outage import Outage, Patience
 from agentic.page import MAX_PAGE, Page, Position
-from agentic.session import AgentSession
+from agentic.session import AgentSession, DeregistrationBudget
 from agentic.text import type_name
 from agentic.urls import StoreURL
-from agentic.validation import valid_id
+from agentic.validation import valid_agent, valid_changes, valid_id
 
 T = TypeVar("T")
 
@@ -110,10 +110,11 @@ class AgentRegistry:
         self.stale_after = positive_seconds(stale_after, "stale_after")
         self.wait = duration(wait, "wait").total_seconds()
         self.corrupt_records = 0
-        self._home: Home | None = None
+        self._affinity: Affinity | None = None
         """Where this registry is open, being opened, or not yet closed."""
         self._open_dispatcher: Dispatcher | None = None
-        self.patience = Patience(1.1 * self.timeout)  # An overdue call ends a little after `timeout`.
+        # An overdue call ends a little after `timeout`.
+        self.deregistration_budget = DeregistrationBudget(1.1 * self.timeout)
 
     @classmethod
     def options_in(cls, url: StoreURL) -> dict[str, Any]:
@@ -162,7 +163,7 @@ class AgentRegistry:
             RegistryClosedError: No asyncio event loop is running, as under trio.
         """
         end = monotonic() + self.wait
-        outage = Outage(self._log, "opening the registry", LONGEST_PAUSE)
+        backoff = Backoff(self._log, "opening the registry", LONGEST_PAUSE)
         failure: BackendUnavailableError | None = None
         while True:
             try:
@@ -173,26 +174,26 @@ class AgentRegistry:
                 if failure is None:  # Else what the try before has left is still being closed.
                     raise
             else:
-                outage.succeeded()
+                backoff.succeeded()
                 return
             left = end - monotonic()
             if left <= 0:
                 raise failure
-            await asyncio.sleep(min(outage.failed(failure), left))
+            await asyncio.sleep(min(backoff.failed(failure), left))
 
     async def _open_now(self) -> None:
-        if self._home is not None and not self._home.is_gone():
+        if self._affinity is not None and not self._affinity.is_gone():
             raise RegistryOpenError
         self._forget()
-        self._home = home = Home()
+        self._affinity = affinity = Affinity()
         connecting = start_detached(self.backend.open())
         try:
-            await outcome(connecting, self.timeout * (1 + SLACK))  # The store's own errors say more.
-            self._open_dispatcher = Dispatcher(self.backend, home)
+            await result_within(connecting, self.timeout * (1 + SLACK))  # The store's own errors say more.
+            self._open_dispatcher = Dispatcher(self.backend, affinity)
             # Not __del__: at the end of a process, Python collects no registry that its own backend refers to.
             self._unclosed = weakref.finalize(self, _warn_unclosed, repr(self))
         except BaseException:
-            await ended(self._end(self._abandon(connecting)), self.timeout)
+            await wait_shielded(self._end(self._abandon(connecting)), self.timeout)
             raise
 
     async def aclose(self) -> None:
@@ -208,26 +209,26 @@ class AgentRegistry:
         dispatcher = self._open_dispatcher
         if dispatcher is None:
             return
-        if dispatcher.home.is_gone():
+        if dispatcher.affinity.is_gone():
             self._forget()
             return
-        dispatcher.home.check()
+        dispatcher.affinity.check()
         self._open_dispatcher = None
         self._unclosed.detach()
-        await outcome(self._end(self._close(dispatcher)), 4 * self.timeout, finish=True)
+        await result_within(self._end(self._close(dispatcher)), 4 * self.timeout, finish=True)
 
     def _forget(self) -> None:
         """Drop what was opened in an event loop or a process that is gone."""
         if self._open_dispatcher is not None:
             self._unclosed.detach()
-        self._open_dispatcher = self._home = None
+        self._open_dispatcher = self._affinity = None
 
     def _end(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start to close; the registry can be opened again when that has ended, however long the store takes."""
         task = start_detached(closing)
 
         def closed(_: object) -> None:
-            self._home = None
+            self._affinity = None
 
         task.add_done_callback(closed)
         return task
@@ -245,7 +246,7 @@ class AgentRegistry:
     async def _close(self, dispatcher: Dispatcher) -> None:
         # A program may cancel every task. Then what that has interrupted is disconnected by the second call.
         with suppress(asyncio.CancelledError):
-            await dispatcher.drain()
+            await dispatcher.close()
             await self._disconnect_in_time()
         await self._disconnect_in_time()
 
@@ -274,9 +275,10 @@ class AgentRegistry:
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to copy or pickle an open registry: the copy would wait for answers that only the original gets."""
-        if self._home is not None:
+        if self._affinity is not None:
             raise TypeError("an open registry cannot be copied or pickled")
-        state = vars(self) | {"backend": copy(self.backend), "patience": Patience(1.1 * self.timeout)}
+        budget = DeregistrationBudget(1.1 * self.timeout)
+        state = vars(self) | {"backend": copy(self.backend), "deregistration_budget": budget}
         state.pop("_unclosed", None)
         return state
 
@@ -336,7 +338,7 @@ class AgentRegistry:
         outcomes = await asyncio.gather(*(touch(agent_id, agent_id) for agent_id in unique))
         for each in outcomes:
             if isinstance(each, RegistryError):
-                raise own(each)
+                raise copy_error(each)
         return {agent_id for agent_id, present in zip(unique, outcomes, strict=True) if not present}
 
     async def get(self, agent_id: str) -> AgentInfo:
@@ -568,7 +570,7 @@ class AgentRegistry:
         dispatcher = self._open_dispatcher
         if dispatcher is None:
             raise RegistryClosedError
-        dispatcher.home.check()
+        dispatcher.affinity.check()
         return dispatcher
 
 
@@ -579,7 +581,7 @@ def _warn_unclosed(registry: str) -> None:
 def _settled(outcome: T | RegistryError | None, agent_id: str) -> T:
     """Return one agent's outcome, or raise what it means."""
     if isinstance(outcome, RegistryError):
-        raise own(outcome)
+        raise copy_error(outcome)
     if not outcome:
         raise AgentNotFoundError(agent_id)
     return outcome

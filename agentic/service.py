@@ -1,4 +1,4 @@
-"""A background task between `open` and `aclose`, in whichever tasks these are called."""
+"""A background task that runs between `open` and `aclose`, which different tasks may call."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from agentic.logs import FieldLogger
 
 
 class Service(ABC):
-    """Base of what runs beside a program: a session, a reaper.
+    """Base class of sessions and reapers: a background task with a lifecycle.
 
-    Neither a task group nor a cancel scope is open between `open` and `aclose`, so fixtures, start and stop hooks and
+    No task group or cancel scope stays open between `open` and `aclose`. So fixtures, startup and shutdown hooks, and
     notebooks may call them, or `__aenter__` and `__aexit__`, in different tasks. The background task runs in a copy of
     the context in which `open` was called.
     """
 
     def __init__(self, name: str, timeout: float, log: FieldLogger) -> None:
-        """Name it for messages, which go to `log`.
+        """Set the name for messages and the logger.
 
-        What `_begin`, `_serve` when cancelled, and `_end` do ends within about `timeout`.
+        `_begin`, `_end`, and a cancelled `_serve` must each end within about `timeout`.
         """
         self._name = name
         self._timeout = timeout
         self._log = log
         self._opened = False
-        self._changing = anyio.Lock()
+        self._lock = anyio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._body: _Body | None = None
 
     async def open(self) -> None:
         """Do what entering `async with` does, for programs that cannot use it.
 
-        When the background task fails, the error is logged at once and raised by `aclose`.
+        If the background task fails, the error is logged immediately and raised by `aclose`.
 
         Raises:
-            RegistryOpenError: It is open already, or not yet closed.
+            RegistryOpenError: It is already open or still closing.
         """
         if self._opened:
             raise RegistryOpenError(f"{self._name} is open already, or not yet closed")
         self._opened = True
         try:
-            async with self._changing:
+            async with self._lock:
                 await self._begin()
                 self._task = asyncio.create_task(self._serve())
                 self._task.add_done_callback(self._ended)
@@ -56,15 +56,15 @@ class Service(ABC):
             raise
 
     async def aclose(self) -> None:
-        """Do what leaving `async with` does, also when cancelled; nothing when it is not open.
+        """Do what leaving `async with` does, even when cancelled. Does nothing if it is not open.
 
-        May be called in another task than `open`, and while `open` is under way, which it waits for.
+        May be called in another task than `open`. If `open` is in progress, `aclose` waits for it first.
 
         Raises:
-            BaseException: What ended the background task early.
+            BaseException: The error that ended the background task early.
             RegistryClosedError: It was opened in another event loop.
         """
-        error = await self._leave()
+        error = await self._close()
         if error is not None:
             raise error
 
@@ -77,8 +77,8 @@ class Service(ABC):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         body, self._body = self._body, None
-        cancelled_here = body is not None and body.took_back_its_cancellation(exc)
-        error = await self._leave()
+        cancelled_here = body is not None and body.uncancel(exc)
+        error = await self._close()
         if error is None or (isinstance(exc, asyncio.CancelledError) and not cancelled_here):
             return
         if exc is not None and not cancelled_here:
@@ -87,11 +87,11 @@ class Service(ABC):
         try:
             raise error
         finally:
-            error.__context__ = context  # Not the cancellation of the body, which nobody outside asked for.
+            error.__context__ = context  # Hides the cancellation of the body, which no outside code requested.
 
     @abstractmethod
     async def _begin(self) -> None:
-        """Do what comes before the background task; where it raises, leave nothing behind."""
+        """Run before the background task starts. If it raises, it must clean up first."""
 
     @abstractmethod
     async def _serve(self) -> None:
@@ -99,20 +99,20 @@ class Service(ABC):
 
     @abstractmethod
     async def _end(self) -> None:
-        """Do what comes after the background task, whatever ended it."""
+        """Run after the background task has ended for any reason."""
 
-    async def _leave(self) -> BaseException | None:
-        """Close; return what ended the background task early."""
+    async def _close(self) -> BaseException | None:
+        """Close. Return the error that ended the background task early, if any."""
         task = self._task
         if task is not None and task.get_loop() is not asyncio.get_running_loop():
             if not task.get_loop().is_closed():
                 raise RegistryClosedError(f"{self._name} was opened in another event loop: close it there")
             self._log.warning("%s was not closed before its event loop ended", self._name)
             self._task, self._opened = None, False
-        return await finish(self._close(), 3 * self._timeout)
+        return await finish(self._stop(), 3 * self._timeout)
 
-    async def _close(self) -> BaseException | None:
-        async with self._changing:
+    async def _stop(self) -> BaseException | None:
+        async with self._lock:
             task, self._task = self._task, None
             if task is None:
                 return None
@@ -128,19 +128,19 @@ class Service(ABC):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task is not self._task:
-            return  # `_close` has stopped it.
+            return  # Stopped by `_stop`.
         self._log_failure(self._failure(task, stopped=False))
         if self._body is not None:
             self._body.cancel()
 
     def _log_failure(self, error: BaseException | None) -> None:
-        # An error of this library says all in its message.
+        # This library's errors need no traceback.
         self._log.error(
             "%s has failed: %s", self._name, error, exc_info=None if isinstance(error, RegistryError) else error
         )
 
     def _failure(self, task: asyncio.Task[None], stopped: bool) -> BaseException | None:
-        """Return what ended the task, unless `_close` did."""
+        """Return the error that ended the task; None if `_stop` cancelled it."""
         try:
             error = task.exception()
         except asyncio.CancelledError as cancelled:
@@ -154,7 +154,7 @@ class Service(ABC):
 
 
 class _Body:
-    """The body of an `async with`, as long as it runs in the task that entered it."""
+    """The body of an `async with`, which can be cancelled while it runs in the task that entered."""
 
     def __init__(self) -> None:
         self._task = cast("asyncio.Task[object]", asyncio.current_task())
@@ -164,8 +164,8 @@ class _Body:
     def cancel(self) -> None:
         self._cancelled = self._task.cancel()
 
-    def took_back_its_cancellation(self, exc: BaseException | None) -> bool:
-        """Undo `cancel`; tell whether `exc` is due to it alone, as `asyncio.timeout` does."""
+    def uncancel(self, exc: BaseException | None) -> bool:
+        """Undo `cancel`. Return whether it is the only cause of `exc`, as `asyncio.timeout` does."""
         if not self._cancelled or asyncio.current_task() is not self._task:
             return False
         return self._task.uncancel() <= self._cancelling and isinstance(exc, asyncio.CancelledError)

@@ -1,39 +1,73 @@
-"""An agent's own presence: registered on entry, sending heartbeats in the background, deregistered on exit."""
+"""Keep one agent present: register it on entry, send its heartbeats in the background, deregister it on exit."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
+from collections.abc import Coroutine
 from datetime import datetime, timedelta
-from typing import Final, Protocol, Unpack
+from time import monotonic
+from typing import Any, Final, Protocol, Unpack
 
 import anyio
 import msgspec
 
-from agentic.agent import AgentChanges, AgentInfo, valid_agent, valid_changes
+from agentic.agent import AgentChanges, AgentInfo
+from agentic.backoff import Backoff
 from agentic.clock import positive_seconds, system_clock
 from agentic.concurrency import finish
 from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError, CorruptRecordError, RegistryClosedError
 from agentic.logs import FieldLogger
-from agentic.outage import Outage, Patience
 from agentic.service import Service
 from agentic.text import printable
+from agentic.validation import valid_agent, valid_changes
 
 logger = logging.getLogger("agentic.session")
 
 LONGEST_DEFAULT_INTERVAL: Final = 10.0
 BEATS_PER_STALE_AFTER: Final = 3
-"""How many heartbeats fit into the silence after which an agent is marked: two may be lost without harm."""
+"""Heartbeats that fit into `stale_after`: two in a row may be lost before a reaper marks the agent offline."""
+
+
+class DeregistrationBudget:
+    """Limits how long all sessions of one registry together wait for deregistrations that get no answer.
+
+    Each deregistration also has the registry's `timeout`. Once the budget is spent, further deregistrations are sent
+    and finish in the background; leaving does not wait for them.
+    """
+
+    _MINIMUM: Final = 0.01
+    """Seconds to wait even when the budget is spent, so that the call can be sent."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = self._left = seconds
+        self._calls: set[asyncio.Task[bool]] = set()
+
+    def reset(self) -> None:
+        """Restore the whole budget, because the store has answered."""
+        self._left = self._seconds
+
+    async def wait(self, call: Coroutine[Any, Any, bool]) -> None:
+        """Wait for a call while the budget lasts. The call returns whether the store answered."""
+        task = asyncio.ensure_future(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        started_at = monotonic()
+        await asyncio.wait([task], timeout=max(self._left, self._MINIMUM))
+        if task.done() and task.result():
+            self.reset()
+        else:
+            self._left -= monotonic() - started_at
 
 
 class Registry(Protocol):
-    """What a session asks of `AgentRegistry`."""
+    """The part of `AgentRegistry` that a session uses."""
 
     ttl: float | None
     timeout: float
     stale_after: float
-    patience: Patience
+    deregistration_budget: DeregistrationBudget
 
     @property
     def store(self) -> str: ...  # noqa: D102
@@ -45,33 +79,33 @@ class Registry(Protocol):
 
 
 class AgentSession(Service):
-    """Keeps one agent registered and alive: while the body of its `async with` runs, or from `open` to `aclose`.
+    """Keeps one agent registered and alive, while the body of its `async with` runs or from `open` to `aclose`.
 
-    - Entering registers the agent; a store that fails then raises, and there is no session: enter again.
-    - A heartbeat follows every `interval`, up to a fifth sooner at random, so that a fleet does not beat in step.
-    - When the store says the agent is gone (expired, flushed, restarted empty), the session registers it again, with
-      everything that its `update` has changed so far; likewise when the agent's record has become corrupt.
-    - A store outage does not end the session: it is logged once, `healthy` is False until a heartbeat gets through, and
-      the session tries again after half a second, then at doubling pauses up to `interval`.
-    - Leaving deregisters the agent, also when cancelled, within the registry's `timeout`; a store that fails then is
-      logged, since the silent agent goes offline by itself. The sessions of one registry that leave a store which does
-      not answer wait for `timeout` together, not each: the other deregistrations end in the background.
-    - An exception of the body comes out as it is. A bug in the heartbeat, and a cancellation of its task by other code,
-      are logged, cancel the body, if it runs in the task that entered, and come out; after `open`, `aclose` raises
-      them. Only when both raise is there an `ExceptionGroup`.
+    - Entering registers the agent. If the store fails, entering raises and may be tried again.
+    - A heartbeat is sent every `interval`, or up to a fifth earlier at random, so that a fleet's heartbeats spread out.
+    - If the agent has gone from the store (expired, flushed, restarted empty) or its record is corrupt, the session
+      registers it again, with every change made by `update`.
+    - A store outage does not end the session. It is logged once, `healthy` is False until a heartbeat succeeds, and
+      heartbeats are retried after half a second, then after pauses that double up to `interval`.
+    - Leaving deregisters the agent within the registry's `timeout`, even when cancelled. A failure is only logged,
+      because an agent without heartbeats goes offline anyway. If the store does not answer, all sessions of one
+      registry together wait for one `timeout`; the remaining deregistrations finish in the background.
+    - An exception of the body propagates unchanged. If the heartbeat task hits a bug or is cancelled by other code,
+      the error is logged, the body is cancelled if it runs in the task that entered, and leaving raises the error;
+      after `open`, `aclose` raises it. If the body raises too, leaving raises an `ExceptionGroup`.
 
-    A session may be entered in one task and left in another, and be opened again once it is closed, but not twice at a
-    time. Heartbeats run in a copy of the context in which it was opened.
+    A session may be entered in one task and left in another. It may be reopened once it is closed. Heartbeats run in a
+    copy of the context in which it was opened.
 
     Attributes:
-        interval: Seconds between heartbeats; longer than a third of the registry's `stale_after` is warned of.
-        healthy: Whether the store acknowledged the latest heartbeat or registration.
-        last_beat_at: When the store last acknowledged one, by this host's clock; None before the first.
+        interval: Seconds between heartbeats. More than a third of the registry's `stale_after` logs a warning.
+        healthy: Whether the latest heartbeat or registration succeeded.
+        last_beat_at: When the latest successful one was acknowledged, by this host's clock; None before the first.
     """
 
     def __init__(self, registry: Registry, agent: AgentInfo, *, interval: float | timedelta | None = None) -> None:
         self._registry = registry
-        # An old heartbeat would let the agent be reaped as soon as it is registered.
+        # With an old last_heartbeat, the agent would be stale as soon as it is registered.
         self._agent = valid_agent(msgspec.structs.replace(valid_agent(agent), last_heartbeat=None))
         super().__init__(
             f"the session of agent '{printable(self._agent.id)}'",
@@ -81,26 +115,27 @@ class AgentSession(Service):
         self.interval = _interval(interval, registry)
         self.healthy = False
         self.last_beat_at: datetime | None = None
-        # Held while the record is written, so that no registration carries fields that an update has just replaced.
+        # Serializes writes of the record, so that no registration restores fields that an update has just replaced.
         self._writing = anyio.Lock()
         self._registered = False
 
     @property
     def agent(self) -> AgentInfo:
-        """The record that the session stands for: as first given, with the session's own updates."""
+        """The agent as the session registers it: as passed in, with the changes made by `update`."""
         return self._agent
 
     async def update(self, **changes: Unpack[AgentChanges]) -> AgentInfo:
-        """Change fields of the agent as `AgentRegistry.update` does, and keep them for a later registration.
+        """Change fields of the agent as `AgentRegistry.update` does, and include them in later registrations.
+
+        If the agent has gone from the store or its record is corrupt, it is registered again with the change.
 
         Returns:
-            The agent after the change; registered anew with it when the store had lost the agent or its record is
-            corrupt.
+            The agent after the change.
 
         Raises:
-            InvalidAgentError: A value is wrong; nothing has changed.
-            RegistryClosedError: The session is not open; it does not bring its agent back.
-            BackendError: The store failed; the session does not keep the change, though the store may have made it.
+            InvalidAgentError: A value is invalid; nothing was changed.
+            RegistryClosedError: The session is not open; nothing was changed.
+            BackendError: The store failed. The session drops the change, but the store may have applied it.
         """
         checked = valid_changes(changes)
         async with self._writing:
@@ -119,8 +154,8 @@ class AgentSession(Service):
         longest = self._registry.stale_after / BEATS_PER_STALE_AFTER
         if self.interval > longest:
             self._log.warning(
-                "%s: interval=%g s is longer than a third of the registry's stale_after=%g s, so lost heartbeats can "
-                "let a reaper mark the agent offline: choose an interval of at most %g s",
+                "%s: interval=%g s is longer than a third of the registry's stale_after=%g s, so a reaper may mark the "
+                "agent offline after one or two lost heartbeats: choose an interval of at most %g s",
                 self._name,
                 self.interval,
                 self._registry.stale_after,
@@ -134,7 +169,7 @@ class AgentSession(Service):
             raise
 
     async def _serve(self) -> None:
-        outage = Outage(self._log, self._name, self.interval)
+        backoff = Backoff(self._log, self._name, self.interval)
         pause = jittered(self.interval)
         loop = asyncio.get_running_loop()
         while True:
@@ -151,32 +186,32 @@ class AgentSession(Service):
                 await self._heartbeat()
             except BackendError as error:
                 self.healthy = False
-                pause = outage.failed(error)
+                pause = backoff.failed(error)
             else:
-                outage.succeeded()
+                backoff.succeeded()
                 pause = max(0.0, jittered(self.interval) - (loop.time() - started_at))
 
     async def _end(self) -> None:
-        await self._registry.patience.wait(self._deregister())
+        await self._registry.deregistration_budget.wait(self._deregister())
 
     async def _heartbeat(self) -> None:
         try:
             await self._registry.heartbeat(self._agent.id)
             self._acknowledged()
         except (AgentNotFoundError, CorruptRecordError) as error:
-            # The session owns its agent, so it may replace a corrupt record.
+            # The session owns this record, so it may replace a corrupt one.
             async with self._writing:
                 await self._register(self._agent)
             self._log_registered_again(error)
 
     def _log_registered_again(self, error: AgentNotFoundError | CorruptRecordError) -> None:
         if isinstance(error, CorruptRecordError):
-            self._log.warning("agent %r is registered again, which replaced its record: %s", self._agent.id, error)
+            self._log.warning("agent %r was registered again, replacing its corrupt record: %s", self._agent.id, error)
         else:
-            self._log.warning("agent %r was gone from the store and is registered again", self._agent.id)
+            self._log.warning("agent %r was gone from the store and was registered again", self._agent.id)
 
     async def _register(self, agent: AgentInfo) -> AgentInfo:
-        # Let it end when cancelled: otherwise it could reach the store after the deregistration.
+        # Let a cancelled registration finish; otherwise it could reach the store after the deregistration.
         return await finish(self._register_now(agent), self._registry.timeout)
 
     async def _register_now(self, agent: AgentInfo) -> AgentInfo:
@@ -187,14 +222,14 @@ class AgentSession(Service):
         return stored
 
     async def _deregister(self) -> bool:
-        """Remove the agent; return whether the store answered."""
+        """Remove the agent. Return whether the store answered."""
         self.healthy = False
         async with self._writing:
             self._registered = False
             try:
                 await self._registry.deregister(self._agent.id)
             except AgentNotFoundError:
-                self._log.info("agent %r was gone from the store before its session ended", self._agent.id)
+                self._log.info("agent %r was already gone from the store when its session ended", self._agent.id)
             except (BackendError, RegistryClosedError, asyncio.CancelledError) as error:
                 reason = str(error) or "cancelled by other code"
                 self._log.warning("agent %r could not be deregistered and will go offline: %s", self._agent.id, reason)
@@ -204,11 +239,11 @@ class AgentSession(Service):
     def _acknowledged(self) -> None:
         self.healthy = True
         self.last_beat_at = system_clock()
-        self._registry.patience.restore()
+        self._registry.deregistration_budget.reset()
 
 
 def jittered(interval: float) -> float:
-    """Return a pause at random, a fifth shorter than the interval at most, so that sessions do not beat in step."""
+    """Return the interval shortened by up to a fifth at random, so that the heartbeats of a fleet spread out."""
     return interval * random.uniform(0.8, 1.0)
 
 

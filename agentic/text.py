@@ -1,19 +1,19 @@
-"""Text from anywhere, made safe for a message: on one line, printable, bounded."""
+"""Make untrusted text safe for messages: one line, printable, of limited length."""
 
 from __future__ import annotations
 
 from typing import Final
 
 LONGEST: Final = 200
-"""Characters that a message shows of a text at most, escapes included."""
+"""The most characters of a text that a message shows, escapes included."""
 
 
 def printable(text: str, longest: int | None = LONGEST) -> str:
-    r"""Return a text with every character that is not printable escaped, cut after `longest` characters.
+    r"""Escape every unprintable character, and cut the text after `longest` characters.
 
     Newlines, terminal codes, bidirectional controls and lone surrogates become escapes such as `\n` or `\x1b`.
     """
-    shown = str.__str__(text)  # A subclass may define methods of its own.
+    shown = str.__str__(text)  # A subclass may override these methods.
     if longest is not None:
         shown = shown[: longest + 1]
     if not shown.isprintable():
@@ -22,7 +22,7 @@ def printable(text: str, longest: int | None = LONGEST) -> str:
 
 
 def plain(value: object) -> object:
-    """Return a `str`, `int` or `float` without the methods of its subclass, and anything else as it is."""
+    """Convert an instance of a subclass of `str`, `int` or `float` to the plain type; return other values unchanged."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -31,5 +31,5 @@ def plain(value: object) -> object:
 
 
 def type_name(value: object) -> str:
-    """Return the name of a value's type, for a message that must not show the value."""
+    """Return the name of a value's type, for messages that must not show the value."""
     return printable(type(value).__name__, 60)

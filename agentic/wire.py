@@ -1,14 +1,16 @@
-"""Records in Redis as they are read, whoever wrote them; `lua/json.lua` accepts and refuses the same ones."""
+"""The JSON record of an agent, which the Go original shares: how it is written, and read whoever wrote it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import astuple
 
-from agentic.agent import AgentInfo, status_of
-from agentic.clock import NEVER, parse_instant
+from agentic.agent import FIELDS, AgentInfo, AgentStatus, Kind, status_of
+from agentic.clock import NEVER, format_instant, parse_instant
 
 MAX_DEPTH: Final = 64
 """How deeply objects and arrays may be nested in a record, the record itself included."""
@@ -21,18 +23,71 @@ class CorruptRecord(ValueError):
     """A stored record that is no agent; the message says why."""
 
 
-class _ForeignAgent(msgspec.Struct):
-    """The same fields as loosely as any writer may have left them."""
+# --- written ---
 
-    id: str
-    name: str | None = None
-    capabilities: tuple[str, ...] | None = None
-    status: str | None = "available"
-    last_heartbeat: str | None = None
-    current_load: int | None = None
-    max_load: int | None = None
-    metadata: dict[str, Any] | None = None
+# Fields are left out that equal their default. `UNSET` is the default of those that are always written.
+_Record: Final[Any] = msgspec.defstruct(
+    "_Record",
+    [(field.name, Any, field.default if field.omit_empty else msgspec.UNSET) for field in FIELDS],
+    omit_defaults=True,
+    gc=False,
+)
+_OMITTED: Final = {field.name for field in FIELDS if field.omit_empty}
+_ENTRIES: Final = [(field.name, field.default) for field in FIELDS if field.kind is Kind.ENTRIES]
 
+
+def encode_agent(agent: AgentInfo) -> bytes:
+    """Return the record's JSON; an agent that was never stamped gets the year 1, as in Go."""
+    return _encoded(agent, format_instant(agent.last_heartbeat or NEVER))
+
+
+def encode_to_stamp(agent: AgentInfo) -> bytes:
+    """Return the record's JSON for a store that stamps it: an agent without a heartbeat has the empty text there."""
+    return _encoded(agent, "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat))
+
+
+def encode_field(name: str, value: object) -> bytes:
+    """Return a field's JSON, or nothing where the record leaves it out."""
+    return msgspec.json.encode(value) if value or name not in _OMITTED else b""
+
+
+def _encoded(agent: AgentInfo, last_heartbeat: str) -> bytes:
+    record = _Record(*astuple(agent))
+    record.last_heartbeat = last_heartbeat
+    for name, empty in _ENTRIES:  # Defaults are compared by identity, and two empty mappings are not identical.
+        if not getattr(record, name):
+            setattr(record, name, empty)
+    return msgspec.json.encode(record)
+
+
+# --- read; `lua/json.lua` accepts and refuses the same records ---
+
+_LOOSE: Final[Mapping[Kind, Any]] = {
+    Kind.TEXT: str | None,
+    Kind.TEXTS: tuple[str, ...] | None,
+    Kind.STATUS: str | None,
+    Kind.INSTANT: str | None,
+    Kind.NUMBER: int | None,
+    Kind.ENTRIES: dict[str, Any] | None,
+}
+# The same fields as loosely as any writer may have left them. An absent status is available; one that is null, unknown.
+_ForeignAgent: Final = msgspec.defstruct(
+    "_ForeignAgent",
+    [
+        ("id", str),
+        *(
+            (field.name, _LOOSE[field.kind], field.default.value if field.kind is Kind.STATUS else None)
+            for field in FIELDS[1:]
+        ),
+    ],
+)
+_READ: Final[Mapping[Kind, Callable[[Any], Any]]] = {
+    Kind.STATUS: status_of,
+    Kind.INSTANT: parse_instant,
+    Kind.ENTRIES: lambda entries: {key: _as_text(value) for key, value in entries.items()},
+}
+_EMPTY: Final[Mapping[Kind, Any]] = {Kind.STATUS: AgentStatus.UNKNOWN, Kind.INSTANT: NEVER}
+_READERS: Final = [(_READ.get(field.kind), _EMPTY.get(field.kind, field.default)) for field in FIELDS]
 
 _decode_own = msgspec.json.Decoder(AgentInfo).decode
 _decode_any = msgspec.json.Decoder().decode
@@ -68,16 +123,8 @@ def _decode_tolerantly(record: bytes | str) -> AgentInfo:
         if _is_too_deep(whole):
             raise CorruptRecord(f"it is nested more than {MAX_DEPTH} levels deep")
         found = msgspec.convert(whole, _ForeignAgent)
-        return AgentInfo(
-            id=found.id,
-            name=found.name or "",
-            capabilities=found.capabilities or (),
-            status=status_of(found.status or ""),
-            last_heartbeat=parse_instant(found.last_heartbeat) if found.last_heartbeat else NEVER,
-            current_load=found.current_load or 0,
-            max_load=found.max_load or 0,
-            metadata={key: _as_text(value) for key, value in (found.metadata or {}).items()},
-        )
+        values = zip(_READERS, astuple(found), strict=True)
+        return AgentInfo(*[(read(value) if read else value) if value else empty for (read, empty), value in values])
     except (ValueError, RecursionError) as error:
         raise CorruptRecord(str(error)) from error
 

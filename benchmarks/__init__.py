@@ -1,1 +1,1 @@
-"""What the registry's calls cost on each store, beside plain programs that do the same work one call at a time."""
+"""Benchmarks of the registry's calls on each store, compared with plain programs that do the same work per call."""

@@ -1,4 +1,4 @@
-"""How a measurement is made: callers that await call after call, walks of the fleet, the event loop's pauses."""
+"""Measurements: concurrent callers, scans of the fleet, pauses of the event loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TICK: Final = 0.001
 
 
 def fleet(size: int) -> list[AgentInfo]:
-    """Return agents of a usual kind, one in a hundred of them silent for a day."""
+    """Return typical agents; one in a hundred has been silent for a day."""
     silent_since = datetime.now(UTC) - LONG_AGO
     agents = [
         AgentInfo(f"agent-{number:07}", name="a measured agent", capabilities=("search", "code"), max_load=4)
@@ -48,8 +48,8 @@ async def fill(contender: Contender, agents: Sequence[AgentInfo]) -> None:
 
 
 async def calls(call: Callable[[Any], Awaitable[object]], items: Sequence[Any], callers: int, seconds: float) -> Sample:
-    """Let each caller await one call after the other until the time is over, at least one each."""
-    # Not a list: the garbage collector would look at each number in it, and hold the loop for that.
+    """Let each caller make calls one after another until the time is over, at least one each."""
+    # Not a list: the garbage collector would traverse it and block the event loop.
     latencies = array("d")
     now, count = time.perf_counter, len(items)
 
@@ -63,12 +63,12 @@ async def calls(call: Callable[[Any], Awaitable[object]], items: Sequence[Any], 
             if began > end:
                 return
 
-    # The callers' own start holds the loop, so the pauses are counted from when each has called once.
+    # Starting the callers blocks the event loop, so measure pauses only after each has made a call.
     async with asyncio.TaskGroup() as group:
         began = now()
         for number in range(callers):
             group.create_task(work(number, began + seconds))
-        while len(latencies) < callers:  # noqa: ASYNC110  an event would cost each call a look
+        while len(latencies) < callers:  # noqa: ASYNC110  an event would add a check to each call
             await asyncio.sleep(TICK)
         async with longest_pause() as pauses:
             await asyncio.sleep(max(0.0, began + seconds - now()))
@@ -79,10 +79,10 @@ async def calls(call: Callable[[Any], Awaitable[object]], items: Sequence[Any], 
 
 
 async def walk(call: Callable[[], Awaitable[Sequence[object]]], agents: int, expected: int) -> Sample:
-    """Await one call that walks the fleet; what its caller does with the answer, freeing it included, is not measured.
+    """Measure one call that scans the fleet, without the time to free its result.
 
     Raises:
-        RuntimeError: Its answer was wrong, so its time means nothing.
+        RuntimeError: The result has the wrong length, so the time means nothing.
     """
     async with longest_pause() as pauses:
         began = time.perf_counter()
@@ -95,7 +95,7 @@ async def walk(call: Callable[[], Awaitable[Sequence[object]]], agents: int, exp
 
 @asynccontextmanager
 async def longest_pause() -> AsyncGenerator[list[float], None]:
-    """Let a ticker run beside the body; its list gets the milliseconds by which each tick came late."""
+    """Run a ticker during the body; it appends each tick's delay in milliseconds to the list."""
     late: list[float] = []
 
     async def tick() -> None:

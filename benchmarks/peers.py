@@ -1,7 +1,7 @@
-"""Plain programs that do the registry's work in the obvious way: one read and one write, or one commit, a call.
+"""Plain programs that do the registry's work in the obvious way: per call, one read and one write, or one commit.
 
-They encode records with the registry's own codec, so that what is compared is how the store is spoken to. They make no
-promise that the registry makes: a heartbeat here can undo a concurrent change, or bring a removed agent back.
+They use the registry's codec, so that only the store access is compared. They give none of the registry's guarantees: a
+heartbeat here can undo a concurrent change or resurrect a removed agent.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ import redis.asyncio as aioredis
 from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, RedisRegistry
-from agentic.agent import encode_agent
 from agentic.backends.redis.scripts import SCRIPTS
 from agentic.clock import format_instant, parse_instant
 from agentic.dispatch.batcher import BATCH_SIZE
-from agentic.wire import decode_agent
+from agentic.wire import decode_agent, encode_agent
 from benchmarks.samples import Sample
 
 POOL_SIZE: Final = 64
@@ -44,13 +43,13 @@ HEARTBEAT: Final = (
 
 
 class Contender(Protocol):
-    """What is measured; `AgentRegistry` is one."""
+    """A subject of the measurements; `AgentRegistry` is one."""
 
     async def register(self, agent: AgentInfo, /) -> object:
         """Add or replace an agent."""
 
     async def heartbeat(self, agent_id: str, /) -> object:
-        """Stamp the time on an agent."""
+        """Set an agent's heartbeat to now."""
 
     async def get(self, agent_id: str, /) -> AgentInfo:
         """Return an agent."""
@@ -63,7 +62,7 @@ class Contender(Protocol):
 
 
 class PlainRedis:
-    """One key per agent; GET then SET for a heartbeat, SCAN and one GET per key for the fleet."""
+    """One key per agent; a heartbeat is GET then SET; a list is SCAN and one GET per key."""
 
     def __init__(self, client: aioredis.Redis) -> None:
         self._client = client
@@ -72,7 +71,7 @@ class PlainRedis:
     @classmethod
     @asynccontextmanager
     async def opened(cls, url: str) -> AsyncGenerator[PlainRedis, None]:
-        """Connect with a pool of 64 connections, for whose next free one a call waits."""
+        """Connect with a pool of 64 connections; calls wait for a free one."""
         client = aioredis.Redis.from_url(url, max_connections=POOL_SIZE)
         try:
             await cast("Any", client.ping())
@@ -104,7 +103,7 @@ class PlainRedis:
         reaped = []
         async for key in self._keys():
             agent = await self._read(key)
-            if agent.status is not AgentStatus.OFFLINE and _heard_of_at(agent) < stale_before:
+            if agent.status is not AgentStatus.OFFLINE and _last_heartbeat(agent) < stale_before:
                 left = await self._client.ttl(key)
                 await self._write(replace(agent, status=AgentStatus.OFFLINE), left if left > 0 else TTL_SECONDS)
                 reaped.append(agent.id)
@@ -134,7 +133,7 @@ class PlainSQLite:
     @classmethod
     @asynccontextmanager
     async def opened(cls, path: Path, synchronous: str) -> AsyncGenerator[PlainSQLite, None]:
-        """Make the file and its table; `synchronous` is SQLite's: FULL by its own default, NORMAL by the registry's."""
+        """Create the file and its table; SQLite's default for `synchronous` is FULL, the registry's is NORMAL."""
         async with aiosqlite.connect(path, isolation_level=None) as db:
             await db.execute("PRAGMA journal_mode = WAL")
             await db.execute(f"PRAGMA synchronous = {synchronous}")
@@ -185,7 +184,7 @@ class PlainSQLite:
 
 
 class BareScript:
-    """The registry's own heartbeat script, called by the driver alone: the ceiling of what calls can reach."""
+    """The registry's heartbeat script called directly by the driver: an upper bound for the registry."""
 
     def __init__(self, client: aioredis.Redis, registry: RedisRegistry, sha: str) -> None:
         self._execute: Callable[..., Awaitable[object]] = client.execute_command
@@ -203,7 +202,7 @@ class BareScript:
         return await self._execute("EVALSHA", self._sha, 1, key, TTL_SECONDS * 1000)
 
     async def heartbeats(self, ids: Sequence[str], seconds: float) -> Sample:
-        """Send batches of the registry's size, as many at once as the registry sends, until the time is over."""
+        """Send batches with the registry's batch size and concurrency until the time is over."""
         keys = [f"{self._registry.prefix}:agent:{agent_id}".encode() for agent_id in ids]
         done = 0
         began = time.perf_counter()
@@ -223,7 +222,7 @@ class BareScript:
 
 
 class BareSQLite:
-    """Heartbeats by the blocking sqlite3 module in a thread, on the registry's file: a commit a batch."""
+    """Heartbeats by the blocking sqlite3 module in a thread, on the registry's file, with one commit per batch."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -231,7 +230,7 @@ class BareSQLite:
     @classmethod
     @asynccontextmanager
     async def opened(cls, path: Path) -> AsyncGenerator[BareSQLite, None]:
-        """Open the file that a registry has made."""
+        """Open a file that a registry has created."""
         with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
             db.execute("PRAGMA synchronous = NORMAL")
             yield cls(db)
@@ -262,7 +261,7 @@ def _now() -> str:
     return format_instant(datetime.now(UTC))
 
 
-def _heard_of_at(agent: AgentInfo) -> datetime:
+def _last_heartbeat(agent: AgentInfo) -> datetime:
     assert agent.last_heartbeat is not None
     return agent.last_heartbeat
 

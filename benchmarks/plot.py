@@ -1,4 +1,4 @@
-"""The figures as a picture: what a walk costs as the fleet grows, and what a thousand callers get beside the peers."""
+"""Plot the figures: the cost of a scan by fleet size, and the rates of a thousand callers compared with the peers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DARK: Final = {
     COLOURS["sqlite"]: "#62b0e8",
     COLOURS["memory"]: "#a3adb9",
 }
-"""What each colour is where the reader's page is dark."""
+"""The colours in dark mode."""
 TEXT: Final[Any] = {
     "font.family": "sans-serif",
     "font.size": 12,
@@ -48,7 +48,7 @@ TEXT: Final[Any] = {
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Draw a run into an SVG file, which is light or dark as the page that shows it."""
+    """Draw a run into an SVG file that follows the colour scheme of the page."""
     mpl.rcParams.update(TEXT)
     figure = Figure(figsize=(7.6, 11.5), layout=ConstrainedLayoutEngine(h_pad=0.15))
     costs, rates = figure.subplots(2, 1, height_ratios=(1, 1.5))
@@ -66,7 +66,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
 
 
 def _themed(svg: str) -> str:
-    """Return the picture with a variable for each colour."""
+    """Return the SVG with a CSS variable for each colour."""
     light, dark = [], []
     for number, (colour, other) in enumerate(DARK.items()):
         svg = svg.replace(colour, f"var(--c{number})")

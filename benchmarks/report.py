@@ -1,4 +1,4 @@
-"""A run's figures as tables, and what they were measured on."""
+"""Tables of a run's figures, and its environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES: Final = {"memory": "Memory", "sqlite": "SQLite", "redis": "Redis"}
 
 
 def about(arguments: Sequence[str], module: str = "benchmarks") -> dict[str, Any]:
-    """Return what a run's rates depend on: the machine, the versions, the command line."""
+    """Return the environment of a run: machine, versions, command line."""
     distributions = (*DISTRIBUTIONS, "uvloop") if "--uvloop" in arguments else DISTRIBUTIONS
     return {
         "command": shlex.join(["python", "-m", module, *arguments]),
@@ -35,7 +35,7 @@ def about(arguments: Sequence[str], module: str = "benchmarks") -> dict[str, Any
 
 
 def tables(document: dict[str, Any]) -> Iterator[Table]:
-    """Yield a table of calls and one of walks for each store."""
+    """Yield a table of calls and one of scans for each store."""
     for (store, counted), rows in _by_kind(document):
         made = Table(title=f"{NAMES[store]}, {counted} a second", title_justify="left", box=None, header_style="bold")
         head, *columns = _head(counted, rows)
@@ -48,7 +48,7 @@ def tables(document: dict[str, Any]) -> Iterator[Table]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """Return the tables for a page, less what says the same again."""
+    """Return the tables as Markdown, without rows that add little."""
     lines: list[str] = []
     for (store, counted), rows in _by_kind(document):
         kept = [row for row in rows if row["size"] not in (64, 10_000 if counted == "agents" else 0)]
@@ -71,7 +71,7 @@ def _peers(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _head(counted: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     size = "callers" if counted == "calls" else "agents"
     latency = ["p50 ms", "p99 ms"] if counted == "calls" else []
-    return ["call", size, OURS, *latency, "loop held ms", *(f"to {peer}" for peer in _peers(rows))]
+    return ["call", size, OURS, *latency, "loop blocked ms", *(f"to {peer}" for peer in _peers(rows))]
 
 
 def _cells(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -91,7 +91,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def footer(document: dict[str, Any]) -> str:
-    """Return what the run was measured on, a line each."""
+    """Return the environment of the run, one entry per line."""
     return "\n".join(f"{name}: {value}" for name, value in document["about"].items())
 
 

@@ -1,4 +1,4 @@
-"""What a measurement gives, and what several of it say together."""
+"""Samples of measurements, and their medians and ratios."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Case:
     """One thing to measure.
 
     Attributes:
-        store: Which store.
-        call: Which call.
-        counted: What is counted in a second: "calls", or "agents" where one call concerns the fleet.
-        size: How many callers await at once, or how many agents the fleet has.
+        store: The store.
+        call: The call.
+        counted: The unit of the rate: "calls", or "agents" if one call covers the fleet.
+        size: The number of concurrent callers, or of agents in the fleet.
     """
 
     store: str
@@ -28,7 +28,7 @@ class Case:
 
 @dataclass
 class Sample:
-    """One measurement: calls or agents in a second; latency and the longest pause of the event loop in milliseconds."""
+    """One measurement: calls or agents per second; latencies and the longest loop pause in milliseconds."""
 
     rate: float
     p50: float | None = None
@@ -38,13 +38,13 @@ class Sample:
 
 @dataclass
 class Result:
-    """The samples of one case, one for each repeat, by contender."""
+    """The samples of one case by contender, one per repeat."""
 
     case: Case
     samples: dict[str, list[Sample]] = field(default_factory=dict)
 
     def add(self, contender: str, sample: Sample) -> None:
-        """Take note of a sample."""
+        """Add a sample."""
         self.samples.setdefault(contender, []).append(sample)
 
     def median(self, contender: str, figure: str) -> float | None:
@@ -53,17 +53,17 @@ class Result:
         return median(values) if values else None
 
     def ratio(self, peer: str) -> float:
-        """Return how many times the peer's rate is OURS: the median of the repeats' own ratios."""
+        """Return the ratio of our rate to the peer's: the median of the ratios of the repeats."""
         pairs = zip(self.samples[OURS], self.samples[peer], strict=True)
         return median(ours.rate / theirs.rate for ours, theirs in pairs)
 
     @property
     def peers(self) -> list[str]:
-        """The contenders beside OURS."""
+        """All contenders but OURS."""
         return [name for name in self.samples if name != OURS]
 
     def document(self) -> dict[str, Any]:
-        """Return the result as what JSON can hold."""
+        """Return the result as a JSON document."""
         return {
             **asdict(self.case),
             "medians": {
@@ -76,5 +76,5 @@ class Result:
 
 
 def rounded(value: float | None) -> float | None:
-    """Return a figure with four digits."""
+    """Round a figure to four significant digits."""
     return None if value is None else float(f"{value:.4g}")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scaling`: what one Redis carries, and a cluster of three primaries on the same cores."""
+"""`python -m benchmarks.scaling`: compare one Redis server with a cluster of three primaries on the same cores."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ Rates = dict[str, list[float]]
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print a table, and write the figures to a file where one is named."""
+    """Measure, print a table, and write the figures to the file, if one is given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with versions, to this file")
     options = parser.parse_args(arguments)
-    rates = _measured()
+    rates = _measure()
     table = Table("a second", "median", "each", box=None, title_justify="left")
     for name, found in rates.items():
         table.add_row(name, f"{sorted(found)[len(found) // 2]:,.0f}", ", ".join(f"{rate:,.0f}" for rate in found))
@@ -48,21 +48,21 @@ def main(arguments: list[str]) -> None:
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def _measured() -> Rates:
+def _measure() -> Rates:
     rates: Rates = {}
     with RedisServer() as server, RedisCluster() as cluster:
         for _ in range(REPEATS):
-            for place, url in (("one server", server.url), ("three primaries", cluster.url)):
+            for target, url in (("one server", server.url), ("three primaries", cluster.url)):
                 heartbeats, listed = asyncio.run(_one_process(url))
-                _add(rates, f"{place}: heartbeats of one process, {CALLERS:,} callers", heartbeats.rate)
-                _add(rates, f"{place}: agents listed", listed.rate)
+                _add(rates, f"{target}: heartbeats of one process, {CALLERS:,} callers", heartbeats.rate)
+                _add(rates, f"{target}: agents listed", listed.rate)
             for connections in CONNECTIONS:
-                _add(rates, f"one server: heartbeats alone, {connections} connections", _alone(server, connections))
+                _add(rates, f"one server: heartbeats alone, {connections} connections", _unbatched(server, connections))
     return rates
 
 
 async def _one_process(url: str) -> tuple[Sample, Sample]:
-    # The ids that redis-benchmark makes where a command says __rand_int__.
+    # The ids that redis-benchmark generates for __rand_int__.
     agents = [replace(agent, id=f"agent-{number:012}") for number, agent in enumerate(fleet(AGENTS))]
     async with RedisRegistry(url, prefix="bench", ttl=100_000) as registry:
         await fill(registry, agents)
@@ -70,16 +70,16 @@ async def _one_process(url: str) -> tuple[Sample, Sample]:
         return heartbeats, await walk(registry.list, AGENTS, AGENTS)
 
 
-def _alone(server: RedisServer, connections: int) -> float:
-    """Return how many heartbeats the server takes when each comes by itself, as from a process with one agent."""
+def _unbatched(server: RedisServer, connections: int) -> float:
+    """Return the rate of unbatched heartbeats, as from processes with one agent each."""
     program = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
     if program is None:
-        raise SystemExit("no redis-benchmark on PATH: it comes with the server's package")
+        raise SystemExit("redis-benchmark is not on PATH: it comes with the server's package")
     with redis.Redis(port=server.port) as client:
         sha = str(client.script_load(SCRIPTS["heartbeat"][1]))
-    place = (program, "-p", str(server.port), "-c", str(connections), "-n", "200000", "-r", str(AGENTS), "--csv")
+    target = (program, "-p", str(server.port), "-c", str(connections), "-n", "200000", "-r", str(AGENTS), "--csv")
     command = ("EVALSHA", sha, "1", "bench:agent:agent-__rand_int__", "100000000")
-    printed = subprocess.run([*place, *command], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run([*target, *command], capture_output=True, text=True, check=True).stdout
     (rate,) = re.findall(r'^"EVALSHA.*?","([\d.]+)"', printed, re.MULTILINE)
     return float(rate)
 

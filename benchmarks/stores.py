@@ -1,4 +1,4 @@
-"""What is measured on each store, and beside whom."""
+"""The cases to measure on each store, and the programs to compare with."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ STORES: Final = ("memory", "sqlite", "redis")
 CALLERS: Final = (1, 64, 1_000, 10_000)
 FLEETS: Final = (1_000, 10_000, 100_000, 1_000_000)
 CALLED_FLEET: Final = 20_000
-"""The fleet on which single calls are measured, and its walks beside the peers'."""
+"""The size of the fleet for single calls, and for scans that the peers run as well."""
 CALLS: Final = [(call, callers) for call in ("register", "heartbeat", "get") for callers in CALLERS]
 SCATTERED: Final = "heartbeat, scattered"
-"""By a thousand callers, of agents in no order: otherwise those that call together lie side by side in the store."""
+"""Heartbeats of agents in random order; in the other cases, concurrent callers use adjacent records."""
 
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
 Ceiling = Callable[[Sequence[str], float], Awaitable[Sample]]
 
 
 @dataclass
 class Plan:
-    """How much is measured.
+    """The extent of the measurements.
 
     Attributes:
-        agents: The largest fleet that is walked.
-        repeats: How often each case is measured; twice at most for fleets over 100,000.
-        seconds: How long single calls are measured.
+        agents: The largest fleet to scan.
+        repeats: How many times to measure each case; at most twice for fleets over 100,000.
+        seconds: How long to measure single calls.
     """
 
     agents: int
@@ -48,15 +48,15 @@ class Plan:
 
 
 @dataclass
-class Stand:
-    """A store with everybody who is measured on it.
+class Setup:
+    """A store and the contenders to measure on it.
 
     Attributes:
-        peers: Who does the same work in the obvious way, by name.
-        ceilings: What the driver alone can do of a heartbeat's work, by name, with the numbers of callers to compare
-            it at.
-        server: Its version.
-        size: Returns the bytes that the store takes.
+        registry: The registry.
+        peers: Plain programs that do the same work, by name.
+        ceilings: Heartbeats by the driver without the registry, by name, with the numbers of callers to compare at.
+        server: The version of the server; None without one.
+        size: Returns the size of the store in bytes; None for a store in this process.
     """
 
     registry: AgentRegistry
@@ -66,19 +66,21 @@ class Stand:
     size: Callable[[], Awaitable[int]] | None
 
 
-async def measure_store(store: str, plan: Plan, folder: Path, tell: Tell) -> tuple[list[Result], dict[str, Any]]:
-    """Measure one store, every contender beside the others, so that what slows the host slows them all."""
-    async with _stand(store, folder) as stand:
-        facts: dict[str, Any] = {} if stand.server is None else {"server": stand.server}
-        facts[f"bytes per agent, {store}"] = await _bytes_per_agent(stand, tell)
-        # Walks before calls: a peer's keys in the same database would be scanned as well.
-        walks = await _measure_walks(store, stand, plan, tell)
-        results = await _measure_calls(store, stand, plan, tell) + walks
+async def measure_store(
+    store: str, plan: Plan, folder: Path, progress: Progress
+) -> tuple[list[Result], dict[str, Any]]:
+    """Measure one store with all contenders interleaved, so that a slow host slows them all alike."""
+    async with _set_up(store, folder) as setup:
+        facts: dict[str, Any] = {} if setup.server is None else {"server": setup.server}
+        facts[f"bytes per agent, {store}"] = await _bytes_per_agent(setup, progress)
+        # Scans before calls: the peers' keys in the same database would be scanned as well.
+        walks = await _measure_walks(store, setup, plan, progress)
+        results = await _measure_calls(store, setup, plan, progress) + walks
     return results, facts
 
 
-async def _measure_calls(store: str, stand: Stand, plan: Plan, tell: Tell) -> list[Result]:
-    contenders: dict[str, Contender] = {OURS: stand.registry, **stand.peers}
+async def _measure_calls(store: str, setup: Setup, plan: Plan, progress: Progress) -> list[Result]:
+    contenders: dict[str, Contender] = {OURS: setup.registry, **setup.peers}
     agents = fleet(CALLED_FLEET)
     ids = [agent.id for agent in agents]
     scattered = random.Random(1).sample(ids, len(ids))
@@ -88,35 +90,35 @@ async def _measure_calls(store: str, stand: Stand, plan: Plan, tell: Tell) -> li
     for repeat in range(plan.repeats):
         for result in results:
             case = result.case
-            tell(f"{store}, {repeat + 1} of {plan.repeats}: {case.call}, {case.size:,} callers")
+            progress(f"{store}, {repeat + 1} of {plan.repeats}: {case.call}, {case.size:,} callers")
             items = agents if case.call == "register" else scattered if case.call == SCATTERED else ids
             method = case.call.partition(",")[0]
             for name, contender in contenders.items():
                 result.add(name, await calls(getattr(contender, method), items, case.size, plan.seconds))
-            for name, (callers, ceiling) in stand.ceilings.items():
+            for name, (callers, ceiling) in setup.ceilings.items():
                 if case.call == "heartbeat" and case.size in callers:
                     result.add(name, await ceiling(ids, plan.seconds))
         contenders = dict(reversed(contenders.items()))
-    await stand.registry.flush()
+    await setup.registry.flush()
     return results
 
 
-async def _measure_walks(store: str, stand: Stand, plan: Plan, tell: Tell) -> list[Result]:
+async def _measure_walks(store: str, setup: Setup, plan: Plan, progress: Progress) -> list[Result]:
     sizes = sorted({size for size in FLEETS if size <= plan.agents} | {min(plan.agents, CALLED_FLEET)})
     results: list[Result] = []
     for size in sizes:
-        contenders: dict[str, Contender] = {OURS: stand.registry}
+        contenders: dict[str, Contender] = {OURS: setup.registry}
         if size == CALLED_FLEET:
-            contenders |= stand.peers
+            contenders |= setup.peers
         agents = fleet(size)
-        walks = {call: Result(Case(store, call, "agents", size)) for call in _walks(stand.registry, size)}
+        walks = {call: Result(Case(store, call, "agents", size)) for call in _walks(setup.registry, size)}
         for repeat in range(plan.repeats if size <= 100_000 else min(plan.repeats, 2)):
-            tell(f"{store}, {repeat + 1} of {plan.repeats}: walks of {size:,} agents")
+            progress(f"{store}, {repeat + 1} of {plan.repeats}: walks of {size:,} agents")
             for name, contender in contenders.items():
                 await fill(contender, agents)
                 for call, (walker, expected) in _walks(contender, size).items():
                     walks[call].add(name, await walk(walker, size, expected))
-        await stand.registry.flush()
+        await setup.registry.flush()
         results += walks.values()
     for result in results:
         if OURS not in result.samples:
@@ -125,7 +127,7 @@ async def _measure_walks(store: str, stand: Stand, plan: Plan, tell: Tell) -> li
 
 
 def _walks(contender: Contender, size: int) -> dict[str, tuple[Callable[[], Awaitable[Sequence[object]]], int]]:
-    """Return each walk with the number of agents it should find; the last leaves every agent offline."""
+    """Return each scan with the expected number of agents; the last one leaves every agent offline."""
 
     async def scanned() -> Sequence[object]:
         return (
@@ -145,11 +147,11 @@ def _walks(contender: Contender, size: int) -> dict[str, tuple[Callable[[], Awai
     }
 
 
-async def _bytes_per_agent(stand: Stand, tell: Tell) -> float:
-    tell("bytes per agent")
+async def _bytes_per_agent(setup: Setup, progress: Progress) -> float:
+    progress("bytes per agent")
     count = 100_000
     agents = fleet(count)
-    size = stand.size
+    size = setup.size
     if size is None:
         tracemalloc.start()
 
@@ -157,19 +159,19 @@ async def _bytes_per_agent(stand: Stand, tell: Tell) -> float:
             return tracemalloc.get_traced_memory()[0]
 
     before = await size()
-    await fill(stand.registry, agents)
+    await fill(setup.registry, agents)
     after = await size()
-    if stand.size is None:
+    if setup.size is None:
         tracemalloc.stop()
-    await stand.registry.flush()
+    await setup.registry.flush()
     return round((after - before) / count)
 
 
 @asynccontextmanager
-async def _stand(store: str, folder: Path) -> AsyncGenerator[Stand, None]:
+async def _set_up(store: str, folder: Path) -> AsyncGenerator[Setup, None]:
     async with AsyncExitStack() as stack:
         if store == "memory":
-            yield Stand(await stack.enter_async_context(MemoryRegistry()), {}, {}, None, None)
+            yield Setup(await stack.enter_async_context(MemoryRegistry()), {}, {}, None, None)
         elif store == "sqlite":
             path = folder / "registry.db"
             registry = await stack.enter_async_context(SQLiteRegistry(path))
@@ -187,7 +189,7 @@ async def _stand(store: str, folder: Path) -> AsyncGenerator[Stand, None]:
             ceilings: dict[str, tuple[range, Ceiling]] = {
                 "bare sqlite3 group commit": (range(1_000, 10_001), bare.heartbeats)
             }
-            yield Stand(registry, peers, ceilings, None, file_size)
+            yield Setup(registry, peers, ceilings, None, file_size)
         else:
             url = stack.enter_context(RedisServer()).url
             redis_registry = await stack.enter_async_context(RedisRegistry(url, prefix="bench", ttl=100_000))
@@ -203,7 +205,7 @@ async def _stand(store: str, folder: Path) -> AsyncGenerator[Stand, None]:
                 "bare EVALSHA": (range(1, 2), lambda ids, seconds: calls(script.heartbeat, ids, 1, seconds)),
                 "bare script, full batches": (range(1_000, 10_001), script.heartbeats),
             }
-            yield Stand(redis_registry, {"GET and SET a call": plain}, ceilings, await _version(client), used_memory)
+            yield Setup(redis_registry, {"GET and SET a call": plain}, ceilings, await _version(client), used_memory)
 
 
 async def _version(client: aioredis.Redis) -> str:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tables`: write the figures of the committed runs into the pages, between their markers."""
+"""`python -m benchmarks.tables`: write the figures of the committed runs into the pages, between markers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = ("README.md", "docs/index.md", "docs/performance.md", "docs/scaling.md")
 BLOCK: Final = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 INTERVAL: Final = 10
-"""Seconds between the heartbeats of a session by default."""
+"""Default seconds between the heartbeats of a session."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the tables, or only compare them; return 1 where a page does not show what was measured."""
+    """Write the tables, or with `--check` compare them; return 1 if a page differs from the runs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page differs from the runs")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page differs from the runs")
     check = parser.parse_args(arguments).check
     differing = [name for name in PAGES if _differs(ROOT / name, write=not check)]
     for name in differing:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def filled(text: str) -> str:
-    """Return a page with the block of each marker made anew."""
+    """Return a page with the block of each marker regenerated."""
     return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]().strip()}\n\n{found[3]}", text)
 
 
@@ -53,7 +53,7 @@ def _run(name: str) -> dict[str, Any]:
 
 
 def _summary() -> str:
-    """Return what is gained over plain programs, in three rows."""
+    """Return the gain over plain programs, in three rows."""
     document = _run("asyncio")
     rows = [
         "| what | a second | times the plain program |",
@@ -77,7 +77,7 @@ def _gain(document: dict[str, Any], store: str, call: str, peer: str, what: str)
 
 
 def _fleet() -> str:
-    """Return what fleets cost in Redis, worked out from the run."""
+    """Return the costs of fleets in Redis, computed from the run."""
     document = _run("asyncio")
     rows = ["| agents | heartbeats a second | memory in Redis | a sweep of one reaper |", "|---:|---:|---:|---:|"]
     for agents in (1_000, 10_000, 100_000, 1_000_000):
@@ -100,7 +100,7 @@ def _row(document: dict[str, Any], store: str, call: str, size: int) -> dict[str
 
 
 def _bytes() -> str:
-    """Return what an agent takes in each store."""
+    """Return the size of an agent in each store."""
     about = _run("asyncio")["about"]
     rows = [f"| {name} | {about[f'bytes per agent, {store}']} |" for store, name in NAMES.items()]
     return "\n".join(["| store | bytes for each agent |", "|---|---:|", *rows])
@@ -122,7 +122,7 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "fleet": _fleet,
     "scaling": _scaling,
 }
-"""What stands between the markers of each name."""
+"""Functions that return the text between the markers of each name."""
 
 
 if __name__ == "__main__":

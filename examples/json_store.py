@@ -18,9 +18,10 @@ from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentRegistry, AgentStatus, BackendRejectedError, CorruptRecordError, RegistryError
 from agentic.abc import Backend, Cursor, Step
-from agentic.agent import AgentChanges, check_size
+from agentic.agent import AgentChanges
 from agentic.clock import Clock, system_clock
 from agentic.urls import StoreURL
+from agentic.validation import check_size
 
 PAGE_SIZE = 500
 

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, InvalidAgentError, Page
-from agentic.agent import encode_agent, valid_agent
 from agentic.clock import NEVER
-from agentic.validation import MAX_RECORD_BYTES
-from agentic.wire import CorruptRecord, decode_agent
+from agentic.validation import MAX_RECORD_BYTES, valid_agent
+from agentic.wire import CorruptRecord, decode_agent, encode_agent
 from tests.support.documents import GO_RECORDS
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)

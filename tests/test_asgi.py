@@ -1,4 +1,4 @@
-"""The lifespan for web applications, in the frameworks that call one."""
+"""The lifespan for web applications, in FastAPI and Starlette."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_fastapi_answers_with_the_fleet_and_this_process_is_an_agent_in_it(tmp_p
         assert app.state.agent_session.healthy
         schema = client.get("/openapi.json").json()["paths"]["/agents"]["get"]["responses"]["200"]["content"]
         assert set(schema["application/json"]["schema"]["items"]["properties"]) == set(AgentInfo.__struct_fields__)
-    with TestClient(app) as client:  # It starts again, and the agent of the first start has left.
+    with TestClient(app) as client:  # After a restart, the agent of the first run is gone.
         assert len(client.get("/agents").json()) == 1
 
 
@@ -44,7 +44,7 @@ def running(app: Any, *arguments: Any, **options: Any) -> AbstractAsyncContextMa
     return lifespan(*arguments, **options)(app)
 
 
-async def test_the_reaper_runs_unless_told_otherwise(tmp_path: Path) -> None:
+async def test_the_reaper_runs_by_default(tmp_path: Path) -> None:
     app = Starlette()
     for reaper, status in ((False, "available"), (True, "offline")):
         async with running(app, tmp_path / "r.db", reaper=reaper):
@@ -59,7 +59,7 @@ async def test_the_reaper_runs_unless_told_otherwise(tmp_path: Path) -> None:
         assert [agent.id for agent in await registry.list()] == ["silent"]
 
 
-async def test_a_background_task_that_fails_ends_no_request_and_is_raised_at_the_end(tmp_path: Path) -> None:
+async def test_an_error_of_a_background_task_interrupts_no_request_and_is_raised_at_the_end(tmp_path: Path) -> None:
     app = SimpleNamespace(state=SimpleNamespace())
     with pytest.raises(RegistryError, match="the background task of the session .* was cancelled by other code"):
         async with running(app, tmp_path / "r.db", agent=AgentInfo("gateway"), reaper=False):
@@ -72,7 +72,7 @@ async def test_a_background_task_that_fails_ends_no_request_and_is_raised_at_the
         await app.state.registry.list()
 
 
-def test_what_is_wrong_is_refused_before_the_application_starts() -> None:
+def test_invalid_arguments_are_refused_before_the_application_starts() -> None:
     with pytest.raises(InvalidAgentError, match="^agent ID is required$"):
         lifespan("memory://", agent=AgentInfo(""))
     with pytest.raises(ConfigurationError, match="^reaper: must be True or False"):

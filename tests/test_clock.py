@@ -29,7 +29,7 @@ spans = st.timedeltas(min_value=timedelta(0))
 
 
 @given(instants)
-def test_an_instant_is_read_back_from_its_text(instant: datetime) -> None:
+def test_a_formatted_instant_is_parsed_to_the_same_instant(instant: datetime) -> None:
     assert parse_instant(format_instant(instant)) == instant
     assert len(format_instant(instant)) == 27
 
@@ -40,7 +40,7 @@ def test_the_order_of_texts_is_the_order_of_times(one: datetime, other: datetime
 
 
 @given(instants, instants, spans)
-def test_both_ways_to_tell_stale_agree(heartbeat: datetime, now: datetime, ttl: timedelta) -> None:
+def test_is_stale_and_stale_before_agree(heartbeat: datetime, now: datetime, ttl: timedelta) -> None:
     assert is_stale(heartbeat, now, ttl) == (heartbeat < stale_before(now, ttl))
 
 
@@ -64,14 +64,14 @@ def test_both_ways_to_tell_stale_agree(heartbeat: datetime, now: datetime, ttl: 
     ],
     ids=type,
 )
-def test_what_is_no_duration_is_refused_by_name(wrong: object) -> None:
+def test_an_invalid_duration_is_refused_by_name(wrong: object) -> None:
     with pytest.raises(ConfigurationError, match="^pause must") as caught:
         duration(wrong, "pause")  # type: ignore[arg-type]
     assert len(str(caught.value)) < 100
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, timedelta(0), 1e-9])
-def test_a_positive_duration_is_longer_than_nothing(zero: float) -> None:
+def test_a_positive_duration_is_greater_than_zero(zero: float) -> None:
     assert duration(zero, "pause") == timedelta(0)
     with pytest.raises(ConfigurationError, match="pause must be greater than 0"):
         positive_seconds(zero, "pause")
@@ -84,7 +84,7 @@ def test_durations_are_seconds_or_timedeltas() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "2026-01-01T00:00:00", "2026-13-01T00:00:00Z", "2026-01-01"])
-def test_a_text_that_names_no_instant_is_refused(text: str) -> None:
+def test_a_text_that_is_no_instant_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_instant(text)
 

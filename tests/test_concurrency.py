@@ -1,4 +1,4 @@
-"""How tasks end."""
+"""Calls that finish although their caller is cancelled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from agentic.concurrency import finish
 
 
-async def test_finish_returns_and_raises_what_the_call_does() -> None:
+async def test_finish_returns_the_result_or_raises_the_error_of_the_call() -> None:
     async def value() -> int:
         return 7
 
@@ -23,7 +23,7 @@ async def test_finish_returns_and_raises_what_the_call_does() -> None:
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_finish_lets_the_call_end_though_cancelled(times: int) -> None:
+async def test_finish_waits_for_the_call_although_cancelled(times: int) -> None:
     gate, done = asyncio.Event(), []
 
     async def call() -> None:
@@ -43,7 +43,7 @@ async def test_finish_lets_the_call_end_though_cancelled(times: int) -> None:
     assert done == [True]
 
 
-async def test_finish_lets_the_call_end_though_a_scope_is_cancelled() -> None:
+async def test_finish_waits_for_the_call_although_a_scope_is_cancelled() -> None:
     gate, done = asyncio.Event(), []
 
     async def call() -> None:
@@ -58,7 +58,7 @@ async def test_finish_lets_the_call_end_though_a_scope_is_cancelled() -> None:
     assert done == [True]
 
 
-async def test_finish_gives_up_after_its_grace() -> None:
+async def test_finish_cancels_the_call_after_its_grace() -> None:
     ended = asyncio.Event()
 
     async def call() -> None:
@@ -76,7 +76,7 @@ async def test_finish_gives_up_after_its_grace() -> None:
     await ended.wait()
 
 
-async def test_an_error_after_a_cancellation_is_dropped_quietly() -> None:
+async def test_an_error_after_a_cancellation_is_dropped() -> None:
     gate = asyncio.Event()
 
     async def call() -> None:

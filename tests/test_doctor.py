@@ -167,7 +167,7 @@ async def test_a_damaged_sqlite_file_is_told(tmp_path: Path, how: str) -> None:
     found = await findings(SQLiteRegistry(path))
     level, _, advice = found["integrity"]
     assert level is Level.BAD
-    assert "it is damaged: close every program" in advice
+    assert "it is damaged: stop every program" in advice
 
 
 async def test_a_replica_is_told_and_whether_it_is_in_sync(own_redis_server: RedisServer) -> None:
@@ -185,7 +185,7 @@ async def test_a_replica_is_told_and_whether_it_is_in_sync(own_redis_server: Red
             assert found.advice.startswith("writes are refused")
             client.execute_command("REPLICAOF", "127.0.0.1", 1)
             found = await role(registry)
-            assert (found.level, found.found) == (Level.BAD, "replica whose link to its primary is down")
+            assert (found.level, found.found) == (Level.BAD, "replica with its link to the primary down")
             assert found.advice.startswith("reads and writes are refused")
 
 
@@ -197,8 +197,8 @@ async def test_keys_of_others_are_told_where_they_are_many() -> None:
         assert (await findings(RedisRegistry(url)))["keys"][:2] == (Level.OK, "1 in the database")
         client.execute_command("DEBUG", "POPULATE", 20_000, "cache", 5)
         level, found, advice = (await findings(RedisRegistry(url)))["keys"]
-        assert (level, found) == (Level.NOTE, "20,001 in the database, some 100% of them not this registry's")
-        assert "a database of its own" in advice
+        assert (level, found) == (Level.NOTE, "20,001 in the database, about 100% of them foreign to this registry")
+        assert "its own database" in advice
         assert (await findings(RedisRegistry(url, db=1)))["keys"][:2] == (Level.OK, "0 in the database")
         client.flushall()
         client.execute_command("DEBUG", "POPULATE", 20_000, "agentic:agent", 5)

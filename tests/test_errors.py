@@ -1,4 +1,4 @@
-"""The errors as callers meet them."""
+"""Codes, messages and copies of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is imported when: a program pays for the drivers that it uses, and for no other."""
+"""Drivers are imported only when they are used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DRIVERS = ("redis", "hiredis", "aiosqlite", "sqlite3", "typer", "rich", "pydanti
 
 
 def loaded_by(code: str) -> set[str]:
-    """Return which drivers a new interpreter has loaded after some code."""
+    """Return the drivers that a new interpreter has loaded after running some code."""
     show = f"import sys; print(*(name for name in {DRIVERS} if name in sys.modules))"
     command = [sys.executable, "-c", f"{code}; {show}"]
     return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())

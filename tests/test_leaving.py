@@ -1,4 +1,4 @@
-"""Leaving a store that does not answer: bounded for all sessions of a registry together, and told."""
+"""Closing sessions and reapers while the store does not answer: time limits, and what is logged or reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from agentic import AgentInfo, AgentRegistry, Reaper, RedisRegistry, RegistryClosedError
 from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
-from agentic.outage import Patience
+from agentic.session import DeregistrationBudget
 from agentic.testing import RedisServer, wait_until
 from tests.support.stores import LONG_AGO
 
@@ -28,7 +28,7 @@ async def enter_sessions(stack: AsyncExitStack, registry: RedisRegistry) -> None
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-async def test_sessions_that_leave_a_store_that_hangs_wait_for_one_timeout_together(
+async def test_sessions_that_leave_a_hanging_store_together_wait_for_one_timeout(
     own_redis_server: RedisServer, cancelled: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -54,10 +54,10 @@ async def test_sessions_that_leave_a_store_that_hangs_wait_for_one_timeout_toget
     own_redis_server.resume()
 
 
-async def test_what_leaving_did_not_wait_for_ends_in_the_background(own_redis_server: RedisServer) -> None:
+async def test_deregistrations_beyond_the_budget_finish_in_the_background(own_redis_server: RedisServer) -> None:
     url = own_redis_server.url
     async with RedisRegistry(url, timeout=3) as registry, RedisRegistry(url) as other:
-        registry.patience = Patience(0.1)
+        registry.deregistration_budget = DeregistrationBudget(0.1)
         async with AsyncExitStack() as stack:
             await enter_sessions(stack, registry)
             own_redis_server.pause()
@@ -69,13 +69,13 @@ async def test_what_leaving_did_not_wait_for_ends_in_the_background(own_redis_se
         await wait_until(none_is_left, "every agent is deregistered")
 
 
-async def test_a_store_that_answers_again_is_waited_for_again() -> None:
-    patience = Patience(0.5)
+async def test_the_budget_is_restored_when_the_store_answers() -> None:
+    budget = DeregistrationBudget(0.5)
 
     async def is_waited_for() -> bool:
-        """Return whether a call that gets no answer is waited for."""
+        """Return whether `wait` waits for a call that gets no answer."""
         began_at = time.monotonic()
-        await patience.wait(answer(20, False))
+        await budget.wait(answer(20, False))
         return time.monotonic() - began_at >= 0.5
 
     async def answer(seconds: float, answered: bool) -> bool:
@@ -84,23 +84,25 @@ async def test_a_store_that_answers_again_is_waited_for_again() -> None:
 
     assert await is_waited_for()
     assert not await is_waited_for()
-    await patience.wait(answer(0, True))
+    await budget.wait(answer(0, True))
     assert await is_waited_for()
     assert not await is_waited_for()
-    patience.restore()
+    budget.reset()
     assert await is_waited_for()
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
 
 
 async def test_a_deregistration_that_other_code_cancels_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    class Slow(MemoryBackend):
+    class Hanging(MemoryBackend):
         async def delete(self, ids: Any) -> Any:
             deleting.set()
             await asyncio.Event().wait()
 
     deleting = asyncio.Event()
-    async with AgentRegistry(Slow(timeout=0.2)) as registry:
+    store = Hanging(timeout=0.2)
+    store.is_immediate = False
+    async with AgentRegistry(store) as registry:
         session = registry.session(AgentInfo("a"))
         await session.open()
         closing = asyncio.create_task(session.aclose())
@@ -112,7 +114,7 @@ async def test_a_deregistration_that_other_code_cancels_is_logged(caplog: pytest
 
 
 def slow_pages(url: str, pause: float = 0.1) -> RedisRegistry:
-    """Return a registry each page of whose sweeps takes this part of its timeout, which is two seconds."""
+    """Return a registry with a timeout of 2 s, in which each page of a sweep takes this fraction of the timeout."""
     registry = RedisRegistry(url, timeout=2)
     sweep = registry.backend.sweep
 
@@ -126,33 +128,33 @@ def slow_pages(url: str, pause: float = 0.1) -> RedisRegistry:
 
 
 async def test_a_reaper_whose_registry_is_closed_reports_what_it_has_marked(own_redis_server: RedisServer) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     async with RedisRegistry(own_redis_server.url) as other:
         await asyncio.gather(*(other.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(5000)))
         registry = slow_pages(own_redis_server.url, pause=0.4)
         await registry.open()
-        reaping = asyncio.create_task(Reaper(registry, on_reaped=told.extend).run())
-        await wait_until(lambda: bool(told), "the first page is reported")
+        reaping = asyncio.create_task(Reaper(registry, on_reaped=reported.extend).run())
+        await wait_until(lambda: bool(reported), "the first page is reported")
         await registry.aclose()
         await asyncio.wait([reaping])
         assert isinstance(reaping.exception(), RegistryClosedError)
         offline = [agent.id for agent in await other.list() if agent.status == "offline"]
-    assert len(told) < 5000
-    assert sorted(told) == sorted(offline)
+    assert len(reported) < 5000
+    assert sorted(reported) == sorted(offline)
 
 
 @pytest.mark.parametrize("pages", range(4))
-async def test_a_reaper_that_ends_amid_a_sweep_reports_what_it_has_marked(
+async def test_a_reaper_that_ends_during_a_sweep_reports_what_it_has_marked(
     own_redis_server: RedisServer, pages: int
 ) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     async with (
         RedisRegistry(own_redis_server.url) as other,
         slow_pages(own_redis_server.url) as registry,
     ):
         await asyncio.gather(*(other.register(AgentInfo(f"a{n}", last_heartbeat=LONG_AGO)) for n in range(3000)))
-        async with Reaper(registry, on_reaped=told.extend):
-            await wait_until(lambda: len(told) > 400 * pages, "so many pages are reported")
+        async with Reaper(registry, on_reaped=reported.extend):
+            await wait_until(lambda: len(reported) > 400 * pages, "so many pages are reported")
         offline = [agent.id for agent in await registry.list() if agent.status == "offline"]
-    assert len(told) < 3000
-    assert sorted(told) == sorted(offline)
+    assert len(reported) < 3000
+    assert sorted(reported) == sorted(offline)

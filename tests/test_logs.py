@@ -1,4 +1,4 @@
-"""Log records: a sentence for people, and the same facts as fields for programs."""
+"""Log records: a message for people, and fields for programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.stores import LONG_AGO, RedisStore
 
 
 def record_with(caplog: pytest.LogCaptureFixture, text: str) -> Any:
-    """Return the one record whose message holds a text."""
+    """Return the one record whose message contains a text."""
     (found,) = [record for record in caplog.records if text in record.getMessage()]
     return found
 
@@ -69,7 +69,7 @@ async def test_a_corrupt_record_is_logged_with_its_agent(
     assert (record.agent_id, record.store) == ("a", registry.store)
 
 
-async def test_what_a_callback_missed_is_logged_with_a_count(caplog: pytest.LogCaptureFixture) -> None:
+async def test_undelivered_ids_are_logged_with_a_count(caplog: pytest.LogCaptureFixture) -> None:
     async with MemoryRegistry() as registry:
         await asyncio.gather(*(registry.register(AgentInfo(each, last_heartbeat=LONG_AGO)) for each in "ab"))
 

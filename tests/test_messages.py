@@ -126,7 +126,7 @@ REFUSED = {
     "cluster": ("redis+cluster://127.0.0.1:{port}", "is a server running there?"),
     "sentinel": ("redis+sentinel://127.0.0.1:{port}/primary", "is a server running there?"),
     "socket": ("unix:///tmp/no-such-{port}.sock", "is a server running there?"),
-    "unknown host": ("redis://no-such-host.invalid", "check the name of the host"),
+    "unknown host": ("redis://no-such-host.invalid", "check the host name"),
 }
 
 

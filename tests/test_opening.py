@@ -1,4 +1,4 @@
-"""Opening a registry: by `async with`, by `await`, and while its store is still late."""
+"""Opening a registry: by `async with`, by `await`, and while its store is not running yet."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def opened(url: str) -> list[AgentInfo]:
         return await registry.list()
 
 
-async def test_opening_waits_for_a_file_that_others_keep_locked(tmp_path: Path) -> None:
+async def test_opening_waits_for_a_file_that_is_locked_by_another_program(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
@@ -66,7 +66,7 @@ async def test_opening_waits_for_a_file_that_others_keep_locked(tmp_path: Path) 
     await registry.aclose()
 
 
-async def test_opening_gives_up_when_it_has_waited_long_enough(own_redis_server: RedisServer) -> None:
+async def test_opening_fails_when_the_wait_is_over(own_redis_server: RedisServer) -> None:
     own_redis_server.stop()
     registry = open_registry(own_redis_server.url, wait=1)
     with pytest.raises(BackendUnavailableError, match="is a server running there"):
@@ -76,7 +76,7 @@ async def test_opening_gives_up_when_it_has_waited_long_enough(own_redis_server:
     await registry.aclose()
 
 
-async def test_opening_does_not_wait_where_the_store_refuses(tmp_path: Path) -> None:
+async def test_opening_does_not_wait_if_the_store_refuses(tmp_path: Path) -> None:
     async with asyncio.timeout(20):
         with pytest.raises(BackendRejectedError):
             await open_registry(tmp_path / "absent.db", create=False, wait=3600).open()
@@ -97,11 +97,11 @@ async def test_opening_that_is_cancelled_while_it_waits_leaves_nothing(
     await registry.aclose()
 
 
-def test_a_registry_logs_nothing_where_nobody_has_set_up_logging() -> None:
+def test_a_registry_prints_no_logs_unless_logging_is_configured() -> None:
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("agentic").handlers)
 
 
-def test_a_registry_that_nobody_closes_says_so() -> None:
+def test_an_unclosed_registry_warns() -> None:
     asyncio.run(MemoryRegistry().open())
     with pytest.warns(ResourceWarning, match="unclosed MemoryRegistry"):
         gc.collect()

@@ -45,8 +45,8 @@ class FolderBackend(SQLiteBackend):
     def store(self):
         return f"folder:///{self.folder}?fleet={self.fleet}"
 
-    async def diagnose(self):
-        yield [Finding(Level.OK, "folder", "has a fleet named " + self.fleet)]
+    async def diagnose(self, cursor):
+        return [Finding(Level.OK, "folder", "has a fleet named " + self.fleet)], None
 
 
 class FolderRegistry(AgentRegistry):

@@ -72,7 +72,7 @@ async def test_an_agent_stopped_for_twice_its_ttl_registers_again(
 # --- a fork ---
 
 
-async def test_a_forked_process_is_told_why_it_cannot_go_on(redis_url: str, tmp_path: Path) -> None:
+async def test_a_forked_process_gets_an_error_that_names_the_fork(redis_url: str, tmp_path: Path) -> None:
     script = """
 import asyncio, os, sys
 from agentic import RedisRegistry, RegistryClosedError

@@ -1,4 +1,4 @@
-"""The reaper: what it marks, whom it tells, and how it fails."""
+"""The reaper: marking, callbacks, failures and options."""
 
 from __future__ import annotations
 
@@ -25,55 +25,55 @@ from agentic import (
 )
 from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
-from agentic.callbacks import MAX_WAITING, Callbacks
 from agentic.logs import FieldLogger
+from agentic.reaper_callbacks import MAX_WAITING, Callbacks
 from agentic.testing import RedisServer, wait_until
 from tests.support.stores import LONG_AGO, RedisStore
 
 SILENT = AgentInfo("silent", last_heartbeat=LONG_AGO)
 
 
-async def test_silent_agents_are_marked_and_told_once(registry: AgentRegistry) -> None:
-    told: list[list[str]] = []
+async def test_silent_agents_are_marked_and_reported_once(registry: AgentRegistry) -> None:
+    reported: list[list[str]] = []
     await registry.register(AgentInfo("alive"))
     await registry.register(SILENT)
-    async with Reaper(registry, ttl=60, interval=0.01, on_reaped=told.append):
-        await wait_until(lambda: bool(told), "the silent agent is told")
+    async with Reaper(registry, ttl=60, interval=0.01, on_reaped=reported.append):
+        await wait_until(lambda: bool(reported), "the silent agent is reported")
         await registry.heartbeat("silent")
         await registry.register(SILENT)
-        await wait_until(lambda: len(told) > 1, "the agent that fell silent again is told again")
-    assert told == [["silent"], ["silent"]]
+        await wait_until(lambda: len(reported) > 1, "the agent that fell silent again is reported again")
+    assert reported == [["silent"], ["silent"]]
     assert (await registry.get("silent")).status is AgentStatus.OFFLINE
     assert (await registry.get("alive")).status is AgentStatus.AVAILABLE
 
 
 async def test_run_sweeps_in_the_callers_task_group() -> None:
-    told = asyncio.Event()
+    reported = asyncio.Event()
 
     async def on_reaped(ids: list[str]) -> None:
         await asyncio.sleep(0)
         assert ids == ["silent"]
-        told.set()
+        reported.set()
 
     async with MemoryRegistry() as registry:
         await registry.register(SILENT)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(Reaper(registry, 60, 0.01, on_reaped).run)
-            await told.wait()
+            await reported.wait()
             tasks.cancel_scope.cancel()
 
 
-async def test_many_reapers_tell_of_each_agent_once(redis_store: RedisStore) -> None:
-    told: list[str] = []
+async def test_many_reapers_report_each_agent_once(redis_store: RedisStore) -> None:
+    reported: list[str] = []
     async with AsyncExitStack() as stack:
         registries = [await stack.enter_async_context(redis_store.make()) for _ in range(4)]
         for registry in registries:
-            await stack.enter_async_context(Reaper(registry, ttl=60, interval=0.001, on_reaped=told.extend))
+            await stack.enter_async_context(Reaper(registry, ttl=60, interval=0.001, on_reaped=reported.extend))
         for round_ in range(5):
             ids = [f"agent-{round_}-{n}" for n in range(400)]
             await asyncio.gather(*(registries[0].register(AgentInfo(i, last_heartbeat=LONG_AGO)) for i in ids))
-            await wait_until(lambda count=400 * (round_ + 1): len(told) >= count, "all are told")  # type: ignore[misc]
-    assert len(told) == len(set(told)) == 2000
+            await wait_until(lambda count=400 * (round_ + 1): len(reported) >= count, "all are reported")  # type: ignore[misc]
+    assert len(reported) == len(set(reported)) == 2000
 
 
 # --- callbacks ---
@@ -102,23 +102,23 @@ def raising(error: BaseException) -> Callable[[], Awaitable[None]]:
         pytest.param(raising(GeneratorExit()), id="GeneratorExit"),
     ],
 )
-async def test_what_a_callback_raises_is_logged_with_its_ids_and_the_reaper_goes_on(
+async def test_an_error_of_a_callback_is_logged_with_its_ids_and_the_reaper_continues(
     fail: Callable[[], Awaitable[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[list[str]] = []
+    reported: list[list[str]] = []
 
     async def on_reaped(ids: list[str]) -> None:
-        told.append(ids)
-        if len(told) == 1:
+        reported.append(ids)
+        if len(reported) == 1:
             await fail()
 
     async with MemoryRegistry() as registry:
         await registry.register(SILENT)
         async with Reaper(registry, interval=0.01, on_reaped=on_reaped):
-            await wait_until(lambda: len(told) == 1, "told of the first")
+            await wait_until(lambda: len(reported) == 1, "the first is reported")
             await registry.register(AgentInfo("next", last_heartbeat=LONG_AGO))
-            await wait_until(lambda: len(told) == 2, "told of the next")
-    assert told == [["silent"], ["next"]]
+            await wait_until(lambda: len(reported) == 2, "the next is reported")
+    assert reported == [["silent"], ["next"]]
     assert caplog.text.count("on_reaped failed; its agents, now offline: silent\n") == 1
 
 
@@ -141,11 +141,11 @@ async def test_a_callback_that_does_not_return_does_not_stop_the_sweeps(
     registry: AgentRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls: list[list[str]] = []
-    goes_on = asyncio.Event()
+    resume = asyncio.Event()
 
     async def on_reaped(ids: list[str]) -> None:
         calls.append(ids)
-        await goes_on.wait()
+        await resume.wait()
 
     async with Reaper(registry, interval=0.02, on_reaped=on_reaped):
         for number in range(4):
@@ -155,15 +155,15 @@ async def test_a_callback_that_does_not_return_does_not_stop_the_sweeps(
                 return (await registry.get(agent_id)).status is AgentStatus.OFFLINE
 
             await wait_until(marked, "it is marked")
-        await wait_until(lambda: "on_reaped has not returned for 0.02 s" in caplog.text, "it is logged")
+        await wait_until(lambda: "on_reaped has been running for 0.02 s" in caplog.text, "it is logged")
         assert calls == [["agent-0"]]
-        goes_on.set()
+        resume.set()
         await wait_until(lambda: len(calls) > 1, "the others are reported")
     assert calls == [["agent-0"], ["agent-1", "agent-2", "agent-3"]]
-    assert caplog.text.count("on_reaped has not returned") == 1
+    assert caplog.text.count("on_reaped has been running") == 1
 
 
-async def test_when_the_reaper_ends_its_callbacks_have_the_timeout_and_what_they_missed_is_logged(
+async def test_callbacks_get_the_timeout_when_the_reaper_ends_and_undelivered_ids_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     calls: list[list[str]] = []
@@ -184,7 +184,7 @@ async def test_when_the_reaper_ends_its_callbacks_have_the_timeout_and_what_they
             await wait_until(lambda: is_offline(registry, "late\n"), "the next is marked")
     await wait_until(lambda: bool(cancelled), "the callback is cancelled")
     assert calls == [["silent"]]
-    assert "on_reaped was cancelled, because it had not returned when the reaper ended; " in caplog.text
+    assert "on_reaped was cancelled because it had not returned when the reaper ended; " in caplog.text
     assert "now offline: silent\n" in caplog.text
     assert "on_reaped was not called; its agents, now offline: late\\n" in caplog.text
 
@@ -193,13 +193,13 @@ async def is_offline(registry: AgentRegistry, agent_id: str) -> bool:
     return (await registry.get(agent_id)).status is AgentStatus.OFFLINE
 
 
-async def test_callbacks_that_wait_are_called_when_the_reaper_ends() -> None:
+async def test_waiting_callbacks_are_called_when_the_reaper_ends() -> None:
     calls: list[list[str]] = []
-    goes_on = asyncio.Event()
+    resume = asyncio.Event()
 
     async def on_reaped(ids: list[str]) -> None:
         calls.append(ids)
-        await goes_on.wait()
+        await resume.wait()
 
     async with MemoryRegistry() as registry:
         reaper = Reaper(registry, interval=0.01, on_reaped=on_reaped)
@@ -209,18 +209,20 @@ async def test_callbacks_that_wait_are_called_when_the_reaper_ends() -> None:
             await wait_until(lambda agent_id=agent_id: is_offline(registry, agent_id), "marked")  # type: ignore[misc]
         closing = asyncio.create_task(reaper.aclose())
         await asyncio.sleep(0.01)
-        goes_on.set()
+        resume.set()
         await closing
     assert calls == [["first"], ["second"]]
 
 
-async def test_ids_that_wait_are_bounded_and_what_is_too_much_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_number_of_waiting_ids_is_limited_and_dropped_ids_are_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     calls: list[object] = []
-    goes_on = asyncio.Event()
+    resume = asyncio.Event()
 
     async def on_reaped(ids: list[str]) -> None:
         calls.append(ids)
-        await goes_on.wait()
+        await resume.wait()
 
     def on_held(stale: int, live: int) -> None:
         calls.append((stale, live))
@@ -233,7 +235,7 @@ async def test_ids_that_wait_are_bounded_and_what_is_too_much_is_logged(caplog: 
     assert not caplog.records
     callbacks.reaped(["one too many"])
     callbacks.reaped(["last"])
-    goes_on.set()
+    resume.set()
     await callbacks.aclose(20)
     callbacks.reaped(["too late"])
     lines = [record.getMessage() for record in caplog.records]
@@ -247,7 +249,7 @@ async def test_ids_that_wait_are_bounded_and_what_is_too_much_is_logged(caplog: 
 
 
 class Failing(MemoryBackend):
-    """Its sweeps can be made to fail after the first page, or to wait."""
+    """A store whose sweeps can be made to fail after the first page, or to wait."""
 
     error: Exception | None = None
     gate: asyncio.Event | None = None
@@ -261,8 +263,8 @@ class Failing(MemoryBackend):
         return marked, "failing" if self.error else None
 
 
-async def test_what_a_failed_sweep_had_marked_is_told() -> None:
-    told: list[str] = []
+async def test_agents_marked_before_a_sweep_failed_are_reported() -> None:
+    reported: list[str] = []
     store = Failing()
     async with AgentRegistry(store) as registry:
         await registry.register(SILENT)
@@ -271,29 +273,29 @@ async def test_what_a_failed_sweep_had_marked_is_told() -> None:
             await registry.reap(60)
         assert caught.value.reaped == ("silent",)
         await registry.register(SILENT)
-        async with Reaper(registry, ttl=60, interval=0.01, on_reaped=told.extend):
-            await wait_until(lambda: bool(told), "told")
-    assert told == ["silent"]
+        async with Reaper(registry, ttl=60, interval=0.01, on_reaped=reported.extend):
+            await wait_until(lambda: bool(reported), "it is reported")
+    assert reported == ["silent"]
 
 
-async def test_an_outage_is_logged_once_and_once_when_over(
+async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
     own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "agentic")
-    told: list[str] = []
+    reported: list[str] = []
     async with RedisRegistry(own_redis_server.url, timeout=0.5) as registry:
-        async with Reaper(registry, ttl=1, interval=0.01, on_reaped=told.extend):
+        async with Reaper(registry, ttl=1, interval=0.01, on_reaped=reported.extend):
             own_redis_server.stop()
             await wait_until(lambda: "retrying" in caplog.text, "the outage is logged")
             own_redis_server.start()
             await wait_until(lambda: "is back" in caplog.text, "its end is logged")
             await registry.register(SILENT)
-            await wait_until(lambda: bool(told), "the reaper works again")
+            await wait_until(lambda: bool(reported), "the reaper works again")
     outages = [record.message for record in caplog.records if record.message.startswith("the reaper: ")]
     assert [("retrying" in text, "is back" in text) for text in outages] == [(True, False), (False, True)]
 
 
-async def test_a_bug_is_logged_and_comes_out_of_run_and_of_the_block(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_is_logged_and_raised_by_run_and_by_the_block(caplog: pytest.LogCaptureFixture) -> None:
     store = Failing()
     async with AgentRegistry(store) as registry:
         store.error = ZeroDivisionError()
@@ -307,18 +309,18 @@ async def test_a_bug_is_logged_and_comes_out_of_run_and_of_the_block(caplog: pyt
     assert caplog.text.count("the reaper has failed") == 2
 
 
-async def test_a_registry_that_is_not_open_is_told_loudly() -> None:
+async def test_a_registry_that_is_not_open_is_an_error() -> None:
     with pytest.raises(RegistryClosedError):
         await Reaper(MemoryRegistry(), ttl=60).run()
 
 
-async def test_a_sweep_under_way_is_finished_and_told_when_the_reaper_is_cancelled() -> None:
-    told: list[str] = []
+async def test_the_current_page_is_finished_and_reported_when_the_reaper_is_cancelled() -> None:
+    reported: list[str] = []
     store = Failing()
     async with AgentRegistry(store) as registry:
         store.gate = asyncio.Event()
         await registry.register(SILENT)
-        task = asyncio.create_task(Reaper(registry, ttl=60, on_reaped=told.extend).run())
+        task = asyncio.create_task(Reaper(registry, ttl=60, on_reaped=reported.extend).run())
 
         async def is_marked() -> bool:
             (agent,) = await store.fetch(["silent"])
@@ -330,13 +332,13 @@ async def test_a_sweep_under_way_is_finished_and_told_when_the_reaper_is_cancell
         store.gate.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert told == ["silent"]
+    assert reported == ["silent"]
 
 
 # --- options ---
 
 
-def test_a_reapers_ttl_is_the_registrys_stale_after_and_its_interval_a_third_of_it() -> None:
+def test_the_default_ttl_is_stale_after_and_the_default_interval_a_third_of_it() -> None:
     reaper = Reaper(MemoryRegistry())
     assert (reaper.ttl, reaper.interval) == (30, 10)
     reaper = Reaper(MemoryRegistry(stale_after=60))
@@ -346,20 +348,20 @@ def test_a_reapers_ttl_is_the_registrys_stale_after_and_its_interval_a_third_of_
 
 
 @pytest.mark.parametrize(("ttl", "warned"), [(None, 0), (45, 0), (60, 1)])
-async def test_a_reaper_by_another_ttl_than_sessions_know_of_is_warned_of_once(
+async def test_a_ttl_that_differs_from_stale_after_logs_one_warning(
     ttl: float | None, warned: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     async with MemoryRegistry(stale_after=45) as registry:
         await registry.register(SILENT)
-        async with Reaper(registry, ttl, interval=0.01, on_reaped=told.extend):
-            await wait_until(lambda: bool(told), "it sweeps")
+        async with Reaper(registry, ttl, interval=0.01, on_reaped=reported.extend):
+            await wait_until(lambda: bool(reported), "it sweeps")
     assert caplog.text.count("the reaper's ttl=60 s differs from the registry's stale_after=45 s") == warned
     assert len(caplog.records) == warned
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "1"])
-def test_durations_that_cannot_work_are_refused(wrong: Any) -> None:
+def test_invalid_durations_are_refused(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="^ttl must"):
         Reaper(MemoryRegistry(), ttl=wrong)
     with pytest.raises(ConfigurationError, match="^interval must"):

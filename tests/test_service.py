@@ -1,4 +1,4 @@
-"""Sessions and reapers as things that are opened and closed, and what becomes of a background task that fails."""
+"""Opening and closing sessions and reapers, and failures of their background tasks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ both = pytest.mark.parametrize("make", [session_of, reaper_of])
 
 
 class Failing(Service):
-    """A service whose background task fails when told to."""
+    """A service whose background task fails when `fail` is set."""
 
     def __init__(self) -> None:
         super().__init__("the test's service", 5, FieldLogger(logging.getLogger("agentic.test")))
@@ -64,7 +64,7 @@ class Failing(Service):
         self.ended += 1
 
 
-async def in_a_task_of_its_own(call: Any) -> Any:
+async def in_another_task(call: Any) -> Any:
     return await asyncio.create_task(call)
 
 
@@ -83,7 +83,7 @@ async def test_opened_in_one_task_and_closed_in_another(
 ) -> None:
     enter, arguments = pair
     service = make(registry)
-    await in_a_task_of_its_own(getattr(service, enter)())
+    await in_another_task(getattr(service, enter)())
     if isinstance(service, AgentSession):
         began_at = service.last_beat_at
         await wait_until(lambda: service.last_beat_at != began_at, "it sends heartbeats")
@@ -96,7 +96,7 @@ async def test_opened_in_one_task_and_closed_in_another(
 
         await wait_until(marked, "it sweeps")
     leave = service.aclose if enter == "open" else service.__aexit__
-    await in_a_task_of_its_own(leave(*arguments))
+    await in_another_task(leave(*arguments))
     assert not await is_there(registry)()
     await service.aclose()
 
@@ -121,7 +121,7 @@ async def test_entered_by_wait_for(registry: AgentRegistry) -> None:
 
 
 @both
-async def test_what_is_open_is_not_opened_again(make: Make) -> None:
+async def test_an_open_service_cannot_be_opened_again(make: Make) -> None:
     async with MemoryRegistry() as registry, make(registry) as service:
         with pytest.raises(RegistryOpenError, match="is open already, or not yet closed"):
             async with service:
@@ -138,7 +138,7 @@ async def test_one_session_opened_by_two_tasks_at_once_is_open_once(registry: Ag
     await session.aclose()
 
 
-async def test_a_session_that_is_closed_may_be_opened_again(registry: AgentRegistry) -> None:
+async def test_a_closed_session_can_be_opened_again(registry: AgentRegistry) -> None:
     session = session_of(registry)
     for _ in range(2):
         async with session:
@@ -148,7 +148,7 @@ async def test_a_session_that_is_closed_may_be_opened_again(registry: AgentRegis
 
 
 class Down(MemoryBackend):
-    """Its registrations fail while it is down."""
+    """A store whose registrations fail while it is down."""
 
     down = False
 
@@ -158,7 +158,7 @@ class Down(MemoryBackend):
         return await super().insert(agents)
 
 
-async def test_a_session_whose_registration_fails_removes_nobody_and_may_be_opened_again() -> None:
+async def test_a_session_whose_registration_fails_removes_no_agent_and_can_be_opened_again() -> None:
     store = Down()
     async with AgentRegistry(store) as registry:
         session = session_of(registry)
@@ -176,7 +176,7 @@ async def test_a_session_whose_registration_fails_removes_nobody_and_may_be_open
             assert session.healthy
 
 
-async def test_closing_waits_for_an_opening_under_way(registry: AgentRegistry) -> None:
+async def test_closing_waits_for_an_open_in_progress(registry: AgentRegistry) -> None:
     session = session_of(registry)
     opening = asyncio.create_task(session.open())
     await asyncio.sleep(0)
@@ -205,7 +205,7 @@ async def test_a_cancelled_aclose_closes(registry: AgentRegistry, times: int) ->
     assert not await is_there(registry)()
 
 
-def test_another_event_loop_is_refused_and_one_that_has_ended_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+def test_closing_in_another_event_loop_is_refused_until_the_first_has_ended(caplog: pytest.LogCaptureFixture) -> None:
     service = Failing()
     first = asyncio.new_event_loop()
     first.run_until_complete(service.open())
@@ -222,8 +222,8 @@ def test_another_event_loop_is_refused_and_one_that_has_ended_is_forgotten(caplo
 # --- contexts ---
 
 
-@pytest.mark.parametrize("closes", ["there", "elsewhere"])
-async def test_callbacks_run_in_the_context_of_the_opening(closes: str) -> None:
+@pytest.mark.parametrize("closes", ["same task", "another task"])
+async def test_callbacks_run_in_the_context_of_open(closes: str) -> None:
     who = ContextVar("who", default="nobody")
     seen: list[str] = []
 
@@ -234,14 +234,14 @@ async def test_callbacks_run_in_the_context_of_the_opening(closes: str) -> None:
     async with MemoryRegistry() as registry:
         await registry.register(AgentInfo("silent", last_heartbeat=LONG_AGO))
         reaper = Reaper(registry, interval=0.02, on_reaped=lambda _: seen.append(who.get()))
-        await in_a_task_of_its_own(opens(reaper))
+        await in_another_task(opens(reaper))
         who.set("somebody else")
         await wait_until(lambda: bool(seen), "the callback was called")
-        await (reaper.aclose() if closes == "there" else in_a_task_of_its_own(reaper.aclose()))
+        await (reaper.aclose() if closes == "same task" else in_another_task(reaper.aclose()))
     assert seen == ["the opener"]
 
 
-# --- a background task that fails ---
+# --- failures of the background task ---
 
 
 async def plain() -> None:
@@ -270,7 +270,7 @@ async def in_a_timeout() -> None:
 
 @pytest.mark.parametrize("body", [plain, in_a_scope, in_an_anyio_group, in_an_asyncio_group, in_a_timeout])
 @pytest.mark.parametrize("error", [ZeroDivisionError("once"), BaseExceptionGroup("two", [KeyError(), GeneratorExit()])])
-async def test_an_error_cancels_the_body_and_comes_out_as_it_is(body: Any, error: BaseException) -> None:
+async def test_an_error_cancels_the_body_and_is_raised_unchanged(body: Any, error: BaseException) -> None:
     service = Failing()
     service.error = error
     with pytest.raises(type(error)) as caught:
@@ -284,7 +284,7 @@ async def test_an_error_cancels_the_body_and_comes_out_as_it_is(body: Any, error
 
 
 @pytest.mark.parametrize("outer", ["scope", "anyio group", "asyncio group", "timeout"])
-async def test_what_is_around_sees_the_error_and_no_cancellation(outer: str) -> None:
+async def test_enclosing_scopes_see_the_error_and_no_cancellation(outer: str) -> None:
     service = Failing()
 
     async def run() -> None:
@@ -311,50 +311,50 @@ async def test_what_is_around_sees_the_error_and_no_cancellation(outer: str) -> 
     assert error is service.error or (isinstance(error, ExceptionGroup) and error.exceptions == (service.error,))
 
 
-def after(turns: int, call: Callable[[], object]) -> None:
-    """Call it so many turns of the event loop later."""
-    asyncio.get_running_loop().call_soon(*((after, turns - 1, call) if turns else (call,)))
+def after(iterations: int, call: Callable[[], object]) -> None:
+    """Make a call after some iterations of the event loop."""
+    asyncio.get_running_loop().call_soon(*((after, iterations - 1, call) if iterations else (call,)))
 
 
-async def fail_and_then(turns: int, cancel: Callable[[], object]) -> None:
-    """Let the background task fail, and something else cancel this task so many turns later."""
+async def fail_and_then(iterations: int, cancel: Callable[[], object]) -> None:
+    """Fail the background task, and call `cancel` some iterations of the event loop later."""
     async with Failing() as service:
         service.fail.set()
-        after(turns, cancel)
+        after(iterations, cancel)
         await plain()
 
 
-@pytest.mark.parametrize("turns", range(8))
-async def test_a_scope_around_that_is_cancelled_at_the_same_time(turns: int) -> None:
+@pytest.mark.parametrize("iterations", range(8))
+async def test_an_enclosing_scope_cancelled_at_the_same_time(iterations: int) -> None:
     failed = False
     scope = anyio.CancelScope()
     try:
         with scope:
-            await fail_and_then(turns, scope.cancel)
+            await fail_and_then(iterations, scope.cancel)
     except ZeroDivisionError:
         failed = True
     assert failed or scope.cancelled_caught
     await nothing_is_pending()
 
 
-@pytest.mark.parametrize("turns", range(8))
-async def test_a_timeout_around_that_ends_at_the_same_time(turns: int) -> None:
+@pytest.mark.parametrize("iterations", range(8))
+async def test_an_enclosing_timeout_that_ends_at_the_same_time(iterations: int) -> None:
     def end() -> None:
         with suppress(RuntimeError):  # It has ended already.
             timeout.reschedule(0)
 
     with pytest.raises((TimeoutError, ZeroDivisionError)):
         async with asyncio.timeout(60) as timeout:
-            await fail_and_then(turns, end)
+            await fail_and_then(iterations, end)
     await nothing_is_pending()
 
 
-@pytest.mark.parametrize("turns", range(8))
-async def test_a_task_that_is_cancelled_at_the_same_time(turns: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("iterations", range(8))
+async def test_a_task_that_is_cancelled_at_the_same_time(iterations: int, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         task = asyncio.current_task()
         assert task is not None
-        await fail_and_then(turns, task.cancel)
+        await fail_and_then(iterations, task.cancel)
 
     task = asyncio.create_task(run())
     await asyncio.wait([task])
@@ -371,7 +371,7 @@ async def nothing_is_pending() -> None:
         await asyncio.sleep(0)
 
 
-async def test_when_the_body_fails_as_well_both_come_out() -> None:
+async def test_an_error_of_the_body_and_one_of_the_task_are_raised_as_a_group() -> None:
     service, original = Failing(), KeyError("body")
     with pytest.raises(ExceptionGroup) as caught:
         async with service:
@@ -383,7 +383,7 @@ async def test_when_the_body_fails_as_well_both_come_out() -> None:
     assert caught.value.exceptions == (original, service.error)
 
 
-async def test_a_body_that_swallows_its_cancellation_gets_the_error_at_its_end() -> None:
+async def test_a_body_that_swallows_its_cancellation_raises_the_error_at_its_end() -> None:
     service = Failing()
     with pytest.raises(ZeroDivisionError):
         async with service:
@@ -392,7 +392,7 @@ async def test_a_body_that_swallows_its_cancellation_gets_the_error_at_its_end()
                 await plain()
 
 
-async def test_an_exception_of_the_body_comes_out_as_it_is() -> None:
+async def test_an_exception_of_the_body_is_raised_unchanged() -> None:
     for original in (KeyError("body"), ExceptionGroup("mine", [KeyError()]), asyncio.CancelledError()):
         with pytest.raises(type(original)) as caught:
             async with Failing():
@@ -401,11 +401,11 @@ async def test_an_exception_of_the_body_comes_out_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("close", ["aclose", "__aexit__"])
-async def test_an_error_of_what_was_opened_elsewhere_is_logged_at_once_and_raised_by_closing(
+async def test_an_error_of_a_service_opened_in_another_task_is_logged_and_raised_by_closing(
     close: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = Failing()
-    await in_a_task_of_its_own(service.open() if close == "aclose" else service.__aenter__())
+    await in_another_task(service.open() if close == "aclose" else service.__aenter__())
     service.fail.set()
     await wait_until(lambda: "the test's service has failed: in the background" in caplog.text, "it is logged")
     with pytest.raises(ZeroDivisionError) as caught:
@@ -415,11 +415,11 @@ async def test_an_error_of_what_was_opened_elsewhere_is_logged_at_once_and_raise
     await service.aclose()
 
 
-# --- tasks that other code cancels ---
+# --- cancellation by other code ---
 
 
 @both
-async def test_a_background_task_that_other_code_cancels_is_an_error_of_its_body(
+async def test_a_background_task_cancelled_by_other_code_raises_from_its_body(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with MemoryRegistry() as registry:
@@ -433,7 +433,7 @@ async def test_a_background_task_that_other_code_cancels_is_an_error_of_its_body
     assert "was cancelled by other code" in caplog.text
 
 
-async def test_a_background_task_that_returns_is_an_error_of_its_body() -> None:
+async def test_a_background_task_that_returns_raises_from_its_body() -> None:
     class Returning(Failing):
         async def _serve(self) -> None:
             pass

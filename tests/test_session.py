@@ -1,4 +1,4 @@
-"""A session: presence that begins, lasts and ends as its docstring says."""
+"""Sessions: registration, heartbeats, updates, outages and deregistration."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_concurrent_updates_are_all_kept(registry: AgentRegistry) -> None:
         assert (found.name, found.current_load, found.max_load) == ("n", 3, 5)
 
 
-async def test_a_wrong_update_changes_nothing() -> None:
+async def test_an_invalid_update_changes_nothing() -> None:
     async with MemoryRegistry() as registry, registry.session(AgentInfo("a")) as session:
         with pytest.raises(InvalidAgentError, match="current_load"):
             await session.update(current_load=-1)
@@ -108,7 +108,7 @@ async def test_a_wrong_update_changes_nothing() -> None:
         assert session.agent == AgentInfo("a")
 
 
-async def test_nothing_that_is_done_to_its_agent_reaches_the_store(registry: AgentRegistry) -> None:
+async def test_changing_objects_of_the_caller_does_not_change_the_store(registry: AgentRegistry) -> None:
     given = {"team": "blue"}
     async with registry.session(AgentInfo("a", metadata=given), interval=QUICK) as session:
         given["team"] = "red"
@@ -123,10 +123,10 @@ async def test_nothing_that_is_done_to_its_agent_reaches_the_store(registry: Age
     assert (found.metadata, found.name) == ({"team": "blue"}, "")
 
 
-# --- how it ends ---
+# --- leaving ---
 
 
-async def test_an_exception_of_the_body_comes_out_as_it_is(registry: AgentRegistry) -> None:
+async def test_an_exception_of_the_body_is_raised_unchanged(registry: AgentRegistry) -> None:
     original = KeyError("body")
     with pytest.raises(KeyError) as caught:
         async with registry.session(AgentInfo("a"), interval=QUICK):
@@ -170,10 +170,10 @@ async def test_a_session_that_times_out_deregisters(registry: AgentRegistry) -> 
     assert not await is_registered(registry)
 
 
-@pytest.mark.parametrize("turns", range(12))
-async def test_a_session_cancelled_while_it_begins_leaves_no_agent(registry: AgentRegistry, turns: int) -> None:
+@pytest.mark.parametrize("iterations", range(12))
+async def test_a_session_cancelled_on_entry_leaves_no_agent(registry: AgentRegistry, iterations: int) -> None:
     task = asyncio.create_task(in_session(registry, asyncio.Event()))
-    for _ in range(turns):
+    for _ in range(iterations):
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -181,13 +181,13 @@ async def test_a_session_cancelled_while_it_begins_leaves_no_agent(registry: Age
     assert not await is_registered(registry)
 
 
-async def test_an_agent_that_is_gone_at_the_end_is_no_error(registry: AgentRegistry) -> None:
+async def test_an_agent_that_is_gone_on_exit_is_no_error(registry: AgentRegistry) -> None:
     async with registry.session(AgentInfo("a"), interval=60):
         await registry.deregister("a")
 
 
 class Failing(MemoryBackend):
-    """Its calls can be made to raise."""
+    """A store whose calls can be made to raise."""
 
     heartbeat_error: Exception | None = None
     deregister_error: Exception | None = None
@@ -209,18 +209,18 @@ class Failing(MemoryBackend):
         return await super().insert(agents)
 
 
-async def test_a_bug_in_the_heartbeat_cancels_the_body_and_comes_out_as_it_is() -> None:
+async def test_a_bug_in_the_heartbeat_cancels_the_body_and_is_raised_unchanged() -> None:
     failing = Failing()
     async with AgentRegistry(failing) as registry:
         failing.heartbeat_error = ZeroDivisionError()
         with pytest.raises(ZeroDivisionError) as caught:
             async with registry.session(AgentInfo("a"), interval=QUICK):
                 await asyncio.Event().wait()
-        assert any(entry.name == "touch" for entry in caught.traceback)  # Where it was raised is still told.
+        assert any(entry.name == "touch" for entry in caught.traceback)  # The traceback is kept.
         assert not await is_registered(registry)
 
 
-async def test_a_store_that_fails_at_the_start_raises_and_there_is_no_session() -> None:
+async def test_a_store_failure_on_entry_raises_and_starts_no_session() -> None:
     failing = Failing()
     async with AgentRegistry(failing) as registry:
         failing.register_error = BackendError("down")
@@ -230,7 +230,7 @@ async def test_a_store_that_fails_at_the_start_raises_and_there_is_no_session() 
                 pytest.fail("the body ran")
 
 
-async def test_a_store_that_fails_at_the_end_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_store_failure_on_exit_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     failing = Failing()
     async with AgentRegistry(failing) as registry:
         failing.deregister_error = BackendError("down")
@@ -276,7 +276,7 @@ async def test_the_interval_is_ten_seconds_or_a_third_of_stale_after_or_of_the_t
 
 
 @pytest.mark.parametrize(("interval", "warned"), [(None, 0), (10, 0), (11, 1)])
-async def test_an_interval_that_is_too_long_for_reapers_is_warned_of_once(
+async def test_an_interval_that_is_too_long_for_reapers_logs_one_warning(
     interval: float | None, warned: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with MemoryRegistry() as registry, registry.session(AgentInfo("a"), interval=interval):
@@ -286,12 +286,12 @@ async def test_an_interval_that_is_too_long_for_reapers_is_warned_of_once(
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "1", 6, 7])
-def test_an_interval_that_cannot_work_is_refused(wrong: Any) -> None:
+def test_an_invalid_interval_is_refused(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="^interval must"):
         MemoryRegistry(ttl=6).session(AgentInfo("a"), interval=wrong)
 
 
-def test_a_wrong_agent_is_refused_before_the_session_begins() -> None:
+def test_an_invalid_agent_is_refused_before_the_session_starts() -> None:
     with pytest.raises(InvalidAgentError):
         MemoryRegistry().session(AgentInfo(""))
 
@@ -313,7 +313,7 @@ async def test_a_session_that_has_ended_does_not_bring_its_agent_back(registry: 
     assert await registry.list() == []
 
 
-async def test_a_heartbeat_of_earlier_days_does_not_make_a_session_stale(registry: AgentRegistry) -> None:
+async def test_an_old_last_heartbeat_does_not_make_a_session_stale(registry: AgentRegistry) -> None:
     await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
     async with registry.session(await registry.get("a"), interval=5):
         assert await registry.reap(60) == []
@@ -328,30 +328,30 @@ async def test_a_body_that_closes_the_registry_still_raises_its_own_error() -> N
             raise ZeroDivisionError
 
 
-async def test_a_held_loop_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_blocked_event_loop_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "agentic")
     async with MemoryRegistry() as registry, registry.session(AgentInfo("a"), interval=QUICK):
         await asyncio.sleep(0)
-        time.sleep(3 * QUICK)  # noqa: ASYNC251  the held loop is what this is about
-        await wait_until(lambda: "the event loop or the process was blocked" in caplog.text, "the session says so")
+        time.sleep(3 * QUICK)  # noqa: ASYNC251  blocks the loop on purpose
+        await wait_until(lambda: "the event loop or the process was blocked" in caplog.text, "the session logs it")
 
 
-async def test_a_session_held_for_longer_than_the_registrys_ttl_registers_again(
+async def test_a_session_blocked_for_longer_than_the_registrys_ttl_registers_again(
     redis_store: RedisStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "agentic")
     async with redis_store.make(ttl=1) as registry, registry.session(AgentInfo("a", name="n")) as session:
         await session.update(current_load=3)
-        time.sleep(2)  # noqa: ASYNC251  the held loop is what this is about
+        time.sleep(2)  # noqa: ASYNC251  blocks the loop on purpose
         assert redis_store.client.keys(f"{redis_store.prefix}:*") == []
-        await wait_until(lambda: "was gone from the store and is registered again" in caplog.text, "it says so")
+        await wait_until(lambda: "was gone from the store and was registered again" in caplog.text, "it is logged")
         assert "the event loop or the process was blocked" in caplog.text
         assert session.healthy
         found = await registry.get("a")
         assert (found.name, found.current_load) == ("n", 3)
 
 
-# --- a corrupt record of its own ---
+# --- corrupt records ---
 
 
 async def test_a_session_replaces_its_agents_corrupt_record(
@@ -360,7 +360,7 @@ async def test_a_session_replaces_its_agents_corrupt_record(
     async with redis_store.make() as registry, registry.session(AgentInfo("a", name="n"), interval=QUICK) as session:
         await session.update(current_load=3)
         await redis_store.corrupt("a")
-        await wait_until(lambda: "which replaced its record" in caplog.text, "the session registers it again")
+        await wait_until(lambda: "replacing its corrupt record" in caplog.text, "the session registers it again")
         assert session.healthy
         found = await registry.get("a")
         assert (found.name, found.current_load) == ("n", 3)
@@ -374,4 +374,4 @@ async def test_an_update_replaces_a_corrupt_record(store: StoreUnderTest, caplog
         updated = await session.update(current_load=3)
         assert (updated.name, updated.current_load) == ("n", 3)
         assert await registry.get("a") == updated
-    assert "which replaced its record" in caplog.text
+    assert "replacing its corrupt record" in caplog.text

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentic import AgentInfo, AgentRegistry, InvalidAgentError, MemoryRegistry
-from agentic.agent import valid_agent
+from agentic.validation import valid_agent
 
 SURROGATE = "\ud800"
 

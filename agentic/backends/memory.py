@@ -12,12 +12,13 @@ from typing import Any, Final, Self
 from msgspec.structs import replace
 
 from agentic.abc import Backend, Cursor, Step
-from agentic.agent import AgentChanges, AgentInfo, AgentStatus, check_size
+from agentic.agent import AgentChanges, AgentInfo, AgentStatus
 from agentic.clock import NEVER, Clock, is_stale, read, system_clock
 from agentic.errors import InvalidAgentError, RegistryError
 from agentic.options import function
 from agentic.registry import AgentRegistry
 from agentic.urls import StoreURL, malformed
+from agentic.validation import check_size
 
 PAGE_SIZE: Final = 1000
 
@@ -92,7 +93,7 @@ class MemoryBackend(Backend):
             ConfigurationError: An option is wrong.
         """
         super().__init__(ttl=ttl, timeout=timeout)
-        self.is_immediate = True
+        self.is_immediate = type(self) is MemoryBackend  # The methods of a subclass may wait.
         self.clock = function(clock, "clock")
         self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
         self._leases: dict[str, _Lease] = {}

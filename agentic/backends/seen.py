@@ -1,4 +1,4 @@
-"""What a walk of the fleet has given already, however large the fleet, without holding the event loop."""
+"""The keys that a scan has already yielded, for fleets of any size, without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Key = TypeVar("Key", str, bytes)
 
 
 class Seen(Generic[Key]):
-    """The keys that were given already: in many parts, none so large that its growth would hold the event loop.
+    """A set of keys in 256 parts, so that growing one part never blocks the event loop for long.
 
-    The parts are dicts, not sets, for the garbage collector passes over a dict of texts without a look at each.
+    The parts are dicts, not sets: the garbage collector does not traverse a dict of strings.
     """
 
     def __init__(self) -> None:
         self._parts: list[dict[Key, None]] = [{} for _ in range(256)]
 
     def only_new(self, keys: Sequence[Key]) -> list[Key]:
-        """Take note of keys; return those that were not there before."""
+        """Add keys; return those that were not yet in the set."""
         parts, new = self._parts, []
         for key in keys:
             part = parts[hash(key) & 255]
@@ -30,7 +30,7 @@ class Seen(Generic[Key]):
         return new
 
     async def forget(self) -> None:
-        """Free the keys a few parts at a time, for all at once would hold the event loop as well."""
+        """Free the keys a few parts at a time; freeing all at once would block the event loop."""
         while self._parts:
             del self._parts[-4:]
             await anyio.lowlevel.checkpoint()

@@ -1,4 +1,4 @@
-"""The command line: a registry looked at and changed by hand, and a demo (extra `cli`)."""
+"""The command line: inspect and change a registry by hand, and run a demo (extra `cli`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import msgspec
 import typer
 from rich.text import Text
 
-from agentic.agent import AgentChanges, AgentInfo, AgentStatus, encode_agent
+from agentic.agent import AgentChanges, AgentInfo, AgentStatus
 from agentic.cli.chosen import Prefix, Url, chosen, shared, to_look_at
 from agentic.cli.commands import Command, Commands
 from agentic.cli.completion import agent_ids
@@ -44,9 +44,10 @@ from agentic.errors import AgentNotFoundError, BackendError, RegistryError
 from agentic.findings import Finding, Level
 from agentic.registry import AgentRegistry
 from agentic.text import printable
+from agentic.wire import encode_agent
 
 PRINTED_AT_ONCE: Final = 500
-"""Agents that a walk gathers before it prints them."""
+"""Number of agents that a scan collects before it prints them."""
 
 app = typer.Typer(
     cls=Commands,
@@ -54,7 +55,7 @@ app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    # Else help is never narrower than 50 characters.
+    # Otherwise help is at least 50 characters wide.
     context_settings={
         "help_option_names": ["-h", "--help"],
         "terminal_width": min(get_terminal_size().columns, 80) - 2,
@@ -64,14 +65,14 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Id = Annotated[str, typer.Argument(metavar="ID", hidden=True, autocompletion=agent_ids)]
 Ids = Annotated[list[str], typer.Argument(metavar="ID", hidden=True, autocompletion=agent_ids)]
-Name = Annotated[str | None, typer.Option(metavar="NAME", help="What people call it.", show_default=False)]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Its display name.", show_default=False)]
 Capabilities = Annotated[
-    list[str] | None, typer.Option("--capability", "-c", metavar="WORD", help="What it can do; repeat.")
+    list[str] | None, typer.Option("--capability", "-c", metavar="WORD", help="What it can do; repeat for several.")
 ]
 Status = Annotated[AgentStatus | None, typer.Option(metavar="STATUS", help=f"Its status: {', '.join(AgentStatus)}.")]
-Load = Annotated[int | None, typer.Option(metavar="N", help="The work it has.")]
-MaxLoad = Annotated[int | None, typer.Option(metavar="N", help="The work it can take; 0 is unlimited.")]
-Meta = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Anything else; repeat.")]
+Load = Annotated[int | None, typer.Option(metavar="N", help="Its current load.")]
+MaxLoad = Annotated[int | None, typer.Option(metavar="N", help="Its maximum load; 0 is unlimited.")]
+Meta = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Metadata; repeat for several.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -105,11 +106,11 @@ def ls(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="At most so many: the first by id; with --jsonl, the first read."),
+        typer.Option(metavar="N", min=1, help="Show at most N: the first by id; with --jsonl, the first read."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
     as_lines: Annotated[
-        bool, typer.Option("--jsonl", help="Print a JSON object on each line, in no order, as they are read.")
+        bool, typer.Option("--jsonl", help="Print one JSON object per line, unordered, as they are read.")
     ] = False,
     url: Url = None,
     prefix: Prefix = None,
@@ -142,7 +143,7 @@ def ls(
 
 
 async def _stream(registry: AgentRegistry, matches: Callable[[AgentInfo], bool], limit: int) -> None:
-    """Print agents as lines of JSON while the fleet is walked."""
+    """Print agents as lines of JSON while scanning the fleet."""
     batch: list[AgentInfo] = []
     async with aclosing(registry.scan()) as agents:
         async for agent in agents:
@@ -209,8 +210,8 @@ def update(
 ) -> None:
     """Change the named fields of an agent.
 
-    Every other field stays as it is. Capabilities and metadata are replaced by those that are given. Neither a
-    heartbeat nor a registration.
+    Other fields stay unchanged. Given capabilities and metadata replace the old ones. An update counts neither as a
+    heartbeat nor as a registration.
     """
     changes = _fields(name, capability, status, load, max_load, meta)
     if not changes:
@@ -224,7 +225,7 @@ def update(
 
 @app.command(cls=Command)
 def heartbeat(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
-    """Send the heartbeat of agents."""
+    """Send heartbeats for agents."""
 
     async def run(registry: AgentRegistry) -> None:
         await _for_each(agent_ids, registry.heartbeat)
@@ -248,7 +249,7 @@ def reap(
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="How long an agent may be silent; by default the store's stale_after, which is 30.",
+            help="Silence after which an agent is stale; by default the store's stale_after, which is 30.",
             show_default=False,
         ),
     ] = None,
@@ -269,17 +270,15 @@ def reap(
 
 @app.command(cls=Command)
 def health(
-    timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="How long the store may take to answer.")
-    ] = 5.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How long to wait for the store.")] = 5.0,
     url: Url = None,
     prefix: Prefix = None,
 ) -> None:
-    """Tell whether the store answers, for probes.
+    """Check that the store answers, for probes.
 
     Exits with 0 or 1 and prints one line. Creates nothing.
     """
-    # The store's own error says more than the end of the time.
+    # Time out in the store first: its own error says more.
     registry = to_look_at(url, prefix).with_options(timeout=0.9 * timeout).registry()
     place = registry.store
 
@@ -295,9 +294,9 @@ def health(
 
 @app.command(cls=Command)
 def doctor(as_json: AsJson = False, url: Url = None, prefix: Prefix = None) -> None:
-    """Examine the store, and say what to do.
+    """Examine the store and give advice.
 
-    Looks at its version, latency, clock, rights and records. Exits with 1 if something is bad.
+    Checks its version, latency, clock, permissions and records. Exits with 1 if something is bad.
     """
     findings: list[Finding] = []
 
@@ -331,9 +330,9 @@ def demo(
     url: Url = None,
     prefix: Prefix = None,
 ) -> None:
-    """Watch a simulated fleet for some five seconds.
+    """Show a simulated fleet for about five seconds.
 
-    Agents register, some fall silent and are taken offline, and one comes back. The store's own agents are not touched.
+    Agents register, some fall silent and are taken offline, and one comes back. Existing agents are not touched.
     """
     live = not plain and is_terminal() and out.is_terminal and not out.is_dumb_terminal
 
@@ -344,9 +343,9 @@ def demo(
                 return await run_demo(registry, agents, tell)
 
     store = chosen(url, prefix)
-    # An outage ends the demo with one line; each of its sessions would log it as well.
+    # An outage ends the demo with one error line; without this, each session would also log it.
     with scratch_registry(store) as registry, without_log():
-        out.print(f"store: {registry.store}; the registry's own agents are not touched")
+        out.print(f"store: {registry.store}; existing agents are not touched")
         summary = run_cancellable(play(registry))
     out.print(
         f"{summary.registered} agents registered, {len(summary.silent)} fell silent, "
@@ -354,14 +353,14 @@ def demo(
     )
     problem = summary.problem()
     if problem:
-        raise RegistryError(500, f"the demo did not go as it should: {problem}")
-    option = _option_of_next(url, prefix, store)
+        raise RegistryError(500, f"the demo failed: {problem}")
+    option = _store_option(url, prefix, store)
     for label, command in ("next:", "register my-agent"), ("", "ls"):
-        out.print(f"{label:5} agentic {command}{option}", soft_wrap=True)  # Each on one line, to be copied.
+        out.print(f"{label:5} agentic {command}{option}", soft_wrap=True)  # Each on one line, to copy and paste.
 
 
-def _option_of_next(url: str | None, prefix: str | None, store: StoreChoice) -> str:
-    """Return the option by which a command works on the demo's store, or on one that lasts."""
+def _store_option(url: str | None, prefix: str | None, store: StoreChoice) -> str:
+    """Return the option that selects the demo's store, or a persistent one if the demo ran in memory."""
     if not store.kind.is_shared:
         return " --url sqlite:///fleet.db"
     if url is None and prefix is None:
@@ -377,7 +376,7 @@ def _fields(
     max_load: int | None,
     meta: Sequence[str] | None,
 ) -> AgentChanges:
-    """Return the fields of an agent that were given as options."""
+    """Return the agent fields that were given as options."""
     pairs = [each.partition("=") for each in meta or ()]
     if not all(separator for _, separator, _ in pairs):
         raise typer.BadParameter("expected KEY=VALUE", param_hint="--meta")
@@ -403,11 +402,11 @@ def _on_registry(
     """Run a coroutine function on the open registry.
 
     Args:
-        url: As given to the command.
-        prefix: As given to the command.
-        run: Given the registry.
-        create: Make what is not there yet, such as a SQLite file.
-        names_store: The command itself prints which store it is.
+        url: The command's option.
+        prefix: The command's option.
+        run: Called with the open registry.
+        create: Create what is missing, such as a SQLite file.
+        names_store: The command itself prints the name of the store.
     """
     registry = (shared if create else to_look_at)(url, prefix).registry()
     if url is None and not names_store and sys.stderr.isatty():
@@ -421,10 +420,10 @@ def _on_registry(
 
 
 async def _for_each(agent_ids: Sequence[str], call: Callable[[str], Awaitable[object]]) -> None:
-    """Make a call for each agent, for all of them whatever happens to one.
+    """Make a call for each agent; one failure does not stop the others.
 
     Raises:
-        ExceptionGroup: One error for each kind of failure, which names the agents where there are several.
+        ExceptionGroup: One error for each kind of failure; it names its agents if several ids were given.
     """
     unique = list(dict.fromkeys(agent_ids))
     outcomes = await asyncio.gather(*map(call, unique), return_exceptions=True)
@@ -441,7 +440,7 @@ async def _for_each(agent_ids: Sequence[str], call: Callable[[str], Awaitable[ob
     if absent:
         messages.insert(0, f"agent{'s' * (len(absent) > 1)} not found: {', '.join(absent)}")
     if messages:
-        raise ExceptionGroup("not done for all agents", [RegistryError(500, message) for message in messages])
+        raise ExceptionGroup("failed for some agents", [RegistryError(500, message) for message in messages])
 
 
 def _readable(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Ids of agents, completed in shells: looked up within a bounded time, in silence."""
+"""Shell completion of agent ids: bounded in time, without output on errors."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from agentic.cli.terminal import ends_within, without_log
 from agentic.registry import AgentRegistry
 
 SECONDS: Final = 2.0
-"""How long a shell may wait."""
+"""Time limit of a completion."""
 
 _SAFE: Final = re.compile(r"[\w.:@=+,/-]+", re.ASCII)
-"""Ids of other characters are not offered: zsh evaluates what it is given."""
+"""Ids with other characters are not offered: zsh evaluates completions."""
 
 _SPLIT: Final = re.compile(r"[:=@]+")
-"""Where bash splits a word into several."""
+"""Characters at which bash splits words."""
 
 
 def agent_ids(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the ids of the store's agents that begin as given; nothing where it does not answer in time."""
+    """Return the ids in the store that start with `incomplete`; nothing if it does not answer in time."""
     try:
         with ends_within(SECONDS), without_log():
             store = to_look_at(ctx.params.get("url"), ctx.params.get("prefix"))
             return asyncio.run(_ids(store.with_options(timeout=SECONDS / 2).registry(), incomplete))
-    except Exception:  # noqa: BLE001  whatever it is, the prompt of a shell is no place to tell it
+    except Exception:  # noqa: BLE001  never print an error into a shell prompt
         return []
 
 
@@ -44,7 +44,7 @@ async def _ids(registry: AgentRegistry, incomplete: str) -> list[str]:
 
 @contextmanager
 def whole_words_in_bash() -> Iterator[None]:
-    """Complete words as they were typed: bash splits them at `:`, `=` and `@`, and replaces the last part only."""
+    """Undo bash's word splitting: it splits at `:`, `=` and `@`, and replaces only the last part."""
     if os.environ.get("_AGENTIC_COMPLETE") != "complete_bash":
         yield
         return
@@ -62,7 +62,7 @@ def whole_words_in_bash() -> Iterator[None]:
 
 
 def _joined(parts: list[str], current: int) -> tuple[list[str], int]:
-    """Return the words of which bash shows the parts, and which of them the cursor is in."""
+    """Join the parts into which bash split the words; return the words and the index of the current one."""
     words: list[str] = []
     glue, last = False, 0
     for number, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""The demo on the screen: as lines, or as a live table."""
+"""The output of the demo: lines, or a live table."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from agentic.cli.terminal import cut_mark, has_colours, out
 from agentic.registry import AgentRegistry
 
 Events: TypeAlias = MemoryObjectReceiveStream[tuple[str, str]]
-"""Whom an event concerns, and what happened."""
+"""The agent of an event, and what happened."""
 
 SHOWN_EVENTS: Final = 6
 _OTHER_LINES: Final = 8
-"""The table's header, the agents without a line, the rule, and what the command prints at the end."""
+"""Lines for the header, the count of omitted agents, the rule, and the command's final output."""
 
 
 @asynccontextmanager
 async def showing(registry: AgentRegistry, *, live: bool) -> AsyncGenerator[Tell, None]:
     """Show the events of the demo while its body runs.
 
-    One task writes them, apart from the sessions and callbacks that they come from: output that fails ends the demo
-    and is not mistaken for a fault of theirs.
+    A separate task writes them: a failed write ends the demo, and does not look like an error of the session or
+    callback that sent the event.
 
     Args:
-        registry: Open, and for the demo alone.
-        live: A table of the fleet, renewed in place, above the latest events; else one line for each event.
+        registry: The demo's own registry, open.
+        live: Show a table of the fleet, updated in place, above the latest events; else one line per event.
     """
     events, received = anyio.create_memory_object_stream[tuple[str, str]](math.inf)
     with received:
@@ -56,14 +56,14 @@ async def _show_lines(registry: AgentRegistry, events: Events) -> None:
 
 
 async def _show_table(registry: AgentRegistry, events: Events) -> None:
-    """Show the fleet, renewed several times a second, above the latest events; the last picture stays."""
+    """Show the fleet above the latest events, updated ten times a second; the last frame stays on screen."""
     latest: deque[Text] = deque(maxlen=SHOWN_EVENTS)
     fleet, now = list[AgentInfo](), await registry.store_time()
     with Live(console=out, auto_refresh=False) as live:
         while True:
             ended = _take(events, latest)
             agents = await registry.list() if not ended else []
-            if len(agents) >= len(fleet):  # Not the empty one that sessions leave behind.
+            if len(agents) >= len(fleet):  # Do not show the fleet shrinking while the sessions end.
                 fleet, now = agents, await registry.store_time()
             live.update(Group(*_table(fleet, now), Rule(style="dim"), *latest), refresh=True)
             if ended:
@@ -72,7 +72,7 @@ async def _show_table(registry: AgentRegistry, events: Events) -> None:
 
 
 def _take(events: Events, latest: deque[Text]) -> bool:
-    """Add the events that are there to the latest ones; tell whether they were the last."""
+    """Move pending events to `latest`; return whether the stream has ended."""
     try:
         while True:
             who, what = events.receive_nowait()
@@ -84,7 +84,7 @@ def _take(events: Events, latest: deque[Text]) -> bool:
 
 
 def _table(fleet: list[AgentInfo], now: datetime) -> list[Text]:
-    """Return as many lines of the fleet as fit above the events, and one that counts the agents without a line."""
+    """Return the lines of the fleet that fit above the events, and one that counts the omitted agents."""
     room = max(1, out.height - SHOWN_EVENTS - _OTHER_LINES)
     agents = sorted(fleet, key=lambda agent: agent.id)
     lines = fleet_lines(agents[:room], now, out.width, colours=has_colours(), cut=cut_mark())

@@ -1,4 +1,4 @@
-"""Agents and findings as lines of text."""
+"""Format agents and findings as lines of text."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _RIGHT_ALIGNED: Final = (_LOAD, _HEARTBEAT)
 _GAP: Final = "  "
 
 _NARROWED: Final = {_CAPABILITIES: 12, _NAME: 12, _ID: 16}
-"""The columns to narrow, the first one first, and how many cells they keep."""
+"""The columns to narrow, in this order, and their minimum widths."""
 
 _DROPPED: Final = (_CAPABILITIES, _NAME, _LOAD, _HEARTBEAT, _STATUS)
-"""The columns to leave out where narrowed ones do not fit, the first one first."""
+"""The columns to drop if narrowing is not enough, in this order."""
 
 _PLAIN: Final = "\x1b[0m"
 _BOLD: Final = "\x1b[1m"
@@ -38,13 +38,13 @@ _SUBJECT_CELLS: Final = 26
 
 
 def finding_line(finding: Finding) -> Text:
-    """Return a finding as one line, what to do about it behind an arrow."""
+    """Return a finding as one line, with its advice after an arrow."""
     subject = printable(finding.subject, longest=None)
     return Text.assemble(_MARKS[finding.level], f"  {subject:{_SUBJECT_CELLS}} ", _found(finding))
 
 
 def finding_row(finding: Finding, width: int) -> Table:
-    """Return a finding as a row of a table that is `width` cells wide, its texts wrapped between words."""
+    """Return a finding as a table row of `width` cells, wrapped between words."""
     row = Table.grid(padding=(0, 2))
     row.add_column(width=4)
     row.add_column(width=min(_SUBJECT_CELLS, width // 3), overflow="fold")
@@ -65,12 +65,12 @@ def fleet_lines(
     """Return a header and one line for each agent, in aligned columns.
 
     Args:
-        agents: In the order to show them in.
-        now: The instant to which the age of each last heartbeat is given.
-        width: How many cells a line may have; None for as many as it needs. Capabilities are cropped first, then
-            names, then ids; where that is not enough, columns are left out from the right, the status last.
-        colours: Add the terminal's codes for bold and colours.
-        cut: One cell, shown for the rest of a cropped text.
+        agents: In the order to show.
+        now: The time from which ages are counted.
+        width: The maximum cells per line; None for no limit. Capabilities are cropped first, then names, then ids; if
+            that is not enough, columns are dropped, the status last.
+        colours: Add escape codes for bold and colours.
+        cut: The character, one cell wide, that marks a cropped text.
     """
     rows = [_HEADER, *(_row(agent, now) for agent in agents)]
     widths = [max(map(_cells, column)) for column in zip(*rows, strict=True)]
@@ -85,7 +85,7 @@ def fleet_lines(
 
 
 def age(instant: datetime | None, now: datetime) -> str:
-    """Return how long ago an instant was, in the unit that suits it."""
+    """Return the time since an instant in a suitable unit."""
     if instant is None or instant.year == 1:
         return "never"
     seconds = max(0.0, (now - instant).total_seconds())
@@ -108,7 +108,7 @@ def _row(agent: AgentInfo, now: datetime) -> tuple[str, ...]:
 
 
 def _fit(columns: list[int], widths: list[int], room: int) -> None:
-    """Leave out columns until the narrowest form of the others fits, then narrow as many of them as needed."""
+    """Drop columns until the others fit at their minimum widths, then narrow them as needed."""
 
     def excess(cells: Sequence[int]) -> int:
         return sum(cells[column] for column in columns) + len(_GAP) * (len(columns) - 1) - room
@@ -125,7 +125,7 @@ def _fit(columns: list[int], widths: list[int], room: int) -> None:
 
 def _line(row: Sequence[str], shape: Sequence[tuple[int, int, bool]], cut: str, *, colours: bool) -> str:
     cells = []
-    for column, width, to_the_right in shape:
+    for column, width, right_aligned in shape:
         text = row[column]
         length = _cells(text)
         if length > width:
@@ -133,10 +133,10 @@ def _line(row: Sequence[str], shape: Sequence[tuple[int, int, bool]], cut: str, 
         padding = " " * (width - length)
         if colours and column == _STATUS and text in _COLOURS:
             text = f"{_COLOURS[text]}{text}{_PLAIN}"
-        cells.append(padding + text if to_the_right else text + padding)
+        cells.append(padding + text if right_aligned else text + padding)
     return _GAP.join(cells).rstrip()
 
 
 def _cells(text: str) -> int:
-    """Return how many cells of a terminal a printable text takes."""
+    """Return the width of a printable text in terminal cells."""
     return len(text) if text.isascii() else cell_len(text)

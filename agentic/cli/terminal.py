@@ -1,4 +1,4 @@
-"""Standard output and standard error of the command: text as it stands, exact JSON, one line for each error."""
+"""The command's standard output and standard error: literal text, exact JSON, one line per error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class OutputError(OSError):
-    """Standard output or standard error cannot be written."""
+    """A write to standard output or standard error failed."""
 
     def __str__(self) -> str:
         return f"the output could not be written: {self.strerror}"
@@ -43,7 +43,7 @@ def _output_errors() -> Iterator[None]:
 
 
 class _Stream(Console):
-    """Writes text as it stands: no markup, no emoji codes; a terminal gets long lines wrapped between words."""
+    """Writes text literally, without markup or emoji codes; on a terminal, wraps long lines between words."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -54,11 +54,11 @@ class _Stream(Console):
             super().print(*objects, **options)
 
     def note(self, text: str) -> None:
-        """Print one line that is beside the point."""
+        """Print a secondary line, dimmed."""
         self.print(Text(text, style="dim"), soft_wrap=True)
 
     def on_broken_pipe(self) -> None:
-        # Rich would end the process here, in the middle of the event loop.
+        # Rich would exit the process here, inside the event loop.
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
@@ -67,47 +67,47 @@ err: Final = _Stream(stderr=True)
 
 
 def is_terminal() -> bool:
-    """Tell whether standard output is a terminal; Rich's own answer depends on FORCE_COLOR and its like."""
+    """Return whether standard output is a terminal; Rich's answer also depends on variables such as FORCE_COLOR."""
     return sys.stdout.isatty()
 
 
 def has_colours() -> bool:
-    """Tell whether standard output takes the codes for colours, and is to have them."""
+    """Return whether standard output supports colours and they are not disabled."""
     return out.color_system is not None and not (out.no_color or out.legacy_windows)
 
 
 def cut_mark() -> str:
-    """Return the character that standard output can show for the rest of a cropped text."""
-    return "…" if _takes_unicode() else "~"
+    """Return a mark for cropped text that standard output can encode."""
+    return "…" if _supports_unicode() else "~"
 
 
-def _takes_unicode() -> bool:
+def _supports_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 def escaped(text: str) -> Text:
-    """Return a whole text with its control characters escaped, free of markup."""
+    """Return a text, uncropped, with control characters escaped and no markup."""
     return Text(printable(text, longest=None))
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines as they stand."""
+    """Print lines unchanged."""
     _write("".join(f"{line}\n" for line in lines))
 
 
 def print_json(values: Iterable[bytes]) -> None:
-    """Print encoded JSON values, one a line."""
+    """Print encoded JSON values, one per line."""
     print_lines(_json_lines(values))
 
 
 def print_json_array(values: Iterable[bytes]) -> None:
-    """Print encoded JSON values as an array, one a line."""
+    """Print encoded JSON values as an array, one per line."""
     _write("[" + ",\n ".join(_json_lines(values)) + "]\n")
 
 
 def _json_lines(values: Iterable[bytes]) -> Iterator[str]:
-    """Yield the same JSON, with what a terminal could obey or cannot show written as JSON's own escapes."""
-    unicode = _takes_unicode()
+    """Yield the same JSON with control characters and unencodable characters as JSON escapes."""
+    unicode = _supports_unicode()
     for value in values:
         text = value.decode()
         if text.isprintable() and (unicode or text.isascii()):
@@ -132,9 +132,9 @@ def _write(text: str) -> None:
 
 @contextmanager
 def exit_in_one_line() -> Iterator[None]:
-    """Exit with 1 and a line on standard error for each fault of the user, the store or the output.
+    """For an error of the user, the store or the output, print one line on standard error and exit with 1.
 
-    Whatever else is raised is a bug and keeps its traceback.
+    Any other exception is a bug and keeps its traceback.
     """
     try:
         yield
@@ -145,15 +145,15 @@ def exit_in_one_line() -> Iterator[None]:
         causes = list(_causes(error))
         if not all(isinstance(cause, (RegistryError, OSError)) for cause in causes):
             raise
-        # A reader that has left, such as `head`, has all it wanted.
-        told = [cause for cause in causes if not (isinstance(cause, OutputError) and cause.errno == errno.EPIPE)]
-        for message in dict.fromkeys(map(str, told)):
+        # A reader that closed the pipe, such as `head`, is no error to report.
+        reported = [cause for cause in causes if not (isinstance(cause, OutputError) and cause.errno == errno.EPIPE)]
+        for message in dict.fromkeys(map(str, reported)):
             complain(message)
         sys.exit(1)
 
 
 def complain(message: str) -> None:
-    """Print an error as one line on standard error, as far as that can be written."""
+    """Print an error as one line on standard error; ignore a failed write."""
     with suppress(OSError):
         err.print(Text.assemble(("error: ", "bold red"), escaped(message)), soft_wrap=True)
 
@@ -167,7 +167,7 @@ def _causes(error: Exception) -> Iterator[Exception]:
 
 
 def _drop_output() -> None:
-    """Drop what standard output does not take: the interpreter would try once more when it exits."""
+    """Discard unwritable output: the interpreter would try to flush it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -175,12 +175,12 @@ def _drop_output() -> None:
 
 
 def run_cancellable(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine; SIGINT, SIGTERM or SIGHUP cancels it, and a second one ends the process at once.
+    """Run a coroutine; SIGINT, SIGTERM or SIGHUP cancels it, a second signal kills the process.
 
     Raises:
-        SystemExit: A signal cancelled it; the code is 128 and the number of the signal.
+        SystemExit: A signal cancelled it; the exit code is 128 plus the signal number.
     """
-    # One that is ignored, as SIGINT is in a background job of a script, stays ignored.
+    # Ignored signals stay ignored, such as SIGINT in a background job of a script.
     defaults = {
         number: signal.getsignal(number) for number in _SIGNALS if signal.getsignal(number) in _DEFAULT_HANDLERS
     }
@@ -194,10 +194,10 @@ def run_cancellable(work: Coroutine[Any, Any, T]) -> T:
             stopped_by = number
             for each in defaults:
                 signal.signal(each, signal.SIG_DFL)
-            with suppress(RuntimeError):  # The loop has ended already.
+            with suppress(RuntimeError):  # The loop is already closed.
                 loop.call_soon_threadsafe(task.cancel)
 
-        # Not asyncio's own handler: for a second SIGINT it raises wherever the event loop is, which may never end then.
+        # Not asyncio's handler: on a second SIGINT it raises at any point in the event loop, which may then hang.
         for each in defaults:
             signal.signal(each, stop)
         return await task
@@ -215,17 +215,17 @@ def run_cancellable(work: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def ends_within(seconds: float, message: str | None = None) -> Iterator[None]:
-    """End the process with 1 and an error when the body lasts longer, whatever it waits for.
+    """Exit the process with 1 and an error if the body takes longer.
 
-    A name server or a file system that hangs holds threads which nothing can cancel.
+    A hung name server or file system blocks threads that cannot be cancelled.
     """
 
-    def give_up() -> None:
+    def exit_process() -> None:
         if message is not None:
             complain(message)
         os._exit(1)
 
-    timer = threading.Timer(seconds, give_up)
+    timer = threading.Timer(seconds, exit_process)
     timer.daemon = True
     timer.start()
     try:
@@ -238,15 +238,15 @@ def ends_within(seconds: float, message: str | None = None) -> Iterator[None]:
 
 
 def prepare_process() -> None:
-    """Prepare the streams and the log of a process that runs the command and nothing else."""
-    # Closed by the caller. Writing to a file that is open for reading fails as writing to a closed one should.
+    """Set up the standard streams and logging of a process that only runs the command."""
+    # The caller closed it. Writes to a file opened for reading fail, as they should for a closed stream.
     if sys.stdout is None:
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character shows its code.
+            # Escape characters that the terminal cannot encode.
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(handlers=[_OneLine(logging.WARNING)])
 
@@ -267,6 +267,6 @@ class _OneLine(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         text = record.getMessage() if error is None else f"{record.getMessage()}: {type(error).__name__}: {error}"
-        # Not by `err`: while a live table is shown, Rich puts a stream of its own here, which writes above the table.
+        # Not `err`: while a live table is shown, Rich replaces sys.stderr by a stream that writes above the table.
         with suppress(OSError):
             sys.stderr.write(f"{record.levelname.lower()}: {printable(text)}\n")

@@ -1,1 +1,1 @@
-"""How the calls of many callers reach a store."""
+"""Send the calls of many callers to a store: in batches, in order, within their timeouts."""

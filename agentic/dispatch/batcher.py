@@ -1,7 +1,8 @@
-"""Gather the calls of many callers into few batches.
+"""Combine the calls of many callers into few batches.
 
-Each kind of call has a lane. Calls that arrive while a lane's batches are under way wait in its queue and leave
-together as its next batch. There is no timer: a call that finds its lane idle leaves in the event loop's next turn.
+Each kind of call has a lane. Calls that arrive while a lane's batches are in flight wait in its queue and are sent
+together as its next batch. Batching adds no delay: if the lane is idle, a call is sent in the next iteration of the
+event loop.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from copy import copy
 from time import monotonic
 from typing import Any, Final, Generic, TypeVar, cast
 
+from agentic.concurrency import SLACK, as_exception, start_detached, timeout_error
 from agentic.dispatch.ordering import Call, Ordering
 from agentic.errors import BackendError, RegistryClosedError
-from agentic.exchange import SLACK, as_exception, no_answer, start_detached
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -25,44 +26,44 @@ BATCH_SIZE: Final = 256
 """The most calls in one batch."""
 
 MAX_PENDING: Final = 16_384
-"""The most calls that are queued or under way; further ones wait outside, in order."""
+"""The most calls that are queued or in flight; further calls wait in `overflow`, in order."""
 
 Send = Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]]
-"""Send a batch; return one outcome for each item, in order, or raise where the whole batch fails."""
+"""Send a batch. Return one outcome per item, in order, or raise if the whole batch fails."""
 
 
 class Batcher:
-    """Gathers single calls into batches.
+    """Combines single calls into batches.
 
-    - Calls on one agent take effect in the order in which they were issued, as `Ordering` describes.
-    - A batch that fails fails its own calls alone, each with an exception of its own.
-    - A cancelled caller harms no other; its call is dropped if it has not left yet.
-    - A call ends within `timeout` seconds of being issued, or a twentieth more, including the time it waits for room
-      and for earlier calls. A batch is cancelled when all its calls are overdue; its agents' next calls leave when it
-      has ended.
-    - Batches run in no caller's context.
+    - Calls on one agent take effect in the order in which they were issued, as described in `Ordering`.
+    - A failed batch fails only its own calls, each with its own exception.
+    - Cancelling a caller does not affect other callers. A cancelled call that has not been sent is dropped.
+    - A call ends within `timeout` seconds after it was issued, plus at most a twentieth. This includes waiting for
+      capacity and for earlier calls. A batch is cancelled when all its calls are overdue; the next calls on its agents
+      are sent when it has ended.
+    - Batches run in an empty context.
 
-    Belongs to the event loop in which it is made.
+    It belongs to the event loop in which it was created.
 
     Attributes:
         timeout: Seconds a call may take.
         closed: Whether calls are refused.
-        pending: How many calls are queued or under way.
-        outside: Calls that wait for room.
-        order: Which calls may leave.
+        pending: The number of calls that are queued or in flight.
+        overflow: Calls that wait because `pending` is at `MAX_PENDING`.
+        order: Decides which calls may be sent.
     """
 
     def __init__(self, timeout: float, max_batches: int) -> None:
-        """Make one without lanes.
+        """Create a batcher without lanes.
 
         Args:
             timeout: Seconds a call may take.
-            max_batches: The most batches of one lane that are under way at once.
+            max_batches: The most batches of one lane that are in flight at once.
         """
         self.timeout = timeout
         self.closed = False
         self.pending = 0
-        self.outside: deque[Call] = deque()
+        self.overflow: deque[Call] = deque()
         self.order = Ordering()
         self.max_batches = max_batches
         self._loop = asyncio.get_running_loop()
@@ -72,28 +73,28 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
 
     def lane(self, send: Send[Item, Outcome], *, commutes: bool = False) -> Lane[Item, Outcome]:
-        """Return a lane for one kind of call.
+        """Create a lane for one kind of call.
 
         Args:
             send: Sends one batch.
-            commutes: Two of these calls on one agent may take effect in any order.
+            commutes: Whether these calls on one agent may take effect in any order.
         """
         lane = Lane(self, send, commutes)
         self._lanes.append(lane)
         return lane
 
-    async def drain(self) -> None:
-        """Wait until every call has ended, at most `timeout` seconds; then fail the rest with `RegistryClosedError`."""
+    async def close(self) -> None:
+        """Wait up to `timeout` seconds for all calls to end; then fail the rest with `RegistryClosedError`."""
         end = monotonic() + self.timeout
         try:
             while self._workers and (left := end - monotonic()) > 0:
                 await asyncio.wait(self._workers, timeout=left)
         finally:
-            self._close()
+            self._fail_all()
         if self._workers:
             await asyncio.wait(self._workers, timeout=self.timeout * SLACK)
 
-    def _close(self) -> None:
+    def _fail_all(self) -> None:
         self.closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -105,7 +106,7 @@ class Batcher:
         for lane in self._lanes:
             lane.queue.clear()
         self.order.clear()
-        self.outside.clear()
+        self.overflow.clear()
         self.pending = 0
 
     # --- deadlines ---
@@ -114,14 +115,14 @@ class Batcher:
         self._timer = self._loop.call_later(seconds, self._fail_overdue, context=Context())
 
     def _fail_overdue(self) -> None:
-        """Fail each overdue call, wherever it is, and cancel each batch whose calls are all overdue."""
+        """Fail all overdue calls, and cancel each batch whose calls are all overdue."""
         now = oldest = monotonic()
         due = now - self.timeout
         for *_, future, issued in self._calls():
             if future.done():
                 continue
             if issued <= due:
-                future.set_exception(no_answer(self.timeout))
+                future.set_exception(timeout_error(self.timeout))
             elif issued < oldest:
                 oldest = issued
         for worker, calls in self._workers.items():
@@ -132,7 +133,7 @@ class Batcher:
                 oldest = latest
         self._timer = None
         if self.pending:
-            # Nothing is overdue before the oldest call is. Scanning 16,384 calls takes milliseconds, so scan rarely.
+            # No call is overdue before the oldest one. Scanning 16,384 calls takes milliseconds, so scan rarely.
             self._start_timer(max(oldest + self.timeout - now, self.timeout * SLACK))
 
     def _calls(self) -> Iterator[Call]:
@@ -141,12 +142,12 @@ class Batcher:
         for lane in self._lanes:
             yield from lane.queue
         yield from self.order.blocked()
-        yield from self.outside
+        yield from self.overflow
 
     # --- batches ---
 
     def start_worker(self, lane: Lane[Any, Any]) -> None:
-        """Start to send what is queued in a lane."""
+        """Start sending the queued calls of a lane."""
         calls: list[Call] = []
         worker = start_detached(self._send_until_idle(lane, calls))
         lane.workers.add(worker)
@@ -156,7 +157,7 @@ class Batcher:
             del self._workers[worker]
             lane.workers.discard(worker)
             if worker.cancelled() or worker.exception() is not None or worker.cancelling():
-                # By its deadline, or by a program that cancels every task it finds. Its callers have the error.
+                # It was cancelled at its deadline, or by a program that cancels every task. Its callers got the error.
                 self._continue(lane)
 
         worker.add_done_callback(ended)
@@ -173,18 +174,18 @@ class Batcher:
             try:
                 outcomes = await lane.send([item for _, _, item, _, _ in calls])
                 if len(outcomes) != len(calls):
-                    raise BackendError(f"the store gave {len(outcomes)} answers to {len(calls)} calls")
+                    raise BackendError(f"the store returned {len(outcomes)} outcomes for {len(calls)} calls")
             except BaseException as error:
-                if not self._loop.is_closed():  # Else nobody awaits the calls any more.
+                if not self._loop.is_closed():  # Otherwise nothing awaits the calls.
                     self._fail(calls, as_exception(error))
                 if not isinstance(error, Exception):
                     raise
             else:
                 self._succeed(calls, outcomes)
-        lane.workers.discard(worker)  # At once: the next call starts a worker.
+        lane.workers.discard(worker)  # Immediately, so that the next call starts a worker.
 
     def _take(self, lane: Lane[Any, Any], calls: list[Call]) -> bool:
-        """Move the next calls from the queue, but for those whose callers have gone; return whether there are any."""
+        """Move the next calls from the queue to `calls`, dropping cancelled ones. Return whether there are any."""
         queue = lane.queue
         while queue and len(calls) < BATCH_SIZE:
             call = queue.popleft()
@@ -207,19 +208,19 @@ class Batcher:
             return
         for _, _, _, future, _ in calls:
             if not future.done():
-                future.set_exception(own(error))
+                future.set_exception(copy_error(error))
         self._leave(calls)
 
     def _leave(self, calls: list[Call]) -> None:
-        """Empty a list of calls that have ended; let those start that waited for them."""
+        """Clear a list of calls that have ended, and enqueue the calls that they blocked."""
         unblocked = self.order.leave(calls)
         self.pending -= len(calls)
         calls.clear()
         for call in unblocked:
             self._enqueue(call)
-        while self.outside and self.pending < MAX_PENDING:
+        while self.overflow and self.pending < MAX_PENDING:
             self.pending += 1
-            call = self.outside.popleft()
+            call = self.overflow.popleft()
             if self.order.enter(call):
                 self._enqueue(call)
 
@@ -234,8 +235,8 @@ class Lane(Generic[Item, Outcome]):
 
     Attributes:
         send: Sends one batch.
-        commutes: Two of these calls on one agent may take effect in any order.
-        queue: Calls that leave with the next batch.
+        commutes: Whether these calls on one agent may take effect in any order.
+        queue: Calls to send in the next batch.
         workers: The tasks that send its batches.
     """
 
@@ -247,7 +248,7 @@ class Lane(Generic[Item, Outcome]):
         self.workers: set[asyncio.Task[None]] = set()
 
     def __call__(self, agent_id: str, item: Item) -> asyncio.Future[Outcome]:
-        """Queue one item for an agent; await the result for its outcome.
+        """Queue one item for an agent. Await the result for its outcome.
 
         Raises:
             RegistryClosedError: The batcher is closed.
@@ -258,7 +259,7 @@ class Lane(Generic[Item, Outcome]):
         future: asyncio.Future[Outcome] = batcher.create_future()
         call = (self, agent_id, item, future, monotonic())
         if batcher.pending >= MAX_PENDING:
-            batcher.outside.append(call)
+            batcher.overflow.append(call)
             return future
         batcher.pending += 1
         if batcher.order.enter(call):
@@ -269,19 +270,19 @@ class Lane(Generic[Item, Outcome]):
 
 
 def _cancel_once(worker: asyncio.Task[None]) -> None:
-    """Cancel a worker, unless it is being cancelled: a second time would interrupt its cleaning up."""
+    """Cancel a worker unless it is being cancelled, because a second cancellation would interrupt its cleanup."""
     if not worker.cancelling():
         worker.cancel()
 
 
-def own(error: Exception) -> Exception:
-    """Return a copy of an error for one of the callers that share it; a shared traceback would grow with each raise.
+def copy_error(error: Exception) -> Exception:
+    """Copy an error for one of several callers, because a shared traceback would grow with each raise.
 
-    An error that cannot be copied, since its constructor takes other arguments than it keeps, is returned itself.
+    An error is returned uncopied if its constructor does not accept its `args`.
     """
     try:
         copied = copy(error)
-    except Exception:  # noqa: BLE001  whatever its constructor raises
+    except Exception:  # noqa: BLE001  its constructor may raise anything
         return error
     copied.__cause__ = error.__cause__
     return copied.with_traceback(error.__traceback__)

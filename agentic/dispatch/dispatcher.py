@@ -1,4 +1,4 @@
-"""Calls on their way to an open registry's primitives, which take batches, and what is waited for when it closes."""
+"""Pass a registry's calls to its backend, which takes batches, and wait for them when the registry closes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from time import monotonic
 from typing import Any, Generic, Self, TypeVar
 
 from agentic.abc import Backend, Cursor, Step
+from agentic.concurrency import SLACK, result_within, start_detached
+from agentic.dispatch.affinity import Affinity
 from agentic.dispatch.batcher import Batcher, Lane
-from agentic.dispatch.home import Home
 from agentic.dispatch.immediate import ImmediateLane
 from agentic.errors import RegistryClosedError
-from agentic.exchange import SLACK, outcome, start_detached
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Dispatcher:
-    """Made when a registry is opened, closed with it; belongs to the running event loop."""
+    """Created when a registry is opened, and closed with it. It belongs to the running event loop."""
 
-    def __init__(self, backend: Backend, home: Home) -> None:
-        self.home = home
+    def __init__(self, backend: Backend, affinity: Affinity) -> None:
+        self.affinity = affinity
         self._timeout = backend.timeout
         self._is_immediate = backend.is_immediate
         self._shard_of = backend.shard_of
         self._batcher = Batcher(backend.timeout, backend.max_batches)
         self._closed = False
-        self._exchanges: set[asyncio.Task[Any]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._walks = 0
         self._no_walks = asyncio.Event()
         self._no_walks.set()
@@ -52,12 +52,12 @@ class Dispatcher:
     def walk(
         self, page: Callable[[Cursor], Coroutine[Any, Any, Step[T]]], on_page: Callable[[T], object] | None = None
     ) -> Iterator[Walk[T]]:
-        """Walk the fleet in the body, for which closing waits.
+        """Walk the fleet in the body. Closing waits for it.
 
         Args:
-            page: The backend's method.
-            on_page: Called with each page in the task that fetched it. A page under way is then let end when the caller
-                is cancelled: so none is lost.
+            page: The backend's method that returns a page.
+            on_page: Called with each page, in the task that fetched it. If given, the current page is finished when the
+                caller is cancelled, so that no page is lost.
         """
         self._walks += 1
         self._no_walks.clear()
@@ -69,44 +69,44 @@ class Dispatcher:
                 self._no_walks.set()
 
     async def bounded(self, call: Callable[[], Coroutine[Any, Any, T]], *, finish: bool = False) -> T:
-        """Make one exchange with the store, within the registry's `timeout`.
+        """Make one call to the store within the registry's `timeout`.
 
         Args:
-            call: Runs in a task and a context of its own.
-            finish: Let it end when the caller is cancelled.
+            call: Runs in its own task and in an empty context.
+            finish: Let it finish when the caller is cancelled.
 
         Raises:
-            BackendUnavailableError: It took longer.
+            BackendUnavailableError: It timed out.
             RegistryClosedError: The registry has been closed.
         """
-        self.home.check()
+        self.affinity.check()
         if self._closed:
             raise RegistryClosedError
         task = start_detached(call())
-        self._exchanges.add(task)
-        task.add_done_callback(self._exchanges.discard)
-        return await outcome(task, self._timeout, finish=finish)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        return await result_within(task, self._timeout, finish=finish)
 
-    async def drain(self) -> None:
-        """Wait for what was issued, calls and walks, at most `timeout` seconds; fail the rest.
+    async def close(self) -> None:
+        """Wait up to `timeout` seconds for the calls and walks in progress; then fail the rest.
 
-        The rest raises `RegistryClosedError`, a walk after its page under way, for which this waits as well: a sweep's
-        page says which agents were marked.
+        Those raise `RegistryClosedError`. A walk raises it after its current page, for which this waits too, because a
+        page of a sweep returns the agents that it has marked.
         """
         end = monotonic() + self._timeout
         try:
-            await self._batcher.drain()
+            await self._batcher.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(end - monotonic()):
                     await self._no_walks.wait()
         finally:
             self._closed = True
-        if self._exchanges:
-            await asyncio.wait(self._exchanges, timeout=self._timeout * (1 + SLACK))
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=self._timeout * (1 + SLACK))
 
 
 class Walk(Generic[T]):
-    """The pages of a walk, each of them fetched within the registry's `timeout`."""
+    """The pages of a walk. Each is fetched within the registry's `timeout`."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ def _lane_for_each_shard(
     send: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
     commutes: bool,
 ) -> Callable[[str, T], Awaitable[R]]:
-    """Return a lane of many, so that a shard that does not answer holds up its own agents alone."""
+    """Return a call with one lane per shard, so that a shard that does not answer delays only its own agents."""
     lanes: dict[str, Lane[T, R]] = {}
 
     def lane(agent_id: str, item: T) -> Awaitable[R]:

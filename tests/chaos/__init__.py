@@ -1,1 +1,1 @@
-"""A fleet in several processes on one store, faults at random, and a checker that replays what everybody saw."""
+"""A fleet in several processes on one store, random faults, and a checker of the recorded history."""

@@ -1,8 +1,8 @@
-"""Replays a history against what the registry promises.
+"""Checks a history against the guarantees of the registry.
 
-A call takes effect at some instant between its start and its end; one that found no agent has changed nothing. A write that
-failed may take effect after its end, until a later call on that agent by the same registry object has been answered; where
-the store lost its data meanwhile, at any time.
+A call takes effect at some time between its start and its end; one that found no agent has changed nothing. A failed write
+may take effect after its end, until the same registry object gets a reply to a later call on that agent; if the store lost
+its data meanwhile, at any time.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tests.chaos.history import Call, History, Note, Seen
-from tests.chaos.setting import CROWD_KEPT_FOR, INTERVAL, KEPT_FOR, STALE_AFTER, TICK, TIMEOUT
+from tests.chaos.setting import IDLE_TTL, INTERVAL, STALE_AFTER, TICK, TIMEOUT, TTL
 
-LATEST = 10.0
-"""Seconds after which what was delayed has surely arrived."""
+MAX_DELAY = 10.0
+"""Seconds after which every delayed request has arrived."""
 LOSES_DATA = "loses data"
 CUT_OFF = "cut off"
-"""The kind of a note: for its whole time, the server was a replica that did not reach its primary."""
+"""A kind of note: during all of it, the server was a replica without a link to its primary."""
 
 
-class Sight(NamedTuple):
-    """What one reading call said of one agent: `seen` is None where it was not there."""
+class Observation(NamedTuple):
+    """What one call observed of one agent; `seen` is None if it was absent."""
 
     call: Call
     seen: Seen | None
 
 
 class Verdict(NamedTuple):
-    """What was found wrong, and how many claims were tried."""
+    """The violations found, and the number of checks of each claim."""
 
     wrong: list[str]
     tried: Counter[str]
@@ -52,15 +52,15 @@ class Checker:
         for note in self._notes:
             if note.kind in {"crossed", "left"} or (note.kind == "ended" and note.text):
                 self._wrong.append(f"{note.who}: {note.kind} {note.text}")
-        sights = self._sights()
+        observations = self._observations()
         for agent_id, calls in self._by_agent().items():
-            _Agent(self, agent_id, calls, sights[agent_id], self._losses, self._reaps).check()
+            _Agent(self, agent_id, calls, observations[agent_id], self._losses, self._reaps).check()
         self._no_server_answers_while_cut_off()
         self._every_live_session_is_back()
         return Verdict(self._wrong, self._tried)
 
     def claim(self, name: str, holds: bool, what: str) -> None:
-        """Count a claim that was tried; keep it where it does not hold."""
+        """Count a check of a claim; record it if it fails."""
         self._tried[name] += 1
         if not holds:
             self._wrong.append(f"{name}: {what}")
@@ -72,20 +72,20 @@ class Checker:
                 found[call.id].append(call)
         return found
 
-    def _sights(self) -> dict[str, list[Sight]]:
-        """Return what each agent was seen to be; a list also says of every agent it lacks that it was not there."""
+    def _observations(self) -> dict[str, list[Observation]]:
+        """Return the observations of each agent; a list also observes the absence of agents it does not contain."""
         ids = {call.id for call in self._calls if call.id}
-        found: dict[str, list[Sight]] = {agent_id: [] for agent_id in ids}
+        found: dict[str, list[Observation]] = {agent_id: [] for agent_id in ids}
         for call in self._calls:
             if call.kind == "list" and call.outcome == "ok":
                 here = {seen.id: seen for seen in call.seen}
                 for agent_id in ids:
-                    found[agent_id].append(Sight(call, here.get(agent_id)))
+                    found[agent_id].append(Observation(call, here.get(agent_id)))
                 self.claim("a list has each agent once", len(here) == len(call.seen), f"{call.who} #{call.number}")
             elif call.kind == "get" and call.outcome == "ok":
-                found[call.id].append(Sight(call, call.seen[0]))
+                found[call.id].append(Observation(call, call.seen[0]))
             elif call.id and call.outcome == "absent":
-                found[call.id].append(Sight(call, None))
+                found[call.id].append(Observation(call, None))
         return found
 
     def _no_server_answers_while_cut_off(self) -> None:
@@ -111,40 +111,40 @@ class Checker:
             if "-stays-" in call.id and call.kind in {"register", "heartbeat"} and call.who in ended:
                 beats[call.id].append(call)
         for agent_id, own in sorted(beats.items()):
-            # A call that was on its way when the last fault ended may take its whole time; no other has such an excuse.
-            on_its_way = [min(call.end, calm + TIMEOUT) for call in own if call.start <= calm < call.end]
-            since = max([calm, *on_its_way])
+            # A call in progress when the last fault ended may take its whole timeout; no other call may delay the session.
+            in_progress = [min(call.end, calm + TIMEOUT) for call in own if call.start <= calm < call.end]
+            since = max([calm, *in_progress])
             by = _after_ticks(ticks[own[0].who], since, round(2 * INTERVAL / TICK))
             back = any(call.outcome == "ok" and calm <= call.start <= by for call in own)
             self.claim("back within two intervals", back, f"{agent_id}, from {since:.3f} to {by:.3f}")
 
 
 def _after_ticks(ticks: list[float], since: float, count: int) -> float:
-    """Return when so many ticks had passed; if they never did, the end of time."""
+    """Return the time of the `count`-th tick after `since`; infinity if there is none."""
     at = bisect_right(ticks, since) + count - 1
     return ticks[at] if at < len(ticks) else math.inf
 
 
 class _Agent:
-    """Checks what is claimed of one agent."""
+    """Checks the claims about one agent."""
 
     def __init__(
         self,
         checker: Checker,
         agent_id: str,
         calls: list[Call],
-        sights: list[Sight],
+        observations: list[Observation],
         losses: list[Note],
         reaps: list[Call],
     ) -> None:
         self._claim = checker.claim
         self._id = agent_id
-        self._sights = sights
+        self._observations = observations
         self._losses = losses
         self._reaps = reaps
         self._until = _effects_end(calls, losses)
         self._writes = [c for c in calls if c.kind in {"register", "update"} and c.outcome != "absent"]
-        self._births = [c for c in calls if c.kind == "register"]
+        self._registrations = [c for c in calls if c.kind == "register"]
         self._removals = [c for c in calls if c.kind == "deregister" and c.outcome != "absent"]
         self._beats = [c for c in calls if c.kind in {"register", "heartbeat"} and c.outcome != "absent"]
         self._alive = [c for c in calls if c.kind in {"register", "heartbeat", "update", "get"}]
@@ -157,56 +157,68 @@ class _Agent:
         for call in self._alive:
             if call.outcome == "ok" and call.kind in {"heartbeat", "update"}:
                 self._stays_removed(call, is_there=True)
-        for sight in self._sights:
-            self._stays_removed(sight.call, is_there=sight.seen is not None)
-            if sight.seen is None:
-                self._is_rightly_absent(sight.call)
+        for observation in self._observations:
+            self._stays_removed(observation.call, is_there=observation.seen is not None)
+            if observation.seen is None:
+                self._check_absence(observation.call)
             else:
-                self._carries_the_latest_load(sight.call, sight.seen)
-                if sight.seen.status == "offline":
-                    self._is_rightly_offline(sight.call)
+                self._carries_the_latest_load(observation.call, observation.seen)
+                if observation.seen.status == "offline":
+                    self._check_offline(observation.call)
         self._each_transition_was_reported_once()
 
-    def _stays_removed(self, sight: Call, *, is_there: bool) -> None:
-        removal = self._last_removal(sight.start)
+    def _stays_removed(self, observation: Call, *, is_there: bool) -> None:
+        removal = self._last_removal(observation.start)
         if removal is None:
             return
-        born_since = any(b.start < sight.end and self._may_follow(b, removal) for b in self._births)
-        self._claim("a removed agent stays removed", not is_there or born_since, self._tell(sight, removal))
+        registered_since = any(b.start < observation.end and self._may_follow(b, removal) for b in self._registrations)
+        self._claim(
+            "a removed agent stays removed", not is_there or registered_since, self._describe(observation, removal)
+        )
 
-    def _is_rightly_absent(self, sight: Call) -> None:
-        sign = self._last_sign(sight.start)
+    def _check_absence(self, observation: Call) -> None:
+        sign = self._last_sign(observation.start)
         if sign is None:
             return
-        beat = self._last_beat(sight.start)
+        beat = self._last_beat(observation.start)
         excused = (
-            any(r.start < sight.end and self._may_follow(r, sign) for r in self._removals)
-            or any(loss.start < sight.end and loss.end > sign.start for loss in self._losses)
+            any(r.start < observation.end and self._may_follow(r, sign) for r in self._removals)
+            or any(loss.start < observation.end and loss.end > sign.start for loss in self._losses)
             or beat is None
-            or sight.end - beat.start > (CROWD_KEPT_FOR if "-crowd-" in self._id else KEPT_FOR)
+            or observation.end - beat.start > (IDLE_TTL if "-idle-" in self._id else TTL)
         )
-        self._claim("an agent is not lost", excused, self._tell(sight, sign))
+        self._claim("an agent is not lost", excused, self._describe(observation, sign))
 
-    def _carries_the_latest_load(self, sight: Call, seen: Seen) -> None:
-        last = self._last_write(sight.start)
+    def _carries_the_latest_load(self, observation: Call, seen: Seen) -> None:
+        last = self._last_write(observation.start)
         if last is None:
             return
-        possible = {last.load} | {w.load for w in self._writes if w.start < sight.end and self._may_follow(w, last)}
+        possible = {last.load} | {
+            w.load for w in self._writes if w.start < observation.end and self._may_follow(w, last)
+        }
         self._claim(
-            "no acknowledged update is lost", seen.load in possible, f"{self._tell(sight, last)}, read {seen.load}"
+            "no acknowledged update is lost",
+            seen.load in possible,
+            f"{self._describe(observation, last)}, read {seen.load}",
         )
 
-    def _is_rightly_offline(self, sight: Call) -> None:
-        beat = self._last_beat(sight.start)
+    def _check_offline(self, observation: Call) -> None:
+        beat = self._last_beat(observation.start)
         if beat is None:
             return
-        self._claim("offline means silent", sight.end - beat.start > STALE_AFTER, self._tell(sight, beat))
+        self._claim(
+            "offline means silent", observation.end - beat.start > STALE_AFTER, self._describe(observation, beat)
+        )
         reported = any(reap.end > beat.start and self._id in reap.reported for reap in self._reaps)
-        self._claim("offline means reported", reported or self._may_be_unreported(sight, beat), self._tell(sight, beat))
+        self._claim(
+            "offline means reported",
+            reported or self._may_be_unreported(observation, beat),
+            self._describe(observation, beat),
+        )
 
-    def _may_be_unreported(self, sight: Call, beat: Call) -> bool:
-        """Tell whether a sweep failed whose registry object did not sweep again: the next one reports what it marked."""
-        failed = (r for r in self._reaps if r.start < sight.end and r.end > beat.start and r.outcome != "ok")
+    def _may_be_unreported(self, observation: Call, beat: Call) -> bool:
+        """Return whether a sweep failed and its registry object has not swept since; its next sweep reports the marks."""
+        failed = (r for r in self._reaps if r.start < observation.end and r.end > beat.start and r.outcome != "ok")
         return any(
             not any(
                 _same_registry(r, later) and later.outcome == "ok" and later.start >= r.end for later in self._reaps
@@ -221,28 +233,28 @@ class _Agent:
                 continue
             beat = self._last_beat(reap.start)
             silent = beat is None or reap.end - beat.start > STALE_AFTER
-            self._claim("only the silent are reported", silent, self._tell(reap, beat))
-            self._claim("a transition is reported once", self._came_back(before, reap), self._tell(reap, before))
+            self._claim("only the silent are reported", silent, self._describe(reap, beat))
+            self._claim("a transition is reported once", self._came_back(before, reap), self._describe(reap, before))
             before = reap
 
     def _came_back(self, before: Call | None, after: Call) -> bool:
-        """Tell whether the agent may have beaten between two reports."""
+        """Return whether the agent may have sent a heartbeat between two reports."""
         return before is None or any(beat.start < after.end and self._may_follow(beat, before) for beat in self._beats)
 
     def _may_follow(self, call: Call, answered: Call) -> bool:
-        """Tell whether a call may take effect after one that was answered."""
+        """Return whether a call may take effect after another one that got its reply."""
         until = self._until[call.who, call.number]
-        # The calls of one registry object on one agent take effect in their order.
+        # Calls of one registry object on one agent take effect in order.
         if until < math.inf and _same_registry(call, answered) and call.start < answered.start:
             return False
         return until > answered.start
 
-    def _tell(self, call: Call, other: Call | None) -> str:
+    def _describe(self, call: Call, other: Call | None) -> str:
         return f"{self._id}: {_short(call)} after {'nothing' if other is None else _short(other)}"
 
 
 class _LastBefore:
-    """Finds, of calls that were acknowledged, the one that began last of those that had ended by a time."""
+    """Finds the acknowledged call with the latest start among those that ended by a given time."""
 
     def __init__(self, calls: list[Call]) -> None:
         done = sorted((call for call in calls if call.outcome == "ok"), key=lambda call: call.end)
@@ -263,15 +275,15 @@ def _latest_starts(calls: list[Call]) -> Iterator[Call]:
 
 
 def _effects_end(calls: list[Call], losses: list[Note]) -> dict[tuple[str, int], float]:
-    """Return, for each call on one agent, the instant after which it no longer takes effect."""
+    """Return, for each call on one agent, the time after which it can no longer take effect."""
     return {(call.who, call.number): _effect_ends(call, calls, losses) for call in calls}
 
 
 def _effect_ends(call: Call, calls: list[Call], losses: list[Note]) -> float:
     if call.outcome in {"ok", "absent"}:
         return call.end
-    # A heartbeat that only stamps may arrive late. What a store forgets includes what it knew of late writes.
-    if call.kind == "heartbeat" or any(call.start < loss.end and loss.start < call.end + LATEST for loss in losses):
+    # A heartbeat that only stamps may arrive late. A store that loses its data also forgets which writes to refuse.
+    if call.kind == "heartbeat" or any(call.start < loss.end and loss.start < call.end + MAX_DELAY for loss in losses):
         return math.inf
     answered = (
         later.end

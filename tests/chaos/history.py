@@ -1,6 +1,6 @@
-"""What every client did and saw, written down as it happens: a call before it begins, and when it has ended.
+"""The history of a run: every client writes each call before it starts and after it ends.
 
-Times are this host's monotonic clock, which its processes share.
+Times are from the host's monotonic clock, which its processes share.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Literal, Self
 import msgspec
 
 Outcome = Literal["ok", "absent", "failed", "open"]
-"""Done; no such agent; an error or a cancellation, so that it may have been done; not ended."""
+"""Done; no such agent; failed or cancelled, so perhaps done; not ended."""
 
 
 class Seen(msgspec.Struct, array_like=True, frozen=True):
-    """One agent, as a call returned it."""
+    """An agent as returned by a call."""
 
     id: str
     status: str
@@ -28,14 +28,14 @@ class Seen(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Call(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
-    """A call that begins, and what is known of its end."""
+    """A call, with its outcome once it has ended."""
 
     who: str
     number: int
     kind: str
     start: float
     by: str = ""
-    """Which registry object of the client made the call."""
+    """The registry object of the client that made the call."""
     id: str = ""
     load: int | None = None
     end: float = math.inf
@@ -45,7 +45,7 @@ class Call(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
 
 
 class End(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
-    """How a call ended."""
+    """The outcome of a call."""
 
     who: str
     number: int
@@ -56,7 +56,7 @@ class End(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
 
 
 class Note(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
-    """Something else that is worth a line: a fault, a crossed answer, a client that is ready or has ended."""
+    """Another event: a fault, a reply to the wrong call, a client that is ready or has ended."""
 
     who: str
     kind: str
@@ -66,7 +66,7 @@ class Note(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
 
 
 class Journal:
-    """Writes lines to a file at once, so that a killed process leaves all that it knew."""
+    """Writes each line to a file at once, so that a killed process loses none."""
 
     def __init__(self, path: Path, who: str) -> None:
         self.who = who
@@ -103,14 +103,14 @@ class Journal:
 
 
 class History(msgspec.Struct):
-    """All calls and notes of a run, by the time they began."""
+    """All calls and notes of a run, ordered by start."""
 
     calls: list[Call]
     notes: list[Note]
 
 
 def read_history(folder: Path) -> History:
-    """Put the journals of a folder together; the last line of a killed process may be missing its end."""
+    """Merge the journals of a folder; the last line of a killed process may be incomplete."""
     decoder = msgspec.json.Decoder(Call | End | Note)
     calls: dict[tuple[str, int], Call] = {}
     notes: list[Note] = []

@@ -1,4 +1,4 @@
-"""Registries whose every call is written down; and, on request, with an old bug put back."""
+"""Registries that record every call, optionally with an old bug put back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Recorded(AgentRegistry):
-    """Writes every call down."""
+    """Records every call."""
 
     journal: Journal
     name: str
@@ -105,9 +105,9 @@ class RecordedSQLite(Recorded, SQLiteRegistry):
 
 class Buggy(RedisBackend):
     async def _read_and_write(self, agent_id: str, changed: dict[str, str], **options: Any) -> bool:
-        """Read a record and write it back with other fields, in two steps."""
+        """Read a record and write it back with changed fields, not atomically."""
         key = self._keys.agent(agent_id)
-        client = self._servers._client  # type: ignore[attr-defined]  # noqa: SLF001  beneath all that prevents the bug
+        client = self._servers._client  # type: ignore[attr-defined]  # noqa: SLF001  below everything that prevents the bug
         record = await self._servers.execute(client.get, key, repeatable=False)
         if record is not None:
             text = msgspec.json.encode(msgspec.json.decode(record) | changed)
@@ -125,7 +125,7 @@ class GetThenSet(Buggy):
 
 
 class ReapBlindly(Buggy):
-    """The bug: what a sweep has found stale is written as offline, whatever has happened meanwhile."""
+    """The bug: a sweep marks agents offline without checking that they are still stale."""
 
     async def _mark(self, ids: list[str], found: Any) -> list[tuple[str, Any]]:
         for agent_id in ids:
@@ -134,23 +134,23 @@ class ReapBlindly(Buggy):
 
 
 class ListSwallows(RecordedRedis):
-    """The bug: a list that fails half way returns what it has."""
+    """The bug: a list that fails returns a partial result."""
 
     async def list(self) -> list[AgentInfo]:
-        return await self._recorded("list", "", None, self._what_there_is(), seen=lambda agents: map(_seen, agents))
+        return await self._recorded("list", "", None, self._partial_list(), seen=lambda agents: map(_seen, agents))
 
-    async def _what_there_is(self) -> list[AgentInfo]:  # type: ignore[valid-type]
+    async def _partial_list(self) -> list[AgentInfo]:  # type: ignore[valid-type]
         agents = []
         try:
             async for agent in self.scan():
-                agents.append(agent)  # noqa: PERF401  what came before the error is kept
+                agents.append(agent)  # noqa: PERF401  keep what was read before the error
         except BackendError:
             pass
         return agents
 
 
 class ForgetsLosses(RedisBackend):
-    """The bug: a write whose outcome is unknown may take effect after later ones."""
+    """The bug: a write of unknown outcome may take effect after later ones."""
 
     async def open(self) -> None:
         await super().open()
@@ -158,7 +158,7 @@ class ForgetsLosses(RedisBackend):
 
 
 class AsksAnyServer(RedisBackend):
-    """The bug: a server that was demoted, and does not reach its primary, is read as before."""
+    """The bug: a demoted server without a link to its primary is still read."""
 
     async def open(self) -> None:
         Greeting.check_in_sync = lambda *_: None  # type: ignore[method-assign]
@@ -166,7 +166,7 @@ class AsksAnyServer(RedisBackend):
 
 
 def with_bug(name: str, *arguments: Any, **options: Any) -> RecordedRedis:
-    """Return a registry with an old bug put back, or with none where it has no name."""
+    """Return a registry with the named bug put back; an empty name means none."""
     if name == "list-swallows-errors":
         return ListSwallows(*arguments, **options)
     registry = RecordedRedis(*arguments, **options)

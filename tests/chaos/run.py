@@ -1,4 +1,4 @@
-"""A run: clients are started, faults strike in an order that the seed decides, and the history is judged."""
+"""A run: start clients, inject faults in an order given by the seed, and check the history."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Process:
             self.process.terminate()
 
     def has_closed(self) -> bool:
-        """Whether it has closed its registries, or is no more."""
+        """Whether it has closed its registries or exited."""
         return self.process.poll() is not None or b'"ended"' in self.setting.journal.read_bytes()
 
     def let_end(self) -> None:
@@ -74,31 +74,31 @@ async def run(
     *,
     clients: int = 3,
     bug: str = "",
-    tell: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Verdict:
-    """Let faults strike for so many seconds, journals kept in the folder; return what the history shows."""
+    """Inject faults for this many seconds, write journals to the folder, and return the verdict on the history."""
     async with STORES[store](folder) as chosen:
         processes = []
         try:
             for number in range(clients):
                 setting = Setting(f"client-{number}", await chosen.url(), str(folder), seed, bug=bug)
                 processes.append(Process(setting))
-            await _befall(chosen, processes, random.Random(seed), seconds, folder, tell)
+            await _inject_faults(chosen, processes, random.Random(seed), seconds, folder, log)
         finally:
             for process in processes:
                 process.close()
     return Checker(read_history(folder)).verdict()
 
 
-async def _befall(
+async def _inject_faults(
     store: ChaosStore,
     processes: list[Process],
     chance: random.Random,
     seconds: float,
     folder: Path,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
-    with Journal(folder / "conductor.journal", "conductor") as journal:
+    with Journal(folder / "runner.journal", "runner") as journal:
         for process in processes:
             await wait_until(process.is_ready, f"{process.setting.who} is ready", within=60)
         faults = _faults(store, processes)
@@ -108,10 +108,10 @@ async def _befall(
             name = chance.choice(sorted(faults))
             lasts = length(chance)
             start = time.monotonic()
-            tell(f"{end - start:6.1f} s to go: {name}, {lasts:.1f} s")
-            certain = await faults[name](lasts)
-            if certain is not None:
-                journal.note(certain.kind, certain.text, certain.start, certain.end)
+            log(f"{end - start:6.1f} s to go: {name}, {lasts:.1f} s")
+            note = await faults[name](lasts)
+            if note is not None:
+                journal.note(note.kind, note.text, note.start, note.end)
             if "is killed for good" in name:
                 del faults[name]
             journal.note("fault", name, start)
@@ -121,7 +121,7 @@ async def _befall(
             process.ask_to_end()
         for process in processes:
             await wait_until(process.has_closed, f"{process.setting.who} has closed its registries", within=60)
-        await _nothing_is_open(store, [process.process.pid for process in processes], journal)
+        await _note_open_resources(store, [process.process.pid for process in processes], journal)
         for process in processes:
             process.let_end()
             await asyncio.to_thread(process.process.wait, 30)
@@ -130,8 +130,8 @@ async def _befall(
                     journal.note("left", process.log())
 
 
-async def _nothing_is_open(store: ChaosStore, pids: list[int], journal: Journal) -> None:
-    """Note what the clients left open, which have closed their registries and not ended yet."""
+async def _note_open_resources(store: ChaosStore, pids: list[int], journal: Journal) -> None:
+    """Note what the clients left open after closing their registries; they have not exited yet."""
 
     async def nothing() -> bool:
         return not await store.left_open(pids)

@@ -1,4 +1,4 @@
-"""What a run is made of."""
+"""The parameters of a run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ INTERVAL: Final = 0.5
 STALE_AFTER: Final = 2.0
 """The reapers' ttl."""
 
-KEPT_FOR: Final = 8.0
+TTL: Final = 8.0
 """The registries' ttl."""
 
 TIMEOUT: Final = 1.0
 
 TICK: Final = INTERVAL / 10
-"""Seconds between two ticks of a client's event loop, by which its intervals are counted: none passes while it is held."""
+"""Seconds between ticks of a client's event loop, which count its intervals: none passes while it is blocked."""
 
-CROWD: Final = 250
-"""Agents of each client that are never heard of again: with them, a fleet takes several pages."""
+IDLE_AGENTS: Final = 250
+"""Agents of each client that never send a heartbeat; they make the fleet span several pages."""
 
-CROWD_KEPT_FOR: Final = 3600.0
+IDLE_TTL: Final = 3600.0
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """What a client process needs to know."""
+    """The parameters of a client process."""
 
     who: str
     url: str

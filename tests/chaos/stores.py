@@ -1,4 +1,4 @@
-"""The store of a run, and what may befall it."""
+"""The stores of a run, and their faults."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.chaos.setting import TIMEOUT
 from tests.support.proxy import Proxy
 
 Fault = Callable[[float], Awaitable[Note | None]]
-"""Strikes the store for about so many seconds; returns a note of what was certain meanwhile, if anything was."""
+"""Injects a fault for about this many seconds; may return a note of a condition that was true meanwhile."""
 
 
 class ChaosStore(ABC):
-    """A store that clients reach by URLs of their own."""
+    """A store with a separate URL for each client."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,7 +45,7 @@ class ChaosStore(ABC):
 
     @abstractmethod
     async def url(self) -> str:
-        """Return a URL for one more client."""
+        """Return a URL for another client."""
 
     @property
     @abstractmethod
@@ -53,7 +53,7 @@ class ChaosStore(ABC):
 
     @abstractmethod
     async def left_open(self, pids: list[int]) -> str:
-        """Tell what the client processes have open of this store; empty where there is nothing."""
+        """Return what the client processes still have open of this store; empty if nothing."""
 
 
 class SQLiteStore(ChaosStore):
@@ -81,22 +81,22 @@ class SQLiteStore(ChaosStore):
     async def left_open(self, pids: list[int]) -> str:
         found = []
         for pid in pids:
-            with suppress(OSError):  # it has ended, or this system has no such folder
+            with suppress(OSError):  # it has exited, or this system has no /proc
                 files = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
                 found += [f"{pid}: {file}" for file in files if file.startswith(str(self._path))]
         return " ".join(found)
 
 
 class RedisStore(ChaosStore):
-    """A server that writes its data to disk, and a proxy before it for each client."""
+    """A server that persists its data, with a proxy for each client."""
 
     async def start(self) -> None:
-        # With "everysec", a write may be put off while the disk is slow, and a kill takes what was acknowledged.
+        # With "everysec", a slow disk delays writes, and a kill could lose acknowledged ones.
         keeps = ("--appendonly", "yes", "--appendfsync", "always")
         allows = ("--enable-debug-command", "yes", "--busy-reply-threshold", "200")
         self._server = self.stack.enter_context(RedisServer(*keeps, *allows))
         self._proxies: list[Proxy] = []
-        self._admin = aioredis.Redis(port=self._server.port, client_name="conductor")
+        self._admin = aioredis.Redis(port=self._server.port, client_name="runner")
         self.stack.push_async_callback(self._admin.aclose)
 
     async def url(self) -> str:
@@ -127,7 +127,7 @@ class RedisStore(ChaosStore):
 
     async def left_open(self, pids: list[int]) -> str:
         clients: Any = await self._admin.client_list(_type="normal")
-        return " ".join(str(client) for client in clients if client["name"] != "conductor")
+        return " ".join(str(client) for client in clients if client["name"] != "runner")
 
     async def _pause(self, seconds: float) -> None:
         self._server.pause()
@@ -178,7 +178,7 @@ class RedisStore(ChaosStore):
         await self._ask("DEBUG", "SLEEP", seconds)
 
     async def _block(self, seconds: float) -> None:
-        # Two connections that stand: a new one would greet a server that answers nothing but SCRIPT KILL.
+        # Open two connections first: the handshake of a new one would fail while the server accepts only SCRIPT KILL.
         await asyncio.gather(self._ask("PING"), self._ask("PING"))
         blocking = asyncio.create_task(self._ask("EVAL", "while true do end", 0))
         await asyncio.sleep(max(0.5, seconds))
@@ -197,10 +197,10 @@ class RedisStore(ChaosStore):
         await asyncio.sleep(seconds)
         end = time.monotonic()
         await self._ask("REPLICAOF", "NO", "ONE")
-        return Note(who="conductor", kind=CUT_OFF, start=start, end=end)
+        return Note(who="runner", kind=CUT_OFF, start=start, end=end)
 
     async def _delay_requests(self, seconds: float) -> None:
-        """Keep what the connections of this moment send, longer than a call may take, and deliver it then."""
+        """Block the requests of the current connections for longer than a call's timeout, then deliver them."""
         release = [proxy.hold_requests() for proxy in self._proxies]
         await asyncio.sleep(TIMEOUT + seconds)
         for each in release:
@@ -219,5 +219,5 @@ STORES: Final[dict[str, type[ChaosStore]]] = {"redis": RedisStore, "sqlite": SQL
 
 
 def length(chance: random.Random) -> float:
-    """Return how long a fault lasts: mostly shorter than a call may take, at times longer than an agent may be silent."""
+    """Return the duration of a fault: often below a call's timeout, sometimes above an agent's `ttl`."""
     return chance.choice([chance.uniform(0.1, 0.8), chance.uniform(0.8, 3.0)])

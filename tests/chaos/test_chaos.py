@@ -1,4 +1,4 @@
-"""A short run of the chaos, and the checker itself: each broken promise is found, and nothing else."""
+"""A short chaos run, and the checker itself: it finds each broken guarantee, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.checker import CUT_OFF, LOSES_DATA, Checker
 from tests.chaos.history import Call, History, Note, Seen
 from tests.chaos.run import run
-from tests.chaos.setting import CROWD_KEPT_FOR, INTERVAL, KEPT_FOR, STALE_AFTER, TICK, TIMEOUT
+from tests.chaos.setting import IDLE_TTL, INTERVAL, STALE_AFTER, TICK, TIMEOUT, TTL
 
 CLAIMS = {
     "a list has each agent once",
@@ -47,7 +47,7 @@ def swept(start: float, end: float, *ids: str) -> Call:
 
 
 def broken(*calls: Call, notes: list[Note] | None = None) -> set[str]:
-    """Return the names of the promises that the history breaks."""
+    """Return the names of the guarantees that the history breaks."""
     ordered = sorted(calls, key=lambda each: each.start)
     return {wrong.partition(":")[0] for wrong in Checker(History(ordered, notes or [])).verdict().wrong}
 
@@ -57,22 +57,22 @@ SEEN = Seen("a", "available", 0)
 OFFLINE = Seen("a", "offline", 0)
 
 
-def test_what_is_as_promised_is_not_broken() -> None:
+def test_a_correct_history_passes() -> None:
     gone = call("deregister", 4, 5)
     again = call("register", 7, 8, load=0)
     assert broken(BORN, listed(2, 3, SEEN), gone, listed(6, 6.5), again, listed(9, 10, SEEN)) == set()
 
 
 @pytest.mark.parametrize(
-    "sight",
+    "observation",
     [listed(6, 7, SEEN), call("get", 6, 7, seen=[SEEN]), call("heartbeat", 6, 7), call("update", 6, 7, load=0)],
-    ids=lambda sight: sight.kind,
+    ids=lambda observation: observation.kind,
 )
-def test_a_resurrection_is_found(sight: Call) -> None:
+def test_a_resurrection_is_found(observation: Call) -> None:
     gone = call("deregister", 4, 5)
-    assert "a removed agent stays removed" in broken(BORN, gone, sight)
-    assert broken(BORN, call("deregister", 4, 5, outcome="failed"), sight) == set()
-    assert broken(BORN, gone, call("register", 5.5, 6.5, load=0), sight) == set()
+    assert "a removed agent stays removed" in broken(BORN, gone, observation)
+    assert broken(BORN, call("deregister", 4, 5, outcome="failed"), observation) == set()
+    assert broken(BORN, gone, call("register", 5.5, 6.5, load=0), observation) == set()
 
 
 def test_a_lost_update_is_found() -> None:
@@ -83,16 +83,16 @@ def test_a_lost_update_is_found() -> None:
     assert broken(BORN, update, call("register", 3.2, 3.5, load=0), listed(4, 5, SEEN)) == set()
 
 
-LOST_DATA = Note(who="conductor", kind="fault", start=6, end=6.1, text=f"FLUSHALL; {LOSES_DATA}")
+LOST_DATA = Note(who="runner", kind="fault", start=6, end=6.1, text=f"FLUSHALL; {LOSES_DATA}")
 
 
 def test_a_failed_update_that_takes_effect_after_an_answered_one_is_found() -> None:
     late, second = call("update", 2, 3, load=1, outcome="failed"), call("update", 4, 5, load=2)
-    sight = listed(7, 8, Seen("a", "available", 1))
-    assert broken(BORN, late, second, sight) == {"no acknowledged update is lost"}
-    assert broken(BORN, late, call("update", 2.5, 5, load=2), sight) == set()
-    assert broken(BORN, late, call("update", 4, 5, load=2, by="another registry"), sight) == set()
-    assert broken(BORN, late, second, sight, notes=[LOST_DATA]) == set()
+    observation = listed(7, 8, Seen("a", "available", 1))
+    assert broken(BORN, late, second, observation) == {"no acknowledged update is lost"}
+    assert broken(BORN, late, call("update", 2.5, 5, load=2), observation) == set()
+    assert broken(BORN, late, call("update", 4, 5, load=2, by="another registry"), observation) == set()
+    assert broken(BORN, late, second, observation, notes=[LOST_DATA]) == set()
 
 
 def test_a_failed_registration_that_takes_effect_after_an_answered_removal_is_found() -> None:
@@ -102,7 +102,7 @@ def test_a_failed_registration_that_takes_effect_after_an_answered_removal_is_fo
 
 
 def test_an_answer_of_a_server_that_is_cut_off_is_found() -> None:
-    cut_off = Note(who="conductor", kind=CUT_OFF, start=2, end=5)
+    cut_off = Note(who="runner", kind=CUT_OFF, start=2, end=5)
     assert broken(BORN, listed(3, 4, SEEN), notes=[cut_off]) == {"a server that is cut off answers nothing"}
     assert broken(BORN, listed(1.5, 4, SEEN), call("get", 3, 4, outcome="failed"), notes=[cut_off]) == set()
 
@@ -110,11 +110,11 @@ def test_an_answer_of_a_server_that_is_cut_off_is_found() -> None:
 def test_a_lost_agent_is_found() -> None:
     assert broken(BORN, listed(2, 3)) == {"an agent is not lost"}
     assert broken(BORN, call("get", 2, 3, outcome="absent")) == {"an agent is not lost"}
-    assert broken(BORN, listed(2, 2 + KEPT_FOR)) == set()
-    crowd = call("register", 0, 1, load=0, id="c-crowd-0")
-    assert broken(crowd, listed(2, 2 + KEPT_FOR)) == {"an agent is not lost"}
-    assert broken(crowd, listed(2, 2 + CROWD_KEPT_FOR)) == set()
-    loss = Note(who="conductor", kind="fault", start=1.5, end=1.6, text=f"FLUSHALL; {LOSES_DATA}")
+    assert broken(BORN, listed(2, 2 + TTL)) == set()
+    idle = call("register", 0, 1, load=0, id="c-idle-0")
+    assert broken(idle, listed(2, 2 + TTL)) == {"an agent is not lost"}
+    assert broken(idle, listed(2, 2 + IDLE_TTL)) == set()
+    loss = Note(who="runner", kind="fault", start=1.5, end=1.6, text=f"FLUSHALL; {LOSES_DATA}")
     assert broken(BORN, listed(2, 3), notes=[loss]) == set()
 
 
@@ -122,7 +122,7 @@ def test_an_agent_twice_in_a_list_is_found() -> None:
     assert broken(BORN, listed(2, 3, SEEN, SEEN)) == {"a list has each agent once"}
 
 
-def test_a_false_and_an_untold_offline_are_found() -> None:
+def test_a_false_and_an_unreported_offline_are_found() -> None:
     late = 2 + STALE_AFTER
     assert broken(BORN, listed(late, late + 1, OFFLINE)) == {"offline means reported"}
     assert broken(BORN, swept(late, late + 1, "a"), listed(late + 1, late + 2, OFFLINE)) == set()
@@ -139,7 +139,7 @@ def test_a_false_and_an_untold_offline_are_found() -> None:
     )
 
 
-def test_a_report_told_twice_is_found() -> None:
+def test_a_duplicate_report_is_found() -> None:
     late = 2 + STALE_AFTER
     first, second = swept(late, late + 1, "a"), swept(late + 2, late + 3, "a")
     assert broken(BORN, first, second) == {"a transition is reported once"}
@@ -148,9 +148,9 @@ def test_a_report_told_twice_is_found() -> None:
 
 def test_a_session_that_is_not_back_is_found() -> None:
     stays = call("register", 0, 1, load=0, id="c-stays-0")
-    notes = [Note(who="conductor", kind="calm", start=10), Note(who="c", kind="ended", start=20)]
+    notes = [Note(who="runner", kind="calm", start=10), Note(who="c", kind="ended", start=20)]
     notes += [Note(who="c", kind="tick", start=TICK * number) for number in range(round(20 / TICK))]
-    on_its_way = call("heartbeat", 9.9, 10 + TIMEOUT, id="c-stays-0", outcome="failed")
+    in_progress = call("heartbeat", 9.9, 10 + TIMEOUT, id="c-stays-0", outcome="failed")
 
     def beat(start: float) -> Call:
         return call("heartbeat", start, start + 0.1, id="c-stays-0")
@@ -159,12 +159,12 @@ def test_a_session_that_is_not_back_is_found() -> None:
     assert broken(stays, beat(soon), notes=notes) == set()
     assert broken(stays, beat(late), notes=notes) == {"back within two intervals"}
     assert broken(stays, beat(9), beat(late), notes=notes) == {"back within two intervals"}
-    assert broken(stays, on_its_way, beat(late), notes=notes) == set()
-    assert broken(stays, on_its_way, beat(late + TIMEOUT), notes=notes) == {"back within two intervals"}
-    held = [note for note in notes if note.kind != "tick" or not 10 < note.start < late]
-    assert broken(stays, beat(late), notes=held) == set()
+    assert broken(stays, in_progress, beat(late), notes=notes) == set()
+    assert broken(stays, in_progress, beat(late + TIMEOUT), notes=notes) == {"back within two intervals"}
+    blocked = [note for note in notes if note.kind != "tick" or not 10 < note.start < late]
+    assert broken(stays, beat(late), notes=blocked) == set()
 
 
 @pytest.mark.parametrize("kind", ["crossed", "left"])
-def test_what_was_noted_as_wrong_is_told(kind: str) -> None:
+def test_a_noted_problem_is_found(kind: str) -> None:
     assert broken(BORN, notes=[Note(who="c", kind=kind, start=1, text="something")]) == {"c"}

@@ -28,7 +28,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture(params=["backend", "sqlite", "redis"])
 def agentic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """The command with its store named in each way: by its backend alone, by option, by URL in the environment."""
+    """The command, with its store named in each way: by backend, by option, by URL in the environment."""
     options: tuple[str, ...] = ()
     if request.param == "backend":
         monkeypatch.setenv("AGENTIC_BACKEND", "sqlite")
@@ -72,7 +72,7 @@ def test_a_silent_agent_is_reaped(agentic: Command) -> None:
     assert "offline" in agentic("get", "a").stdout
 
 
-def test_an_update_changes_the_named_fields_alone(agentic: Command) -> None:
+def test_an_update_changes_only_the_named_fields(agentic: Command) -> None:
     agentic("register", "a", "--name", "n", "-c", "x", "-c", "y", "--max-load", "5", "--meta", "k=v", "--meta", "l=w")
 
     def fields() -> dict[str, object]:
@@ -95,7 +95,7 @@ def test_an_update_changes_the_named_fields_alone(agentic: Command) -> None:
     assert "name a field to change" in done.stderr
 
 
-def test_a_listing_shows_the_agents_that_are_asked_for(agentic: Command) -> None:
+def test_a_listing_shows_only_matching_agents(agentic: Command) -> None:
     agentic("register", "d", "-c", "x", "-c", "y")
     agentic("register", "b", "-c", "x")
     agentic("register", "c", "--status", "busy", "-c", "x", "-c", "y")
@@ -181,7 +181,7 @@ def test_an_agent_is_shown_with_the_age_of_its_heartbeat(agentic: Command) -> No
         (["reap", "--ttl", "-1"], "error: ttl must not be negative, got -1.0"),
     ],
 )
-def test_what_went_wrong_is_told_in_one_line(agentic: Command, arguments: list[str], told: str) -> None:
+def test_an_error_is_reported_in_one_line(agentic: Command, arguments: list[str], told: str) -> None:
     agentic("register", "other")
     done = agentic(*arguments)
     assert (done.exit_code, done.stdout, done.stderr) == (1, "", told + "\n")
@@ -192,9 +192,9 @@ def test_what_went_wrong_is_told_in_one_line(agentic: Command, arguments: list[s
     ["", "bogus", "ftp://x", "redis://u:s3cr3t@[", "sqlite:////no/such/folder/x.db", "redis://:s3cr3t@127.0.0.1:1"],
 )
 @pytest.mark.parametrize("command", [["ls"], ["demo", "--plain"]])
-def test_a_wrong_url_is_told_in_one_line_without_its_password(url: str, command: list[str]) -> None:
+def test_a_wrong_url_is_reported_in_one_line_without_its_password(url: str, command: list[str]) -> None:
     if command[0] == "demo" and url.startswith("sqlite"):
-        return  # the demo uses a scratch file
+        return  # the demo uses a temporary file
     done = CliRunner().invoke(app, [*command, "--url", url])
     assert done.exit_code == 1
     assert done.stderr.startswith("error: ")
@@ -217,7 +217,7 @@ def test_a_wrong_url_is_told_in_one_line_without_its_password(url: str, command:
         "doctor",
     ],
 )
-def test_a_command_that_looks_or_changes_creates_no_file(command: str, tmp_path: Path) -> None:
+def test_every_command_but_register_creates_no_file(command: str, tmp_path: Path) -> None:
     (tmp_path / "other.db").touch()
     for url in (
         f"sqlite:///{tmp_path}/fleet.db",
@@ -227,7 +227,7 @@ def test_a_command_that_looks_or_changes_creates_no_file(command: str, tmp_path:
         done = CliRunner().invoke(app, [*command.split(), "--url", url])
         assert (done.exit_code, done.stdout) == (1, "")
         assert ".db'" in done.stderr or "the file holds no registry" in done.stderr
-        assert "the first program that registers an agent creates it" in done.stderr
+        assert "registering the first agent creates it" in done.stderr
         assert done.stderr.count("\n") == 1
     assert CliRunner().invoke(app, [*command.split(), "--url", "sqlite://"]).exit_code == 1
     assert [file.stat().st_size for file in tmp_path.iterdir()] == [0]
@@ -237,12 +237,12 @@ def test_a_command_that_looks_or_changes_creates_no_file(command: str, tmp_path:
 @pytest.mark.parametrize(
     "command", ["ls", "get a", "update a --load 1", "heartbeat a", "deregister a", "reap", "health", "doctor"]
 )
-def test_a_command_that_looks_leaves_no_key(command: str, own_redis_server: RedisServer) -> None:
+def test_every_command_but_register_leaves_no_agent(command: str, own_redis_server: RedisServer) -> None:
     CliRunner().invoke(app, [*command.split(), "--url", own_redis_server.url])
     assert own_redis_server.admin().keys("*:agent:*") == []
 
 
-def test_heartbeat_and_deregister_do_what_they_can_and_name_the_rest(agentic: Command) -> None:
+def test_heartbeat_and_deregister_continue_after_a_failure_and_name_it(agentic: Command) -> None:
     for agent_id in ("a", "b"):
         agentic("register", agent_id)
     for command in ("heartbeat", "deregister"):
@@ -366,7 +366,7 @@ def test_a_hostile_id_does_not_reach_the_terminal_raw() -> None:
     assert escaped("\x1b[31mred\n[bold]").plain == r"\x1b[31mred\n[bold]"
 
 
-def test_ages_are_told_in_the_unit_that_suits_them() -> None:
+def test_ages_are_shown_in_a_suitable_unit() -> None:
     at = LONG_AGO
     told = [
         age(at, at.fromtimestamp(at.timestamp() + seconds, at.tzinfo)) for seconds in (0, 1.24, 119, 120, 7200, 3e6)
@@ -379,7 +379,7 @@ def test_ages_are_told_in_the_unit_that_suits_them() -> None:
 
 
 def completed(*words: str, shell: str = "bash", **environment: str) -> list[str]:
-    """Return what the command offers a shell for the last of the words; bash splits them as it does."""
+    """Return the completions of the last word; for bash, split the words as bash does."""
     parts = [part for word in words for part in re.split("([:=@]+)", word) if part or not word]
     asked = {
         "_AGENTIC_COMPLETE": f"complete_{shell}",
@@ -391,7 +391,7 @@ def completed(*words: str, shell: str = "bash", **environment: str) -> list[str]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (asked | environment).items():
             patch.setenv(name, value)
-        patch.setattr("agentic.cli.completion.SECONDS", 60)  # It would end the tests.
+        patch.setattr("agentic.cli.completion.SECONDS", 60)  # Its timer would exit the test process.
         done = CliRunner().invoke(app, prog_name="agentic")
     assert done.stderr == ""
     return done.stdout.split()
@@ -407,7 +407,7 @@ def test_ids_complete_from_the_chosen_store(redis_url: str, tmp_path: Path) -> N
         assert completed(command, "co", AGENTIC_URL=in_file) == ["coder-1"]
     assert completed("deregister", "coder-1", "", AGENTIC_URL=in_file) == ["coder-1", "robot"]
     for options in (["--url", in_redis], [f"--url={in_redis}"], ["--url", redis_url, "--prefix", prefix]):
-        # Of a word that bash has split, it wants the last part.
+        # bash expects only the last part of a split word.
         assert completed(*options, "get", "worker:a", AGENTIC_URL=in_file) == ["a:1", "a:2"]
         assert completed("get", *options, "worker:a:", AGENTIC_URL=in_file) == ["1", "2"]
     assert completed("get", "worker:", shell="fish", AGENTIC_URL=in_redis) == ["worker:a:1", "worker:a:2"]
@@ -415,7 +415,7 @@ def test_ids_complete_from_the_chosen_store(redis_url: str, tmp_path: Path) -> N
     asyncio.run(flush(in_redis))
 
 
-def test_an_id_that_a_shell_could_obey_is_not_offered(tmp_path: Path) -> None:
+def test_an_id_that_a_shell_could_evaluate_is_not_offered(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/fleet.db"
     for agent_id in ("a-1", "a$(touch x)", "a`x`", "a b", "a;b", "a*", "a'b", "a\nb"):
         assert CliRunner().invoke(app, ["register", agent_id, "--url", url]).exit_code == 0
@@ -487,7 +487,7 @@ def test_the_demo_under_the_documented_rights_says_which_keys_it_needs(own_redis
 
 @pytest.mark.parametrize("url", [(), ("--url", "memory://")])
 @pytest.mark.parametrize("command", ["ls", "doctor", "health", "get a", "register a", "update a --load 1"])
-def test_a_store_that_nobody_else_sees_is_refused(command: str, url: tuple[str, ...]) -> None:
+def test_a_memory_store_is_refused(command: str, url: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, [*command.split(), *url])
     assert done.exit_code == 1
     assert ("name a store by its URL, as in AGENTIC_URL" if url else "no store is named: pass --url") in done.stderr

@@ -1,4 +1,4 @@
-"""The command as a process: in pipes, on terminals, interrupted, and with a store that fails under it."""
+"""The command as a process: in pipes, on terminals, interrupted, and with a failing store."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def heed_signals(*, but_ctrl_c: bool = False) -> None:
-    """Undo what a shell does to the programs that it starts in the background, as tests may be."""
+def restore_signals(*, but_ctrl_c: bool = False) -> None:
+    """Restore the default signal handlers, which a shell disables for background programs such as these tests."""
     for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)
     if but_ctrl_c:
@@ -53,7 +53,7 @@ def heed_signals(*, but_ctrl_c: bool = False) -> None:
 
 @contextmanager
 def started(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": heed_signals, **options}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": restore_signals, **options}
     with subprocess.Popen([*COMMAND, *arguments], text=True, **options) as process:
         try:
             yield process
@@ -68,7 +68,7 @@ def on_terminal(
     at_line: Callable[[str], None] | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, str]:
-    """Run the command on a terminal of its own; return its exit code and what it showed."""
+    """Run the command on a new terminal; return its exit code and output."""
     terminal, end = pty.openpty()
     termios.tcsetwinsize(terminal, (rows, columns))
     inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
@@ -89,7 +89,7 @@ def on_terminal(
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
-    except OSError:  # Linux's way to say that the other end is closed
+    except OSError:  # on Linux, the other end is closed
         return b""
 
 
@@ -202,7 +202,7 @@ def test_json_is_what_is_stored_and_safe_on_a_terminal(url: str, encoding: str) 
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_text_shows_markup_as_it_stands_and_control_characters_escaped(url: str, encoding: str) -> None:
+def test_text_shows_markup_literally_and_control_characters_escaped(url: str, encoding: str) -> None:
     for command in (["ls"], ["get", "team:robot:1"]):
         shown = run(*command, "--url", url, PYTHONIOENCODING=encoding).stdout
         assert r"see :warning: [red]x[/red] \x9b31m \x7f \u202e \x1b[31m \u2028" in shown
@@ -210,7 +210,7 @@ def test_text_shows_markup_as_it_stands_and_control_characters_escaped(url: str,
         assert shown.replace("\n", "").isprintable()
 
 
-def test_the_name_of_a_store_is_shown_as_it_stands(tmp_path: Path) -> None:
+def test_the_name_of_a_store_is_shown_literally(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/:warning:[red].db"
     assert run("register", "a", "--url", url).returncode == 0
     assert f"1 agent in {url}\x1b" in on_terminal("ls", "--url", url, columns=300)[1]
@@ -254,7 +254,7 @@ def test_an_interactive_command_names_the_store_of_the_environment(url: str, mon
         "demo --plain",
     ],
 )
-def test_a_reader_that_leaves_ends_the_command_in_silence(url: str, command: str) -> None:
+def test_a_closed_pipe_ends_the_command_silently(url: str, command: str) -> None:
     arguments = command.split() if command == "--help" else [*command.split(), "--url", url]
     with started(*arguments) as process:
         assert process.stdout is not None
@@ -264,7 +264,7 @@ def test_a_reader_that_leaves_ends_the_command_in_silence(url: str, command: str
         assert process.wait() == 1
 
 
-def test_a_reader_that_leaves_ends_the_demo_which_removes_its_agents(own_redis_server: RedisServer) -> None:
+def test_a_closed_pipe_ends_the_demo_and_removes_its_agents(own_redis_server: RedisServer) -> None:
     with started("demo", "--plain", "--url", own_redis_server.url) as process:
         wait_for_line(process, "registered")
         assert process.stdout is not None
@@ -321,7 +321,7 @@ def test_a_command_without_output_needs_none(url: str, redirection: str) -> None
 def test_a_signal_ends_the_demo_without_a_trace(
     number: signal.Signals, ignoring_ctrl_c: bool, own_redis_server: RedisServer
 ) -> None:
-    before = partial(heed_signals, but_ctrl_c=ignoring_ctrl_c)
+    before = partial(restore_signals, but_ctrl_c=ignoring_ctrl_c)
     with started("demo", "--plain", "--url", own_redis_server.url, preexec_fn=before) as process:
         wait_for_line(process, "registered")
         process.send_signal(number)
@@ -338,7 +338,7 @@ async def test_an_interrupted_reap_has_printed_every_agent_that_it_marked(own_re
         async with Proxy(own_redis_server.port) as proxy:
             proxy.delay = 0.2
             command = [*COMMAND, "reap", "--url", proxy.url]
-            process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, preexec_fn=heed_signals)
+            process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, preexec_fn=restore_signals)
             assert process.stdout is not None
             first = await process.stdout.readline()
             process.send_signal(signal.SIGINT)
@@ -393,7 +393,7 @@ def test_without_the_extra_the_command_says_how_to_get_it() -> None:
     )
 
 
-# --- whether the store is well ---
+# --- health ---
 
 
 def test_health_is_one_line_and_an_exit_code(url: str, own_redis_server: RedisServer) -> None:
@@ -418,7 +418,7 @@ def test_health_ends_in_time_although_the_server_hangs(own_redis_server: RedisSe
 
 
 def hanging_names(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command where the name server does not answer for a minute."""
+    """Run the command with a name server that does not answer for a minute."""
     code = (
         "import socket, sys, time\n"
         "socket.getaddrinfo = lambda *_, **__: time.sleep(60)\n"
@@ -458,7 +458,7 @@ def test_the_demo_shows_a_live_table_on_a_terminal() -> None:
     assert shown.count("heartbeat  capabilities") > 10
     assert "taken offline by the reaper" in shown
     last = shown.rpartition("heartbeat  capabilities")[2]
-    assert "\x1b[2K" not in last  # Nothing is erased any more.
+    assert "\x1b[2K" not in last  # The final frame is not erased.
     last = without_styles(last)
     assert [line.split()[0] for line in last.splitlines()[1:7]] == [f"agent-0{number}" for number in range(1, 7)]
     assert "demo: the sessions ended and deregistered their agents" in last

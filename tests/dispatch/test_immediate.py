@@ -1,4 +1,4 @@
-"""Calls on a store that never waits: made when issued, one by one, and never blocking the event loop for long."""
+"""Calls on a store that never waits: made immediately, one by one, without blocking the event loop for long."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_a_caller_that_polls_lets_other_tasks_run() -> None:
         (BackendError("down"), BackendError),
     ],
 )
-async def test_what_the_store_raises_reaches_the_caller(raised: BaseException, expected: type[Exception]) -> None:
+async def test_an_error_of_the_store_reaches_the_caller(raised: BaseException, expected: type[Exception]) -> None:
     async def send(_: Sequence[int]) -> Sequence[int]:
         raise raised
 
@@ -56,7 +56,7 @@ async def test_what_the_store_raises_reaches_the_caller(raised: BaseException, e
         await ImmediateLane(send)("a", 1)
 
 
-async def test_a_store_that_waits_although_it_is_declared_immediate_is_an_error() -> None:
+async def test_a_store_that_is_declared_immediate_must_not_wait() -> None:
     async def send(items: Sequence[int]) -> Sequence[int]:
         await asyncio.sleep(0)
         return items
@@ -65,14 +65,14 @@ async def test_a_store_that_waits_although_it_is_declared_immediate_is_an_error(
         await ImmediateLane(send)("a", 1)
 
 
-async def test_a_caller_cancelled_while_it_waits_for_its_turn_leaves_no_error_behind() -> None:
+async def test_cancelling_a_waiting_caller_logs_no_error() -> None:
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
 
     async def send(items: Sequence[int]) -> Sequence[int]:
         return items
 
-    call = ImmediateLane(send)("a", 1)  # The first one waits for the event loop's next turn.
+    call = ImmediateLane(send)("a", 1)  # The first call waits for the event loop.
     assert not call.done()
     call.cancel()
     await asyncio.sleep(0)

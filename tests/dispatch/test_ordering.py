@@ -1,4 +1,4 @@
-"""Which calls on one agent may be under way together, against a model of it."""
+"""Which calls on one agent may run concurrently, compared with a model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ steps = st.lists(
 
 
 def may_run(calls: list[Call]) -> list[Call]:
-    """Return which of an agent's calls, in the order in which they entered, may be under way."""
+    """Return the calls on one agent that may run, in the order in which they entered."""
     first = calls[:1]
     if first and first[0][0].commutes:
         return list(takewhile(lambda call: call[0] is first[0][0], calls))
@@ -37,7 +37,7 @@ def may_run(calls: list[Call]) -> list[Call]:
 
 
 @given(steps=steps)
-def test_calls_start_when_all_before_them_have_left_or_commute(steps: list[tuple[Kind, str] | set[int]]) -> None:
+def test_a_call_starts_when_all_earlier_calls_have_left_or_commute(steps: list[tuple[Kind, str] | set[int]]) -> None:
     order = Ordering()
     entered: defaultdict[str, list[Call]] = defaultdict(list)
     started: list[Call] = []
@@ -67,7 +67,7 @@ def test_calls_start_when_all_before_them_have_left_or_commute(steps: list[tuple
     assert not order
 
 
-def test_a_cleared_order_is_as_new() -> None:
+def test_clear_removes_every_call() -> None:
     order = Ordering()
     assert order.enter((WRITE, "a", 1, None, 0.0))
     assert not order.enter((WRITE, "a", 2, None, 0.0))

@@ -1,4 +1,4 @@
-"""What `get` reads and what the scripts change are the same records: for any bytes under an agent's key."""
+"""`get` and the scripts accept the same records, for any bytes under an agent's key."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ FIELDS = {
 
 
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
-"""Heartbeats here are before this instant, or in the server's future: then they are read as of now."""
+"""Heartbeats here are before this time, or in the server's future; those read as now."""
 
 
 def without_future(agent: AgentInfo) -> AgentInfo:
-    """Return the agent with the same heartbeat whenever it is read."""
+    """Return the agent with a heartbeat that does not depend on the time of the read."""
     heartbeat = agent.last_heartbeat
     return replace(agent, last_heartbeat=None) if heartbeat is not None and heartbeat > YESTERDAY else agent
 
 
 async def assert_agreement(store: RedisStore, registry: RedisRegistry, record: bytes) -> bool:
-    """Return whether a record is an agent's, on which every call has to agree."""
+    """Return whether a record is a valid agent; every call must agree."""
     key = f"{store.prefix}:agent:x"
 
     async def attempt(call: Any) -> Any:
@@ -93,7 +93,7 @@ async def test_calls_agree_on_a_value(redis_store: RedisStore, name: str, value:
     record = "{" + ",".join(f'"{each}":{fields[each]}' for each in fields) + "}"
     async with redis_store.make() as registry:
         is_agent = await assert_agreement(redis_store, registry, record.encode("utf-8", "surrogatepass"))
-        # Of a field written twice the last one counts, whichever the first one is, and however its name is escaped.
+        # If a field occurs twice the last one counts, however its name is escaped.
         again = record[:-1] + f',"\\u{ord(name[0]):04x}{name[1:]}":{fields[name]}' + "}"
         assert await assert_agreement(redis_store, registry, again.encode("utf-8", "surrogatepass")) is is_agent
 
@@ -136,7 +136,7 @@ async def test_calls_agree_on_the_own_form_with_any_byte_damaged(redis_store: Re
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A record of this library with a few bytes changed, inserted or left out."""
+    """A record of this library with a few bytes changed, inserted or removed."""
     record = bytearray(
         draw(
             st.sampled_from([OWN, OWN.replace('"capabilities":["go","a b"],', ""), json.dumps(json.loads(OWN))])
@@ -161,7 +161,7 @@ async def test_calls_agree_on_damaged_records(redis_store: RedisStore, record: b
 
 
 async def test_the_own_form_is_stamped_without_being_parsed(redis_store: RedisStore) -> None:
-    """The record grows by nothing, and its other bytes stay: what the fast script does."""
+    """The fast script keeps the record's length and its other bytes."""
     async with redis_store.make() as registry:
         await registry.register(AgentInfo("x", name="é漢", capabilities=("a", "b"), metadata={"k": "v"}))
         key = f"{redis_store.prefix}:agent:x"

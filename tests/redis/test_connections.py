@@ -1,4 +1,4 @@
-"""Connections to Redis: deadlines while opening, dead ones, pools of one's own, and connections in an odd state."""
+"""Connections to Redis: opening deadlines, dead connections, user-provided pools, and unexpected states."""
 
 from __future__ import annotations
 
@@ -32,19 +32,21 @@ from tests.support.stores import RedisStore
 
 TIMEOUT = 0.5
 HANGS = 10 * TIMEOUT
-"""Seconds after which a call that should have ended counts as one that hangs, whatever the machine."""
+"""Seconds after which a call counts as hung, also on a slow machine."""
 
 
 # --- opening and closing end in time and leave nothing open ---
 
 
 @pytest.mark.parametrize("answers", range(4))
-async def test_opening_ends_wherever_the_server_stops_to_answer(own_redis_server: RedisServer, answers: int) -> None:
+async def test_opening_times_out_wherever_the_server_stops_answering(
+    own_redis_server: RedisServer, answers: int
+) -> None:
     async with Proxy(own_redis_server.port) as proxy:
         proxy.answers_to_pass = answers
         registry = RedisRegistry(proxy.url, timeout=TIMEOUT)
         async with asyncio.timeout(HANGS):
-            if answers < 3:  # the handshake's, the ping's, and that to INFO
+            if answers < 3:  # replies to the handshake, the ping and INFO
                 with pytest.raises(BackendUnavailableError, match="no answer within 0.5 s"):
                     await registry.open()
             else:
@@ -54,12 +56,12 @@ async def test_opening_ends_wherever_the_server_stops_to_answer(own_redis_server
 
 
 @pytest.mark.parametrize("answers", range(3))
-async def test_opening_ends_where_a_sentinel_stops_to_answer(sentinel_trio: SentinelTrio, answers: int) -> None:
+async def test_opening_times_out_where_a_sentinel_stops_answering(sentinel_trio: SentinelTrio, answers: int) -> None:
     async with Proxy(sentinel_trio.sentinels[0][1]) as proxy:
         proxy.answers_to_pass = answers
         registry = RedisRegistry(f"redis+sentinel://127.0.0.1:{proxy.port}/{SERVICE}", timeout=TIMEOUT)
         async with asyncio.timeout(HANGS):
-            if answers < 2:  # to HELLO, and of which servers it watches
+            if answers < 2:  # replies to HELLO and SENTINEL MASTERS
                 with pytest.raises(BackendUnavailableError):
                     await registry.open()
             else:
@@ -68,7 +70,7 @@ async def test_opening_ends_where_a_sentinel_stops_to_answer(sentinel_trio: Sent
         await wait_until(lambda: proxy.connections == 0, "no connection is left")
 
 
-async def test_opening_a_cluster_of_which_nodes_hang_ends_in_time(own_redis_cluster: RedisCluster) -> None:
+async def test_opening_a_cluster_with_hung_nodes_ends_in_time(own_redis_cluster: RedisCluster) -> None:
     for paused in range(1, 4):
         own_redis_cluster.servers[paused - 1].pause()
         async with asyncio.timeout(HANGS):
@@ -90,17 +92,17 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 def open_sockets() -> int:
-    """How many sockets this process has."""
+    """The number of open sockets of this process."""
     count = 0
     for each in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # that of the listing itself
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             count += str(each.readlink()).startswith("socket:")
     return count
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts this process's sockets as Linux shows them")
 @pytest.mark.parametrize("how", ["task", "scope"])
-async def test_opening_that_is_cancelled_leaves_no_connection(url: str, how: str) -> None:
+async def test_a_cancelled_opening_leaves_no_connection(url: str, how: str) -> None:
     before = open_sockets()
     for turns in range(0, 60, 2):
         registry = RedisRegistry(url)
@@ -123,7 +125,7 @@ async def test_opening_that_is_cancelled_leaves_no_connection(url: str, how: str
     await wait_until(lambda: open_sockets() <= before, "no socket is left")
 
 
-# --- connections that died while they were idle ---
+# --- connections that died while idle ---
 
 
 async def test_a_connection_reset_while_it_was_idle_fails_no_write(own_redis_server: RedisServer) -> None:
@@ -147,7 +149,7 @@ async def test_a_connection_reset_while_the_event_loop_was_blocked_fails_no_writ
         await registry.register(AgentInfo("a"))
         for load in range(5):
             client.client_kill_filter(_type="normal", skipme=True)
-            time.sleep(0.02)  # noqa: ASYNC251  the loop sees nothing of it
+            time.sleep(0.02)  # noqa: ASYNC251  blocks the loop on purpose
             await registry.update("a", current_load=load)
 
 
@@ -161,7 +163,7 @@ async def test_a_clusters_connections_closed_while_they_were_idle_fail_no_write(
         await asyncio.gather(*(registry.deregister(agent_id) for agent_id in ids))
 
 
-async def test_walks_of_a_cluster_make_no_connection_anew(redis_cluster: RedisCluster) -> None:
+async def test_scans_of_a_cluster_reuse_connections(redis_cluster: RedisCluster) -> None:
     def made() -> int:
         found = (redis_cluster.ask(each, "INFO", "stats")["total_connections_received"] for each in servers)
         return sum(map(int, found))
@@ -172,11 +174,11 @@ async def test_walks_of_a_cluster_make_no_connection_anew(redis_cluster: RedisCl
         before = made()
         for _ in range(30):
             await registry.list()
-        # To each node two at most, for a page and for the slots, and the one that counts them.
+        # At most two per node, for pages and for the slots, and the one that counts.
         assert made() - before <= 3 * len(servers)
 
 
-async def test_nodes_that_leave_out_their_host_are_found(own_redis_cluster: RedisCluster) -> None:
+async def test_nodes_that_omit_their_host_are_found(own_redis_cluster: RedisCluster) -> None:
     for server in own_redis_cluster.servers:
         own_redis_cluster.ask(server, "CONFIG", "SET", "cluster-preferred-endpoint-type", "unknown-endpoint")
     async with RedisRegistry(own_redis_cluster.url) as registry:
@@ -199,11 +201,11 @@ async def test_many_connections_that_died_silently_cost_one_timeout(own_redis_se
         proxy.swallow()
         with pytest.raises(BackendUnavailableError):
             await registry.heartbeat("a")
-        # Side by side, so that every connection is wanted.
+        # Concurrently, so that every connection is needed.
         await asyncio.gather(*(registry.list() for _ in range(10)))
 
 
-# --- clients and pools of one's own ---
+# --- user-provided clients and pools ---
 
 
 async def everything(registry: RedisRegistry) -> None:
@@ -226,7 +228,7 @@ async def test_a_pool_smaller_than_the_registrys_own_limit_fails_no_call(
     await client.aclose()
 
 
-@pytest.mark.filterwarnings("ignore:.*lib_name:DeprecationWarning")  # redis-py 7.2 warns of its own call.
+@pytest.mark.filterwarnings("ignore:.*lib_name:DeprecationWarning")  # redis-py 7.2 warns about its own call.
 async def test_a_small_pool_of_a_cluster_fails_no_call(redis_cluster: RedisCluster) -> None:
     client = aioredis.RedisCluster(host="127.0.0.1", port=redis_cluster.servers[0].port, max_connections=1)
     before = open_sockets()
@@ -237,7 +239,7 @@ async def test_a_small_pool_of_a_cluster_fails_no_call(redis_cluster: RedisClust
     await client.aclose()
 
 
-async def test_a_pool_whose_connections_others_have_taken_is_waited_for(redis_store: RedisStore) -> None:
+async def test_calls_wait_for_an_exhausted_pool(redis_store: RedisStore) -> None:
     client = aioredis.Redis.from_url(redis_store.url, max_connections=2)
     pool: Any = client.connection_pool
     async with RedisRegistry(client=client, prefix=redis_store.prefix) as registry:
@@ -267,7 +269,7 @@ CALLS: dict[str, Callable[[RedisRegistry], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("single", [True, False], ids=["single connection", "pool"])
 @pytest.mark.parametrize("command", ["MULTI", "SUBSCRIBE x", "CLIENT REPLY OFF", "ECHO out-of-step", "QUIT", "RESET"])
-async def test_a_connection_in_an_odd_state_gives_errors_of_the_library_and_is_left(
+async def test_a_connection_in_an_unexpected_state_raises_library_errors_and_is_replaced(
     own_redis_server: RedisServer, command: str, single: bool
 ) -> None:
     options: Any = {"port": own_redis_server.port, "protocol": 2, "single_connection_client": single}
@@ -278,13 +280,13 @@ async def test_a_connection_in_an_odd_state_gives_errors_of_the_library_and_is_l
         await registry.register(AgentInfo("a"))
         for name, call in CALLS.items():
             connection: Any = client.connection or await pool.get_connection()
-            with suppress(RedisConnectionError):  # still closed since the last QUIT
+            with suppress(RedisConnectionError):  # still closed after the last QUIT
                 await connection.send_command(*command.split())
             if not single:
                 await pool.release(connection)
             with suppress(BackendError, AgentNotFoundError):
                 await asyncio.wait_for(call(registry), HANGS)
-            if command != "SUBSCRIBE x":  # which the server refuses in so many words, call by call
+            if command != "SUBSCRIBE x":  # for which the server rejects each call with an error
 
                 async def works() -> bool:
                     try:
@@ -297,10 +299,10 @@ async def test_a_connection_in_an_odd_state_gives_errors_of_the_library_and_is_l
     await client.aclose()
 
 
-# --- a database full of others' keys ---
+# --- a database full of foreign keys ---
 
 
-async def test_a_walk_beside_many_foreign_keys_takes_few_steps_none_of_them_long() -> None:
+async def test_a_scan_among_many_foreign_keys_takes_few_short_steps() -> None:
     foreign = 200_000
     with RedisServer("--enable-debug-command", "yes") as server:
         client = server.admin()

@@ -1,4 +1,4 @@
-"""Failover and resharding, on servers of the tests' own: sessions come back, and no list is ever a part of the fleet."""
+"""Failover and resharding on the tests' own servers: sessions come back, and no list is ever partial."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.redis_fleet import PRIMARIES, SERVICE, RedisCluster, Sentinel
 from tests.support.waiting import wait_intervals
 
 FLEET = 30
-BEAT = 1.0  # long against the noise of a busy machine
+BEAT = 1.0  # long enough for a busy machine
 TIMEOUT = 1.0
 KEYS = ShardedKeys("agentic")
 
@@ -50,7 +50,7 @@ class Fleet:
         return all(each.healthy and (each.last_beat_at or instant) > instant for each in self.sessions)
 
     async def is_whole(self) -> bool:
-        """Whether every agent is listed; a list that fails says nothing, one that is short must become whole."""
+        """Whether every agent is listed; a failed list counts as not."""
         try:
             return len(await self.registry.list()) == len(self.sessions)
         except BackendUnavailableError:
@@ -98,7 +98,7 @@ async def test_a_sentinel_failover(trio: SentinelTrio, fault: str) -> None:
 
 
 def all_name_another(trio: SentinelTrio, old: int) -> bool:
-    """Whether every sentinel names another primary than the old one, and that one is a primary."""
+    """Whether all sentinels name a primary other than the old one, and it has that role."""
     named = set()
     for _, port in trio.sentinels:
         with redis.Redis(port=port, decode_responses=True) as sentinel:
@@ -111,7 +111,7 @@ def all_name_another(trio: SentinelTrio, old: int) -> bool:
     return bool(role[0] == b"master")
 
 
-async def test_no_sentinel_is_forgotten_when_several_connections_ask_at_once(trio: SentinelTrio) -> None:
+async def test_concurrent_discovery_loses_no_sentinel(trio: SentinelTrio) -> None:
     client: Any = make_client(connection_options(StoreURL.parse(trio.url)) | {"max_connections": 8}, 1)
     known = set(client.sentinels)
     trio.sentinels[0][0].kill()
@@ -122,7 +122,7 @@ async def test_no_sentinel_is_forgotten_when_several_connections_ask_at_once(tri
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped"])
-async def test_a_primary_of_a_cluster_lost(cluster: RedisCluster, fault: str) -> None:
+async def test_losing_a_primary_of_a_cluster(cluster: RedisCluster, fault: str) -> None:
     async with AsyncExitStack() as stack:
         fleet = await fleet_on(stack, cluster.url)
         assert await fleet.is_whole()
@@ -137,7 +137,7 @@ async def test_a_primary_of_a_cluster_lost(cluster: RedisCluster, fault: str) ->
             except BackendUnavailableError:
                 failed += 1
             else:
-                # The replica may lack what was not copied yet; the sessions add it. Never is a third simply missing.
+                # The replica may lack writes not yet replicated; the sessions repeat them. A third must never be missing.
                 assert listed > FLEET - len(own) if failed else listed == FLEET
             await asyncio.sleep(0.05)
         assert failed
@@ -152,7 +152,7 @@ async def test_a_primary_of_a_cluster_lost(cluster: RedisCluster, fault: str) ->
 
 
 def has_taken_over(cluster: RedisCluster) -> bool:
-    """Whether the first primary's replica has taken over, as every other node knows."""
+    """Whether the first primary's replica has taken over and every other node knows it."""
     _, *others = cluster.servers
     role = cluster.ask(cluster.servers[PRIMARIES], "ROLE")[0]
     new = cluster.node_id(cluster.servers[PRIMARIES])
@@ -161,7 +161,7 @@ def has_taken_over(cluster: RedisCluster) -> bool:
     return role == "master" and known and all(cluster.is_ok(each) for each in others)
 
 
-async def test_one_failed_primary_fails_its_own_agents_alone(cluster: RedisCluster) -> None:
+async def test_a_failed_primary_fails_only_its_own_agents(cluster: RedisCluster) -> None:
     async with RedisRegistry(cluster.url, timeout=1, ttl=None) as registry:
         ids = [f"agent-{number}" for number in range(60)]
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ids))

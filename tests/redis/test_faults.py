@@ -1,4 +1,4 @@
-"""Redis misbehaving, each fault produced for real: how it ends, and that nothing is lost that was promised."""
+"""Faults of Redis, each produced for real: how calls end, and that no guarantee is broken."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tests.support.proxy import Proxy
 from tests.support.stores import LONG_AGO, RedisStore
 from tests.support.waiting import is_there, wait_intervals
 
-BEAT = 1.0  # long against the noise of a busy machine
+BEAT = 1.0  # long enough for a busy machine
 
 
 # --- a server that hangs, dies, or loses its data ---
 
 
 def holds_all(server: RedisServer, *ids: str) -> Callable[[], bool]:
-    """Whether the server itself has a record of each of these agents."""
+    """Return a predicate: the server has a record of each of these agents."""
     client = server.admin()
     return lambda: client.exists(*(f"agentic:agent:{agent_id}" for agent_id in ids)) == len(ids)
 
@@ -52,11 +52,11 @@ async def test_a_server_stopped_for_ten_seconds(own_redis_server: RedisServer, s
     ):
         await registry.register(AgentInfo("removed"))
         await registry.heartbeat("removed")
-        await other.deregister("removed")  # so that the server knows the scripts, and each call is one message
+        await other.deregister("removed")  # so that the server has the scripts, and each call is one message
         await registry.register(AgentInfo("removed"))
         own_redis_server.pause()
         stopped_at = asyncio.get_running_loop().time()
-        # It waits in the server's buffers, and after it a heartbeat that is given up long before it arrives.
+        # It waits in the server's buffers, followed by a heartbeat whose caller has long timed out when it arrives.
         removal = asyncio.create_task(other.deregister("removed"))
         for _ in range(20):
             await asyncio.sleep(0)  # so that it is sent
@@ -110,7 +110,7 @@ async def test_flushall_brings_every_session_back_within_an_interval(own_redis_s
     async with RedisRegistry(own_redis_server.url, timeout=1) as registry:
         async with registry.session(AgentInfo("a"), interval=2), registry.session(AgentInfo("b"), interval=2):
             own_redis_server.admin().flushall()
-            # An interval, and the time that the calls may take which then find the agent gone and bring it back.
+            # An interval, plus the calls that find the agent missing and register it again.
             back = holds_all(own_redis_server, "a", "b")
             await wait_intervals(back, "both sessions registered again", within=1, interval=2, call=1)
 
@@ -147,10 +147,10 @@ def info(server: RedisServer, section: str) -> Any:
         return client.info(section)
 
 
-# --- replies lost, cut, late; connections killed; no connection left ---
+# --- lost, cut and late replies; killed connections; no free connection ---
 
 
-async def test_a_lost_reply_to_a_heartbeat_is_asked_for_again(own_redis_server: RedisServer) -> None:
+async def test_a_heartbeat_with_a_lost_reply_is_retried(own_redis_server: RedisServer) -> None:
     async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url) as registry:
         await registry.register(AgentInfo("a"))
         for fault in ("answers_to_lose", "answers_to_cut"):
@@ -167,10 +167,10 @@ async def test_a_lost_reply_to_a_change_is_an_error_and_the_change_happened_once
         await registry.register(AgentInfo("a"))
         await registry.update("a", current_load=0)
         await registry.register(AgentInfo("b"))
-        await registry.deregister("b")  # so that the server knows all scripts
+        await registry.deregister("b")  # so that the server has all scripts
         for fault in ("answers_to_lose", "answers_to_cut"):
             for call in (registry.register(AgentInfo("b")), registry.update("a", current_load=1)):
-                await registry.get("a")  # so that a connection stands
+                await registry.get("a")  # so that a connection is open
                 client.config_resetstat()
                 setattr(proxy, fault, 1)
                 with pytest.raises(BackendUnavailableError):
@@ -186,7 +186,7 @@ async def test_a_lost_reply_to_a_change_is_an_error_and_the_change_happened_once
         assert (await registry.get("a")).current_load == 1
 
 
-async def test_late_replies_cross_no_answers(own_redis_server: RedisServer) -> None:
+async def test_late_replies_are_not_mixed_up(own_redis_server: RedisServer) -> None:
     async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url, timeout=1) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(f"agent-{n}")) for n in range(20)))
         proxy.delay = 1.5
@@ -197,7 +197,7 @@ async def test_late_replies_cross_no_answers(own_redis_server: RedisServer) -> N
         assert [agent.id for agent in found] == [f"agent-{n}" for n in range(20)]
 
 
-async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisServer) -> None:
+async def test_killed_connections_fail_no_read(own_redis_server: RedisServer) -> None:
     client = own_redis_server.admin()
     async with RedisRegistry(own_redis_server.url) as registry:
         await registry.register(AgentInfo("a"))
@@ -205,8 +205,8 @@ async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisSer
             client.client_kill_filter(_type="normal", skipme=True)
             await registry.heartbeat("a")
         with socket.create_connection(("127.0.0.1", own_redis_server.port)) as killer:
-            for _ in range(20):  # in flight: a stopped server finds the kill before it finds the reads
-                await registry.get("a")  # A connection that the server knows.
+            for _ in range(20):  # in flight: a stopped server reads the kill before the reads
+                await registry.get("a")  # The server has accepted this connection.
                 own_redis_server.pause()
                 killer.sendall(b"CLIENT KILL TYPE normal SKIPME yes\r\n")
                 reads = [asyncio.create_task(registry.get("a")) for _ in range(20)]
@@ -217,7 +217,7 @@ async def test_killed_connections_cost_a_read_nothing(own_redis_server: RedisSer
                 assert int(killer.recv(64).removeprefix(b":")) > 0
 
 
-async def test_when_every_connection_is_taken_calls_wait_and_end(own_redis_server: RedisServer) -> None:
+async def test_calls_wait_or_time_out_when_every_connection_is_in_use(own_redis_server: RedisServer) -> None:
     async with RedisRegistry(own_redis_server.url, timeout=20, max_connections=4) as registry:
         await registry.register(AgentInfo("a"))
         assert all(len(agents) == 1 for agents in await asyncio.gather(*(registry.list() for _ in range(150))))
@@ -231,7 +231,7 @@ async def test_when_every_connection_is_taken_calls_wait_and_end(own_redis_serve
         await wait_until(is_there(registry), "the registry works again")
 
 
-# --- a server that is busy, full, read-only, or refuses ---
+# --- a server that is busy, full, read-only, or rejects calls ---
 
 
 async def test_a_sleeping_server(redis_url: str) -> None:
@@ -264,7 +264,7 @@ async def test_a_script_that_blocks_the_server() -> None:
             await registry.heartbeat("a")
 
 
-async def test_a_full_memory_is_the_operators_and_deregister_still_works(own_redis_server: RedisServer) -> None:
+async def test_full_memory_is_rejected_and_deregister_still_works(own_redis_server: RedisServer) -> None:
     async with RedisRegistry(own_redis_server.url) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in "ab"))
         own_redis_server.admin().config_set("maxmemory", 1)
@@ -340,7 +340,7 @@ async def test_a_server_without_its_replicas(own_redis_server: RedisServer) -> N
     async with RedisRegistry(own_redis_server.url) as registry:
         await registry.register(AgentInfo("a"))
         own_redis_server.admin().config_set("min-replicas-to-write", 1)
-        with pytest.raises(BackendUnavailableError, match="waits for its replicas"):
+        with pytest.raises(BackendUnavailableError, match="too few replicas"):
             await registry.heartbeat("a")
         own_redis_server.admin().config_set("min-replicas-to-write", 0)
         await registry.heartbeat("a")

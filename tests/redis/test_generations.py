@@ -1,6 +1,6 @@
-"""Which writes a store must not apply any more, and which marks nobody was told of: random schedules of both.
+"""Random schedules for `Generations` and `Marks`: late writes are refused, and each mark is reported once.
 
-The store and the network are simulated here; what decides is the library's own state. Real ones: test_redis_late_writes.
+The store and the network are simulated; the state under test is the library's. Tests on a real server: test_late_writes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from agentic.backends.redis.marks import Marks
 SCHEDULES = 400
 STEPS = 150
 AGENTS = {"a": b"one", "b": b"one", "c": b"one", "d": b"one", "e": b"two"}
-"""Agents, and the families of their keys."""
+"""Agents with the families of their keys."""
 
 
 @dataclass(eq=False)
 class Call:
-    """A call on one agent that is under way, as the registry object knows it."""
+    """A pending call on one agent, as the registry object sees it."""
 
     caller: int
     agent: str
@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(eq=False)
 class Message:
-    """What the network carries of a call; `reply` is the store's, None before it arrives there."""
+    """A call's message on the network; `reply` is None until the store has processed it."""
 
     call: Call
     generation: int
@@ -42,9 +42,9 @@ class Message:
 
 @dataclass
 class Schedule:
-    """Registry objects that write to a store through a network that delays, reorders and loses.
+    """Registry objects that write to a store through a network that delays, reorders and loses messages.
 
-    Several objects of one name are a registry object that was opened in forked processes.
+    Several objects with one name stand for a registry object opened in forked processes.
     """
 
     generations: list[Generations]
@@ -54,7 +54,7 @@ class Schedule:
     under_way: dict[tuple[int, str], Call] = field(default_factory=dict)
     acknowledged: dict[tuple[int, str], int] = field(default_factory=lambda: defaultdict(int))
     ended: dict[tuple[int, bytes], int] = field(default_factory=dict)
-    """The number of the last call that was sent in a family when the object was closed."""
+    """For each family, the number of the last call sent when the object was closed."""
     numbers: count[int] = field(default_factory=lambda: count(1))
 
     def issue(self) -> None:
@@ -68,7 +68,7 @@ class Schedule:
         self.messages.append(Message(call, call.generation))
 
     def deliver(self) -> None:
-        """Let any message arrive at the store."""
+        """Deliver a random message to the store."""
         waiting = [message for message in self.messages if message.reply is None]
         if not waiting:
             return
@@ -84,7 +84,7 @@ class Schedule:
         assert call.number > self.ended.get((call.caller, family), 0), f"{call} took effect after the end"
 
     def answer(self) -> None:
-        """Let any reply arrive at its caller, if that waits for it."""
+        """Deliver a random reply to its caller, if it still waits."""
         answered = [message for message in self.messages if message.reply is not None]
         if not answered:
             return
@@ -102,7 +102,7 @@ class Schedule:
         del self.under_way[key]
 
     def give_up(self) -> None:
-        """Let any caller give up: its message may have arrived, may arrive yet, or never."""
+        """Let a random caller time out: its message may arrive before, later or never."""
         if self.under_way:
             key = self.rng.choice(list(self.under_way))
             call = self.under_way.pop(key)
@@ -113,7 +113,7 @@ class Schedule:
             self.messages.remove(self.rng.choice(self.messages))
 
     def close(self) -> None:
-        """Let an object end: all its calls are given up, and the store is told."""
+        """Close an object: abandon its calls and settle its writes in the store."""
         caller = self.rng.randrange(len(self.generations))
         for key in [key for key in self.under_way if key[0] == caller]:
             call = self.under_way.pop(key)
@@ -131,7 +131,7 @@ class Schedule:
         steps = [self.issue] * 6 + [self.deliver] * 4 + [self.answer] * 3 + [self.give_up] * 3 + [self.lose, self.close]
         for _ in range(STEPS):
             self.rng.choice(steps)()
-        # Once nothing fails, everything is answered, however often it was refused before.
+        # Without further failures, every call gets its reply, however often it was refused.
         while self.under_way:
             pending = {id(message.call) for message in self.messages}
             for call in self.under_way.values():
@@ -152,7 +152,7 @@ def test_each_object_has_a_name_of_its_own() -> None:
     assert len({Generations().writer for _ in range(100)}) == 100
 
 
-def test_an_agent_that_was_marked_is_told_of_once_whatever_answers_are_lost() -> None:
+def test_a_marked_agent_is_reported_once_whatever_replies_are_lost() -> None:
     for seed in range(SCHEDULES):
         rng, marks = random.Random(seed), Marks()
         kept: dict[bytes, tuple[str, list[str]]] = {}

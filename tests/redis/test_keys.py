@@ -1,4 +1,4 @@
-"""The keys of a registry: which they are, and that no other registry has the same."""
+"""The keys of a registry: their names, and that no other registry has the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ agent_ids = st.text(st.sampled_from("a:gent*{}é"), min_size=1, max_size=12)
 
 
 @pytest.mark.parametrize("prefix", ["a:agent:b", "a:agent", ":agent:", ":agent", "a:agent:agent", "a:agent:"])
-def test_a_prefix_whose_agents_could_have_the_keys_of_another_ones_is_refused(prefix: str) -> None:
+def test_a_prefix_that_could_produce_the_keys_of_another_one_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigurationError, match="^prefix: must neither contain ':agent:' nor end with ':agent'"):
         RedisRegistry(prefix=prefix)
 
@@ -43,10 +43,10 @@ def test_no_key_is_the_same_under_two_prefixes(prefix: str, agent_id: str, other
     assert (family_of(key), id_in(key)) == (prefix.encode(), agent_id)
 
 
-def test_a_prefix_with_braces_is_refused_in_a_cluster_alone() -> None:
+def test_a_prefix_with_braces_is_refused_only_in_a_cluster() -> None:
     RedisRegistry(prefix="{team}")
     for prefix in ("{team}", "team}", "{", "a{b"):
-        with pytest.raises(ConfigurationError, match="^prefix: must have no braces in a cluster"):
+        with pytest.raises(ConfigurationError, match="^prefix: must not contain braces in a cluster"):
             RedisRegistry("redis+cluster://localhost", prefix=prefix)
 
 
@@ -71,7 +71,7 @@ def test_families_are_spread_evenly_over_the_slots(prefix: str) -> None:
     assert [len({slots[at] for at in group}) for group in groups] == [1] * SHARDS
 
 
-def test_of_a_scan_only_the_keys_of_this_prefix_are_kept() -> None:
+def test_only_the_keys_of_this_prefix_are_kept_from_a_scan() -> None:
     short, long = ShardedKeys("a"), ShardedKeys("a:0.1")
     own, others = short.agents(IDS), long.agents(IDS)
     another_family = own[0].replace(b"}", b"1}")

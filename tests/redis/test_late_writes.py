@@ -1,4 +1,4 @@
-"""Requests that a network delivers late: an earlier write never takes effect after a later call was answered."""
+"""Requests delivered late: an earlier write never takes effect after a later call got its reply."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Call = Callable[[AgentRegistry], Awaitable[object]]
 
 
 class Overtaken(NamedTuple):
-    """A write that is delivered late, and a later call on its agent that was answered before that."""
+    """A write delivered late, and a later call on its agent that got its reply before."""
 
     agent: AgentInfo
     script: str
@@ -81,7 +81,7 @@ OVERTAKEN = {
 
 @pytest.fixture
 def server(own_redis_server: RedisServer) -> RedisServer:
-    """A server that knows the scripts, so that a request which arrives late is not refused for lack of its script."""
+    """A server that has the scripts, so that a late request is not refused for a missing script."""
     for script in SCRIPTS.values():
         own_redis_server.admin().script_load(script.text)
     return own_redis_server
@@ -93,7 +93,7 @@ def calls(server: RedisServer) -> int:
 
 
 def has_run(server: RedisServer, scripts: int) -> Callable[[], bool]:
-    """Whether a server has run so many scripts."""
+    """Return a predicate: the server has run this many scripts."""
     return lambda: calls(server) >= scripts
 
 
@@ -118,7 +118,7 @@ async def test_a_late_write_does_not_overtake_a_later_call(server: RedisServer, 
 
 @asynccontextmanager
 async def through_a_proxy(cluster: RedisCluster) -> AsyncIterator[Proxy]:
-    """Let clients reach the first primary of a cluster through a proxy: its nodes name the proxy's port for it."""
+    """Put a proxy before the first primary of a cluster: its nodes announce the proxy's port for it."""
     first = cluster.servers[0]
     async with Proxy(first.port) as proxy:
         cluster.ask(first, "CONFIG", "SET", "cluster-announce-bus-port", first.port + 10_000)
@@ -183,7 +183,7 @@ async def test_an_ended_session_leaves_no_ghost(server: RedisServer) -> None:
 
 
 async def test_a_closed_registry_writes_nothing_more(server: RedisServer) -> None:
-    """A process that has closed its registry leaves no agent behind, though its registration is delivered late."""
+    """After a process has closed its registry, a registration delivered late adds no agent."""
     async with Proxy(server.port) as proxy, RedisRegistry(server.url) as other:
         registry = RedisRegistry(proxy.url, timeout=0.5)
         await registry.open()
@@ -200,8 +200,8 @@ async def test_a_closed_registry_writes_nothing_more(server: RedisServer) -> Non
         assert await other.list() == []
 
 
-async def test_a_heartbeat_sent_again_is_not_followed_by_the_first_one(server: RedisServer) -> None:
-    """Heartbeats are repeated when their connection breaks, also those that do more than stamp."""
+async def test_a_retried_heartbeat_is_not_followed_by_the_first_one(server: RedisServer) -> None:
+    """Heartbeats are retried after a lost connection, also those that do more than stamp."""
     async with (
         Proxy(server.port) as proxy,
         RedisRegistry(proxy.url, timeout=2) as registry,
@@ -221,8 +221,8 @@ async def test_a_heartbeat_sent_again_is_not_followed_by_the_first_one(server: R
         assert (await other.get("a")).status is AgentStatus.OFFLINE
 
 
-async def test_a_client_of_the_users_own_does_not_repeat_a_write(server: RedisServer) -> None:
-    """A copy of the lost write would carry the same generation, and be applied when a later one has been answered."""
+async def test_a_users_client_does_not_retry_a_write(server: RedisServer) -> None:
+    """A copy of the lost write has the same generation, so it could be applied after the reply to a later write."""
     async with (
         Proxy(server.port) as proxy,
         aioredis.Redis(port=proxy.port) as client,
@@ -244,7 +244,7 @@ async def test_a_client_of_the_users_own_does_not_repeat_a_write(server: RedisSe
 
 
 async def test_a_refused_write_is_sent_again(server: RedisServer) -> None:
-    """A write of another agent that leaves before the loss is noticed and arrives after it: refused, then applied."""
+    """A write to another agent, sent before a loss is noticed and delivered after it, is refused, then applied."""
     async with Proxy(server.port) as proxy, RedisRegistry(proxy.url, timeout=2) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in "ab"))
         release = proxy.hold_requests(SCRIPTS["update"].sha.encode())
@@ -262,13 +262,13 @@ async def test_a_refused_write_is_sent_again(server: RedisServer) -> None:
 
 
 async def lose_a_write(proxy: Proxy, registry: RedisRegistry) -> None:
-    """Lose the answer to a write, so that the registry's generation rises."""
+    """Lose the reply to a write, so that the registry's generation rises."""
     proxy.answers_to_lose = 1
     with pytest.raises(BackendUnavailableError):
         await registry.update("a", current_load=1)
 
 
-async def test_a_registry_leaves_no_key_beside_its_agents_before_it_has_lost_a_write(server: RedisServer) -> None:
+async def test_a_registry_stores_only_agent_keys_until_it_loses_a_write(server: RedisServer) -> None:
     async with Proxy(server.port) as proxy, RedisRegistry(proxy.url) as registry:
         await registry.register(AgentInfo("a"))
         await registry.heartbeat("a")
@@ -281,7 +281,7 @@ async def test_a_registry_leaves_no_key_beside_its_agents_before_it_has_lost_a_w
         assert server.admin().keys() == [key]
 
 
-async def test_a_full_memory_does_not_keep_agents_from_leaving_after_a_lost_write(server: RedisServer) -> None:
+async def test_agents_can_deregister_with_full_memory_after_a_lost_write(server: RedisServer) -> None:
     async with Proxy(server.port) as proxy, RedisRegistry(proxy.url) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in "ab"))
         await lose_a_write(proxy, registry)
@@ -296,13 +296,13 @@ async def test_a_full_memory_does_not_keep_agents_from_leaving_after_a_lost_writ
 
 
 async def test_a_registry_opened_again_in_a_forked_process_goes_on(server: RedisServer) -> None:
-    """Both processes then write under one name, and each finds that the other has raised the generation."""
+    """Both processes then write under one name, and each must notice that the other has raised the generation."""
     async with (
         Proxy(server.port) as proxy,
         RedisRegistry(proxy.url, timeout=2) as parent,
         RedisRegistry(server.url, timeout=2) as child,
     ):
-        after_fork, before_fork = child.backend._writer, parent.backend._writer  # noqa: SLF001  no fork amid a test
+        after_fork, before_fork = child.backend._writer, parent.backend._writer  # noqa: SLF001  a test cannot fork here
         after_fork.generations.writer = before_fork.generations.writer
         await child.register(AgentInfo("a"))
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Agents that a sweep marked although its answer was lost: each is reported once all the same."""
+"""Agents marked by a sweep that lost its reply are still reported, each once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REAP = SCRIPTS["reap"].sha.encode()
 
 @pytest.fixture
 def server(own_redis_server: RedisServer) -> RedisServer:
-    """A server that knows the scripts, so that each call is one request."""
+    """A server that has the scripts, so that each call is one request."""
     for script in SCRIPTS.values():
         own_redis_server.admin().script_load(script.text)
     return own_redis_server
@@ -35,7 +35,7 @@ async def offline(registry: RedisRegistry) -> list[str]:
 
 
 async def lose_the_marks_answer(proxy: Proxy, registry: RedisRegistry, fault: str = "answers_to_lose") -> None:
-    """Reap, and lose the answer to what marks the agents."""
+    """Reap, and lose the reply to the request that marks the agents."""
     release = proxy.hold_requests(REAP)
     reaping = asyncio.create_task(registry.reap(60))
     await wait_until(lambda: bool(proxy.held), "the marks are on their way")
@@ -48,7 +48,7 @@ async def lose_the_marks_answer(proxy: Proxy, registry: RedisRegistry, fault: st
 
 
 @pytest.mark.parametrize("fault", ["answers_to_lose", "answers_to_cut", "delay"])
-async def test_agents_whose_marks_answer_was_lost_are_reported_by_the_next_sweep(
+async def test_agents_marked_by_a_call_with_a_lost_reply_are_reported_by_the_next_sweep(
     server: RedisServer, fault: str
 ) -> None:
     async with Proxy(server.port) as proxy, RedisRegistry(proxy.url, timeout=0.5) as registry:
@@ -60,7 +60,7 @@ async def test_agents_whose_marks_answer_was_lost_are_reported_by_the_next_sweep
         assert await registry.reap(60) == []
 
 
-async def test_marks_that_arrive_late_mark_nobody_who_is_not_reported(server: RedisServer) -> None:
+async def test_agents_marked_by_a_late_request_are_reported(server: RedisServer) -> None:
     async with (
         Proxy(server.port) as proxy,
         RedisRegistry(proxy.url, timeout=0.5) as registry,
@@ -87,7 +87,7 @@ def calls(server: RedisServer) -> int:
 
 
 async def test_agents_marked_by_a_call_that_failed_half_way_are_reported_by_the_next_sweep(server: RedisServer) -> None:
-    """A right that only some agents of a call need: the others are marked by then."""
+    """Only some agents of a call need the missing permission; the others are already marked."""
     admin = server.admin()
     admin.execute_command("ACL", "SETUSER", "weak", "on", "nopass", "~*", "+@all", "-pttl")
     url = server.url.replace("redis://", "redis://weak:any@")
@@ -95,7 +95,7 @@ async def test_agents_marked_by_a_call_that_failed_half_way_are_reported_by_the_
         await fill(other)
         admin.set("agentic:agent:z", '{"id":"z","last_heartbeat":"2100-01-01T00:00:00Z"}')
         told: list[str] = []
-        with pytest.raises(BackendRejectedError, match="lacks a right"):
+        with pytest.raises(BackendRejectedError, match="lacks a permission"):
             await registry.reap(60, on_marked=told.extend)
         marked = await offline(other)
         admin.execute_command("ACL", "SETUSER", "weak", "+pttl")
@@ -118,8 +118,8 @@ async def test_two_sweeps_of_one_registry_report_each_agent_once(server: RedisSe
         assert await registry.reap(60) == []
 
 
-async def test_a_lost_write_beside_a_sweep_leaves_its_report_as_it_is(server: RedisServer) -> None:
-    """After a lost write the store is asked something that it answers with what the last sweep's call has marked."""
+async def test_a_lost_write_during_a_sweep_does_not_change_its_report(server: RedisServer) -> None:
+    """After a lost write, the registry queries the store, whose reply contains the marks of the last sweep."""
     async with Proxy(server.port) as proxy, RedisRegistry(proxy.url, timeout=2) as registry:
         await fill(registry)
         await registry.register(AgentInfo("alive"))
@@ -139,7 +139,7 @@ async def test_a_lost_write_beside_a_sweep_leaves_its_report_as_it_is(server: Re
         assert await registry.reap(60) == []
 
 
-async def test_agents_that_nobody_can_be_told_of_any_more_are_logged_when_the_registry_closes(
+async def test_unreported_agents_are_logged_when_the_registry_closes(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Proxy(server.port) as proxy, RedisRegistry(server.url) as other:

@@ -1,4 +1,4 @@
-"""Records in Redis, whoever wrote them: a change touches its own fields and not one other byte."""
+"""Records in Redis from any writer: a change touches only its own fields and no other byte."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentStatus, BackendError, CorruptRecordError, InvalidAgentError
-from agentic.agent import encode_agent
-from agentic.wire import decode_agent
+from agentic.wire import decode_agent, encode_agent
 from tests.support.documents import GO_RECORDS
 from tests.support.stores import RedisStore
 
 STAMP = rb'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"'
 OLD = '"2020-01-01T00:00:00Z"'
 
-# Each is valid JSON with the id "x", an offline status marked @S@ and a heartbeat marked @H@, where they count.
+# Each is valid JSON with the id "x"; @S@ stands for the effective status (offline), @H@ for the effective heartbeat.
 FORMS = {
     "plain": '{"id":"x","name":"n","status":@S@,"last_heartbeat":@H@,"current_load":0,"max_load":0}',
     "with metadata": '{"id":"x","status":@S@,"last_heartbeat":@H@,"metadata":{"status":"offline","last_heartbeat":"y"}}',
@@ -75,7 +74,7 @@ def put(store: RedisStore, agent_id: str, record: bytes) -> str:
 
 
 def assert_stamped(after: Any, text: str, status: str) -> None:
-    """The bytes of a form, a stamp of now in place of its heartbeat."""
+    """Check that the record is the form with a heartbeat of now."""
     pattern = re.escape(form(text, status, "@H@")).replace(b"@H@", b"(" + STAMP + b")")
     found = re.fullmatch(pattern, after)
     assert found, after
@@ -85,7 +84,7 @@ def assert_stamped(after: Any, text: str, status: str) -> None:
 
 @pytest.mark.parametrize("heartbeat", HEARTBEATS)
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
-async def test_a_heartbeat_changes_its_own_fields_alone(redis_store: RedisStore, text: str, heartbeat: str) -> None:
+async def test_a_heartbeat_changes_only_its_own_fields(redis_store: RedisStore, text: str, heartbeat: str) -> None:
     async with redis_store.make() as registry:
         for before, after in (
             ('"offline"', '"available"'),
@@ -102,7 +101,7 @@ async def test_a_heartbeat_changes_its_own_fields_alone(redis_store: RedisStore,
 
 @pytest.mark.parametrize("heartbeat", HEARTBEATS)
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
-async def test_a_reap_changes_the_status_alone(redis_store: RedisStore, text: str, heartbeat: str) -> None:
+async def test_a_reap_changes_only_the_status(redis_store: RedisStore, text: str, heartbeat: str) -> None:
     async with redis_store.make() as registry:
         for before in ('"available"', '"busy"', '"draining"', '""', "null"):
             key = put(redis_store, "x", form(text, before, heartbeat))
@@ -112,7 +111,7 @@ async def test_a_reap_changes_the_status_alone(redis_store: RedisStore, text: st
 
 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
-async def test_an_update_changes_its_own_fields_alone(redis_store: RedisStore, text: str) -> None:
+async def test_an_update_changes_only_its_own_fields(redis_store: RedisStore, text: str) -> None:
     key = put(redis_store, "x", form(text, '"offline"', OLD))
     async with redis_store.make() as registry:
         updated = await registry.update("x", status=AgentStatus.BUSY)
@@ -129,11 +128,11 @@ async def test_every_go_record_is_read_beaten_and_reaped_without_another_byte_ch
             assert (await registry.get(agent_id)).id == agent_id
         assert set(await registry.reap(60)) == set(records) - {"trimmed"}
         for agent_id, record in records.items():
-            # In these records the real fields stand last of their look-alikes, which are escaped.
+            # In these records, the effective fields come after their escaped duplicates.
             offline = re.sub(r'(?<!\\)"status":"[a-z]*"', '"status":"offline"', record)
             assert redis_store.client.get(keys[agent_id]) == offline.encode()
         assert await registry.heartbeat_many(records) == set()
-        assert await registry.heartbeat_many(records) == set()  # now their times are of this library's width
+        assert await registry.heartbeat_many(records) == set()  # now their times have this library's width
         for agent_id, record in records.items():
             available = re.sub(r'(?<!\\)"status":"[a-z]*"', '"status":"available"', record)
             text = re.sub(r'(?<!\\)"last_heartbeat":"[^"]*"', '"last_heartbeat":@H@', available)
@@ -174,7 +173,7 @@ async def test_a_field_is_left_out_however_often_it_is_written(
 
 
 async def test_a_field_written_thousands_of_times_does_not_block_the_server(redis_store: RedisStore) -> None:
-    # One pass for each of them takes minutes here, one pass for all a fraction of a second.
+    # One pass per field would take minutes, one pass for all takes a fraction of a second.
     many = 7_000
     key = put(redis_store, "x", b'{"id":"x",' + b",".join([b'"metadata":{}'] * many) + b"}")
     async with redis_store.make() as registry:
@@ -323,7 +322,7 @@ async def test_an_offline_agent_from_the_servers_future_is_gone_after_its_ttl(re
 
 
 async def test_a_record_of_megabytes_is_corrupt_for_every_call(redis_store: RedisStore) -> None:
-    """The server reads few of them in one call, and parses none."""
+    """The server reads only a few of them in one call and parses none."""
     ids = [f"x{number}" for number in range(20)]
     records = {agent_id: b'{"id":"%s","a":"%s"}' % (agent_id.encode(), b"x" * 2_000_000) for agent_id in ids}
     keys = {agent_id: put(redis_store, agent_id, record) for agent_id, record in records.items()}
@@ -337,7 +336,7 @@ async def test_a_record_of_megabytes_is_corrupt_for_every_call(redis_store: Redi
         after: Any = redis_store.client.info("commandstats")
         assert after["cmdstat_evalsha"]["calls"] - statistics["cmdstat_evalsha"]["calls"] >= 3 * len(ids)
         assert all(redis_store.client.get(keys[agent_id]) == records[agent_id] for agent_id in ids)
-        # Registering replaces such a record.
+        # A registration replaces such a record.
         await registry.register(AgentInfo("x0"))
         assert [agent.id for agent in await registry.list()] == ["x0"]
 
@@ -346,7 +345,7 @@ COSTLY = AgentInfo("x", name="{", capabilities=tuple('"' * 120 + str(number) for
 
 
 async def test_costly_records_are_spread_over_several_calls(redis_store: RedisStore) -> None:
-    """A registrant within every limit must not block the server for long: one call would parse 64 such records."""
+    """Records within all limits must not block the server for long: one call would parse 64 of them."""
     ids = [f"x{number}" for number in range(64)]
     async with redis_store.make() as registry:
         await asyncio.gather(*(registry.register(replace(COSTLY, id=agent_id)) for agent_id in ids))

@@ -1,4 +1,4 @@
-"""What only Redis can show: keys, expiry, scripts, round trips, and a server that fails."""
+"""Redis only: keys, expiry, scripts, round trips, and a failing server."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ async def test_scripts_are_sent_again_when_the_server_forgot_them(redis_store: R
             await registry.deregister("a")
 
 
-async def test_each_agent_is_told_once_though_the_server_repeats_keys(own_redis_server: RedisServer) -> None:
+async def test_each_agent_is_listed_once_though_the_server_repeats_keys(own_redis_server: RedisServer) -> None:
     ids = [f"agent-{number}" for number in range(20_000)]
     async with (
         aioredis.Redis.from_url(own_redis_server.url) as client,
@@ -162,8 +162,8 @@ async def test_each_agent_is_told_once_though_the_server_repeats_keys(own_redis_
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ids))
         scan = registry.scan()
         seen = [(await anext(scan)).id for _ in range(PAGE_SIZE)]
-        # A key table that shrinks amid a SCAN makes the server give again some of what it gave just before: so of the
-        # keys given until now a fifth stays, and of the others none.
+        # A key table that shrinks during a SCAN makes the server return some recent keys again. Keep a
+        # fifth of the keys returned so far, and none of the others.
         cursor, given = 0, []
         for _ in range(3):
             cursor, keys = await client.scan(cursor, count=PAGE_SIZE)
@@ -236,7 +236,7 @@ async def test_db_and_password_override_the_url() -> None:
         await client.aclose()
 
 
-async def test_a_wrong_password_is_told_at_once_and_not_shown() -> None:
+async def test_a_wrong_password_is_rejected_at_once_and_not_shown() -> None:
     with RedisServer("--requirepass", "right") as server:
         registry = RedisRegistry(server.url.replace("redis://", "redis://user:s3cr3t@"))
         with pytest.raises(BackendError, match="^failed to connect to Redis: ") as caught:
@@ -246,7 +246,7 @@ async def test_a_wrong_password_is_told_at_once_and_not_shown() -> None:
     assert "***" in repr(registry)
 
 
-# --- a server that fails ---
+# --- a failing server ---
 
 
 async def test_a_closed_port_is_an_error_at_open(own_redis_server: RedisServer) -> None:
@@ -317,7 +317,7 @@ async def test_a_connection_that_was_cut_while_idle_is_replaced(redis_store: Red
             assert (await registry.get("a")).id == "a"
 
 
-async def test_cancelled_calls_cross_no_answers(redis_store: RedisStore) -> None:
+async def test_cancelled_calls_do_not_mix_up_replies(redis_store: RedisStore) -> None:
     async with redis_store.make() as registry:
         ids = [f"agent-{index}" for index in range(50)]
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ids))

@@ -1,4 +1,4 @@
-"""A slot of a cluster that is half moved: what goes on working, what waits, and what is refused."""
+"""A half-moved slot of a cluster: which calls work, wait, or are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shared_cluster() -> Iterator[RedisCluster]:
 
 
 class HalfMoved:
-    """A slot of which some keys have moved to another server, and what has not yet."""
+    """A slot with some keys on a new server and the others still on the old one."""
 
     def __init__(self, cluster: RedisCluster) -> None:
         self.cluster = cluster
@@ -46,7 +46,7 @@ class HalfMoved:
 
 @pytest.fixture
 async def slot(shared_cluster: RedisCluster) -> AsyncIterator[HalfMoved]:
-    """A slot that has not begun to move, with agents in it and elsewhere."""
+    """A slot before its move, with agents in it and elsewhere."""
     async with RedisRegistry(shared_cluster.url, ttl=None) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in MOVING + OTHERS))
         moving = HalfMoved(shared_cluster)
@@ -120,7 +120,7 @@ async def test_heartbeats_go_on_after_a_lost_write_to_a_half_moved_slot(slot: Ha
     async with RedisRegistry(slot.cluster.url, ttl=None, timeout=10) as registry:
         slot.begin()
         family = KEYS.agent(MOVING[0]).partition(b":agent:")[0]
-        writer = registry.backend._writer  # noqa: SLF001  no fault loses the answers of one slot alone
+        writer = registry.backend._writer  # noqa: SLF001  no fault loses the replies of only one slot
         writer.generations.lost(family, 0)
         beating = asyncio.ensure_future(registry.heartbeat_many(MOVING))
         await wait_until(beating.done, "the heartbeats do not wait for the slot", within=5)

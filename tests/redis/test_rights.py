@@ -1,4 +1,4 @@
-"""What a Redis user may do: passwords, rights, and what is shown of them."""
+"""Passwords and permissions of a Redis user, and what messages show of them."""
 
 from __future__ import annotations
 
@@ -22,27 +22,25 @@ from tests.support.redis_fleet import RedisCluster
 from tests.support.stores import LONG_AGO
 
 
-async def test_a_missing_right_is_the_operators_and_asked_for_once(own_redis_server: RedisServer) -> None:
+async def test_a_missing_permission_is_rejected_without_a_retry(own_redis_server: RedisServer) -> None:
     client = own_redis_server.admin()
     client.execute_command("ACL", "SETUSER", "weak", "on", ">s3cr3t", "~agentic:agent:*", "+ping", "+evalsha", "+eval")
     url = own_redis_server.url.replace("redis://", "redis://weak:s3cr3t@")
     async with RedisRegistry(url) as registry:
         client.config_resetstat()
-        with pytest.raises(BackendRejectedError, match="lacks a right") as caught:
+        with pytest.raises(BackendRejectedError, match="lacks a permission") as caught:
             await registry.get("a")
         stats: Any = client.info("commandstats")
         assert stats["cmdstat_mget"]["rejected_calls"] == 1
         assert "s3cr3t" not in str(caught.value) + repr(caught.value.__cause__) + repr(registry)
 
 
-async def test_a_wrong_password_is_the_operators(
-    own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_wrong_password_is_rejected(own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     client = own_redis_server.admin()
     client.config_set("requirepass", "right")
     client.auth("right")
-    for url, hint in (("redis://:wr0ng@", "check the user name"), ("redis://", "put it into the URL")):
+    for url, hint in (("redis://:wr0ng@", "check the user name"), ("redis://", "add it to the URL")):
         client.config_resetstat()
         with pytest.raises(BackendRejectedError, match=hint) as caught:
             await RedisRegistry(own_redis_server.url.replace("redis://", url)).open()
@@ -62,14 +60,14 @@ async def test_a_password_that_is_changed_under_an_open_registry(
         client.config_set("requirepass", "new")
         client.client_kill_filter(_type="normal", skipme=True)
         client.config_resetstat()
-        for calls in (1, 2):  # the first on a connection that was killed
+        for calls in (1, 2):  # the first one on a killed connection
             with pytest.raises(BackendRejectedError, match="check the user name") as caught:
                 await registry.get("a")
             assert sum(each["count"] for each in client.info("errorstats").values()) == calls
             assert "0ld" not in "".join(traceback.format_exception(caught.value)) + caplog.text
 
 
-# --- the rights of a least-privileged user, as the documentation gives them ---
+# --- the documented permissions of a least-privileged user ---
 
 
 async def test_the_documented_rights_suffice(own_redis_server: RedisServer) -> None:
@@ -93,7 +91,7 @@ async def test_the_documented_rights_suffice(own_redis_server: RedisServer) -> N
 
 
 async def expect_viewer(url: str, prefix: str, others: str) -> None:
-    """What a viewer sees of an agent, and of a key of another type."""
+    """Check what a viewer sees of an agent, and of a key of another type."""
     async with RedisRegistry(url, prefix=prefix) as registry:
         assert [agent.id for agent in await registry.list()] == ["a"]
         assert (await registry.get("a")).id == "a"
@@ -104,7 +102,7 @@ async def expect_viewer(url: str, prefix: str, others: str) -> None:
             await registry.get(others)
         await registry.store_time()
         for call in (registry.register(AgentInfo("b")), registry.heartbeat("a"), registry.deregister("a")):
-            with pytest.raises(BackendRejectedError, match="lacks a right"):
+            with pytest.raises(BackendRejectedError, match="lacks a permission"):
                 await call
 
 
@@ -143,7 +141,9 @@ async def test_a_user_without_time_and_info_reads_and_is_refused_once(own_redis_
             assert (await registry.get("a")).id == "a"
             with pytest.raises(AgentNotFoundError):
                 await registry.get("absent")
-        assert client.info("commandstats").get("cmdstat_time", {}).get("rejected_calls", 0) == 0  # but at open
+        assert (
+            client.info("commandstats").get("cmdstat_time", {}).get("rejected_calls", 0) == 0
+        )  # not counting the opening
         assert len(await registry.list()) == 1
-        with pytest.raises(BackendRejectedError, match="lacks a right"):
+        with pytest.raises(BackendRejectedError, match="lacks a permission"):
             await registry.store_time()

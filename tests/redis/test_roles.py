@@ -1,4 +1,4 @@
-"""Redis servers that must not be believed: out of sync, of another kind, or no primary any more."""
+"""Redis servers that must not be trusted: out of sync, of another kind, or no longer primary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from agentic.urls import StoreURL
 from tests.support.proxy import Proxy
 from tests.support.redis_fleet import PRIMARIES, RedisCluster, SentinelTrio
 
-NOBODY = 1  # a port on which nothing listens
+NOBODY = 1  # a port without a listener
 
 
 async def scan(registry: RedisRegistry) -> list[AgentInfo]:
@@ -103,7 +103,7 @@ async def test_a_demoted_primary_that_is_cut_off_is_not_read(own_redis_server: R
 
 
 @pytest.mark.parametrize("call", ON_AN_ABSENT_AGENT)
-async def test_a_demoted_primary_does_not_say_that_an_agent_is_absent(own_redis_server: RedisServer, call: str) -> None:
+async def test_a_demoted_primary_does_not_report_an_agent_as_absent(own_redis_server: RedisServer, call: str) -> None:
     async with RedisRegistry(own_redis_server.url) as registry:
         follow(own_redis_server, NOBODY)
         with pytest.raises(BackendUnavailableError, match="replica"):
@@ -123,7 +123,7 @@ async def test_a_replica_that_hears_nothing_from_its_primary_is_not_read(
     await until_in_sync(own_redis_server)
     client = own_redis_server.admin()
     async with RedisRegistry(own_redis_server.url) as registry:
-        monkeypatch.setattr(redis_server_info, "LONGEST_SILENCE", 0)
+        monkeypatch.setattr(redis_server_info, "MAX_SILENCE", 0)
         primary.pause()
 
         async def refuses() -> bool:
@@ -138,7 +138,7 @@ async def test_a_replica_that_hears_nothing_from_its_primary_is_not_read(
         primary.resume()
 
 
-async def test_of_a_replica_it_must_be_allowed_to_ask_whether_it_is_in_sync(
+async def test_reading_a_replica_requires_the_right_to_check_its_sync(
     primary: RedisServer, own_redis_server: RedisServer
 ) -> None:
     follow(own_redis_server, primary.port)
@@ -171,7 +171,7 @@ async def test_a_primary_that_sentinels_name_is_not_read_once_it_is_a_replica(se
     async def wrong() -> tuple[str, int]:
         return "127.0.0.1", port
 
-    client.connection_pool.sentinel_manager.discover_master = lambda _: wrong()  # as sentinels that are late
+    client.connection_pool.sentinel_manager.discover_master = lambda _: wrong()  # like sentinels with outdated state
     with pytest.raises(redis_server_info.NotInSync, match="is a replica"):
         await client.ping()
     await client.aclose()
@@ -180,7 +180,7 @@ async def test_a_primary_that_sentinels_name_is_not_read_once_it_is_a_replica(se
 # --- servers of another kind ---
 
 
-async def test_a_node_of_a_cluster_and_a_sentinel_are_no_single_server(
+async def test_a_cluster_node_and_a_sentinel_are_refused_as_a_single_server(
     redis_cluster: RedisCluster, sentinel_trio: SentinelTrio
 ) -> None:
     sentinel = sentinel_trio.sentinels[0][1]
@@ -196,7 +196,7 @@ async def test_a_node_of_a_cluster_and_a_sentinel_are_no_single_server(
         await client.aclose()
 
 
-async def test_a_single_server_is_no_sentinel_and_no_cluster(redis_url: str) -> None:
+async def test_a_single_server_is_refused_as_a_sentinel_or_a_cluster(redis_url: str) -> None:
     place = redis_url.removeprefix("redis://").removesuffix("/0")
     for url in (f"redis+sentinel://{place}/fleet", f"redis+cluster://{place}"):
         with pytest.raises(BackendRejectedError, match="a single server: use redis://"):
@@ -223,7 +223,7 @@ async def test_a_client_of_a_cluster_that_reads_from_replicas_is_refused(redis_c
         RedisRegistry(client=client)
 
 
-# --- nodes of a cluster that hold nothing any more ---
+# --- nodes of a cluster that no longer own slots ---
 
 
 @pytest.fixture
@@ -246,13 +246,13 @@ async def nodes(own_redis_cluster: RedisCluster) -> AsyncIterator[Cluster]:
 
 
 async def scan_node(nodes: Cluster, port: int) -> bool:
-    """Take a step of a scan of one node by itself; return whether another layout is then known."""
+    """Send one SCAN to one node; return whether the layout has changed."""
     layout = nodes.layout()
     await nodes.page(("127.0.0.1", port), [], (b"SCAN", 0))
     return nodes.layout() != layout
 
 
-async def test_a_node_that_has_become_a_replica_is_not_relied_on(
+async def test_a_node_that_became_a_replica_is_not_trusted(
     own_redis_cluster: RedisCluster, in_cluster: RedisRegistry, nodes: Cluster
 ) -> None:
     first, replica = own_redis_cluster.servers[0], own_redis_cluster.servers[PRIMARIES]
@@ -260,13 +260,13 @@ async def test_a_node_that_has_become_a_replica_is_not_relied_on(
 
     def has_taken_over() -> bool:
         if own_redis_cluster.ask(replica, "ROLE")[0] == "slave":
-            with suppress(redis.ResponseError):  # one is under way
+            with suppress(redis.ResponseError):  # a failover is in progress
                 own_redis_cluster.ask(replica, "CLUSTER", "FAILOVER")
         return bool(own_redis_cluster.ask(first, "ROLE")[0] == "slave")
 
     await wait_until(has_taken_over, "it is a replica")
-    with suppress(BackendUnavailableError):  # as long as some node does not know of it
-        assert await scan_node(nodes, first.port)  # so that a walk begins anew
+    with suppress(BackendUnavailableError):  # until every node knows about it
+        assert await scan_node(nodes, first.port)  # so that a scan starts again
 
     async def is_whole() -> bool:
         try:
@@ -287,7 +287,11 @@ async def test_slots_that_a_node_has_lost_are_noticed_while_it_is_scanned(
     assert not await scan_node(nodes, first.port)
     for server in own_redis_cluster.servers[:PRIMARIES]:
         own_redis_cluster.ask(server, "CLUSTER", "SETSLOT", slot, "NODE", own_redis_cluster.node_id(second))
-    assert await scan_node(nodes, first.port)
+    try:
+        is_noticed = await scan_node(nodes, first.port)
+    except BackendUnavailableError as error:  # The nodes do not agree on the owner of the slot yet.
+        is_noticed = "holds other slots than before" in str(error)
+    assert is_noticed
 
 
 async def test_a_primary_cut_off_from_the_others_is_not_read(

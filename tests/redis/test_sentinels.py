@@ -1,4 +1,4 @@
-"""Sentinels with a password, wrong ones, and those that know no primary."""
+"""Sentinels: passwords, wrong credentials, and an unknown primary."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.support.redis_fleet import SERVICE, SentinelTrio, wait_for
 SERVERS, SENTINELS = "s3rvers", "s3ntinels"
 
 
-class Watch:
-    """A primary with a password, and one sentinel, with a password or without."""
+class SentinelSetup:
+    """A primary with a password, and one sentinel with or without a password."""
 
     def __init__(self, stack: ExitStack, password: str, user: str = "") -> None:
         self.server = stack.enter_context(RedisServer("--requirepass", SERVERS))
@@ -41,9 +41,9 @@ class Watch:
         stack.callback(process.wait)
         stack.callback(process.kill)
         client = stack.enter_context(redis.Redis(port=self.port, username=user or None, password=password or None))
-        wait_for(lambda: self._watches(client), "the sentinel watches the primary")
+        wait_for(lambda: self._monitors(client), "the sentinel watches the primary")
 
-    def _watches(self, client: redis.Redis) -> bool:
+    def _monitors(self, client: redis.Redis) -> bool:
         try:
             state: Any = client.sentinel_master(SERVICE)
         except redis.ConnectionError:
@@ -66,47 +66,47 @@ async def opens(url: str) -> None:
         assert [agent.id for agent in await registry.list()] == ["a"]
 
 
-async def test_sentinels_that_want_no_password_are_asked_without(stack: ExitStack) -> None:
-    watch = Watch(stack, "")
-    await opens(watch.url())
-    with redis.Redis(port=watch.port) as sentinel:
+async def test_sentinels_without_a_password_get_none(stack: ExitStack) -> None:
+    setup = SentinelSetup(stack, "")
+    await opens(setup.url())
+    with redis.Redis(port=setup.port) as sentinel:
         stats: Any = sentinel.info("errorstats")
         assert not stats
 
 
-async def test_sentinels_with_the_servers_password_are_given_it(stack: ExitStack) -> None:
-    await opens(Watch(stack, SERVERS).url())
+async def test_sentinels_with_the_servers_password_get_it(stack: ExitStack) -> None:
+    await opens(SentinelSetup(stack, SERVERS).url())
 
 
-async def test_sentinels_with_a_password_of_their_own_are_given_that(stack: ExitStack) -> None:
-    await opens(Watch(stack, SENTINELS).url(f"?sentinel_password={SENTINELS}"))
+async def test_sentinels_with_their_own_password_get_that(stack: ExitStack) -> None:
+    await opens(SentinelSetup(stack, SENTINELS).url(f"?sentinel_password={SENTINELS}"))
 
 
-async def test_sentinels_with_a_user_of_their_own_are_given_that(stack: ExitStack) -> None:
-    watch = Watch(stack, SENTINELS, "fleet")
-    await opens(watch.url(f"?sentinel_username=fleet&sentinel_password={SENTINELS}"))
+async def test_sentinels_with_their_own_user_get_that(stack: ExitStack) -> None:
+    setup = SentinelSetup(stack, SENTINELS, "fleet")
+    await opens(setup.url(f"?sentinel_username=fleet&sentinel_password={SENTINELS}"))
 
 
-async def test_a_wrong_or_missing_password_of_the_sentinels_is_the_operators(stack: ExitStack) -> None:
-    watch = Watch(stack, SENTINELS)
-    for url in (watch.url(), watch.url("?sentinel_password=wr0ng"), watch.url().replace(f":{SERVERS}@", "")):
+async def test_a_wrong_or_missing_password_of_the_sentinels_is_rejected(stack: ExitStack) -> None:
+    setup = SentinelSetup(stack, SENTINELS)
+    for url in (setup.url(), setup.url("?sentinel_password=wr0ng"), setup.url().replace(f":{SERVERS}@", "")):
         with pytest.raises(BackendRejectedError, match="the sentinels refuse .*sentinel_password") as caught:
             await open_registry(url).open()
         message = str(caught.value)
         assert "\n" not in message
-        assert f"127.0.0.1:{watch.port}" in message
+        assert f"127.0.0.1:{setup.port}" in message
         assert len(message) < 400
         shown = "".join(traceback.format_exception(caught.value))
         assert SERVERS not in shown
         assert "wr0ng" not in shown
 
 
-async def test_a_service_that_the_sentinels_do_not_know_is_the_operators(sentinel_trio: SentinelTrio) -> None:
-    with pytest.raises(BackendRejectedError, match=f"know no service 'other'; they watch: {SERVICE}"):
+async def test_a_service_unknown_to_the_sentinels_is_rejected(sentinel_trio: SentinelTrio) -> None:
+    with pytest.raises(BackendRejectedError, match=f"know no service 'other'; they monitor: {SERVICE}"):
         await RedisRegistry(sentinel_trio.url.replace(f"/{SERVICE}", "/other")).open()
 
 
-async def test_sentinels_that_are_not_there_are_unavailable() -> None:
+async def test_unreachable_sentinels_are_unavailable() -> None:
     with pytest.raises(BackendUnavailableError, match="the sentinels name no primary of 'fleet' at present") as caught:
         await RedisRegistry("redis+sentinel://127.0.0.1:1,127.0.0.1:2/fleet", timeout=1).open()
     assert "object at" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Redis over TLS: with the right certificate it works, everything else is refused with a hint within the connect timeout."""
+"""Redis over TLS: the right certificate works, all else is refused with a hint within the connect timeout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from agentic.backends.redis.client import make_client
 from tests.support.proxy import Proxy
 from tests.support.redis_fleet import SERVICE, SentinelTrio
 
-CONNECT = 1.5  # three times that is less than the 5 s that any connecting may take
+CONNECT = 1.5  # three times this is below the 5 s limit of any connect
 
 
 def served_by(authority: trustme.CA, name: str) -> ssl.SSLContext:
@@ -48,7 +48,7 @@ async def test_the_right_certificate_works(redis_url: str, authority: trustme.CA
             assert await registry.flush() == 1
 
 
-async def test_closing_does_not_wait_for_the_other_sides_end_of_tls(
+async def test_closing_does_not_wait_for_the_servers_tls_close(
     redis_url: str, authority: trustme.CA, tmp_path: Path
 ) -> None:
     async with Proxy(port_of(redis_url), served_by(authority, "127.0.0.1")) as proxy:
@@ -59,7 +59,7 @@ async def test_closing_does_not_wait_for_the_other_sides_end_of_tls(
             await registry.aclose()
 
 
-async def test_a_certificate_nobody_signed_is_refused(redis_url: str, authority: trustme.CA) -> None:
+async def test_an_untrusted_certificate_is_refused(redis_url: str, authority: trustme.CA) -> None:
     async with Proxy(port_of(redis_url), served_by(authority, "127.0.0.1")) as proxy:
         with pytest.raises(BackendRejectedError, match="certificate is not trusted"):
             await open_in_time(proxy.url)
@@ -67,16 +67,16 @@ async def test_a_certificate_nobody_signed_is_refused(redis_url: str, authority:
 
 async def test_another_hosts_certificate_is_refused(redis_url: str, authority: trustme.CA, tmp_path: Path) -> None:
     async with Proxy(port_of(redis_url), served_by(authority, "elsewhere.example")) as proxy:
-        with pytest.raises(BackendRejectedError, match="another host's"):
+        with pytest.raises(BackendRejectedError, match="is for another host"):
             await open_in_time(f"{proxy.url}?ca={tmp_path / 'ca.pem'}")
 
 
-async def test_tls_to_a_plain_port_is_refused_with_a_hint(redis_url: str) -> None:
+async def test_a_tls_connection_to_a_plain_port_is_refused_with_a_hint(redis_url: str) -> None:
     with pytest.raises((BackendRejectedError, BackendUnavailableError), match="redis://"):
         await open_in_time(redis_url.replace("redis://", "rediss://"))
 
 
-async def test_plain_to_a_tls_port_is_refused_with_a_hint(redis_url: str, authority: trustme.CA) -> None:
+async def test_a_plain_connection_to_a_tls_port_is_refused_with_a_hint(redis_url: str, authority: trustme.CA) -> None:
     async with Proxy(port_of(redis_url), served_by(authority, "127.0.0.1")) as proxy:
         with pytest.raises(BackendUnavailableError, match="rediss://"):
             await open_in_time(proxy.url.replace("rediss://", "redis://"))
@@ -84,7 +84,7 @@ async def test_plain_to_a_tls_port_is_refused_with_a_hint(redis_url: str, author
 
 @pytest.fixture
 def mutual(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
-    """What a server has that wants a certificate of its clients; theirs lies beside the authority's."""
+    """The context of a server that requires a client certificate; writes the certificates to `tmp_path`."""
     context = served_by(authority, "127.0.0.1")
     context.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(context)
@@ -96,7 +96,7 @@ def mutual(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("files", [{"cert": "client.pem", "key": "client.key"}, {"cert": "both.pem"}])
-async def test_a_server_that_wants_a_certificate_gets_it(
+async def test_a_client_certificate_is_sent_to_a_server_that_requires_it(
     redis_url: str, mutual: ssl.SSLContext, tmp_path: Path, files: dict[str, str]
 ) -> None:
     async with Proxy(port_of(redis_url), mutual) as proxy:
@@ -104,12 +104,12 @@ async def test_a_server_that_wants_a_certificate_gets_it(
         given = "".join(f"&{option}={tmp_path / name}" for option, name in files.items())
         async with open_registry(base + given) as registry:
             assert await registry.list() == []
-        with pytest.raises(BackendError, match="certificate of its clients: see cert and key"):
+        with pytest.raises(BackendError, match="client certificate: see cert and key"):
             await open_registry(base).open()
 
 
 def encrypted(key: bytes) -> bytes:
-    """A key that wants a password, for which OpenSSL would ask on the terminal."""
+    """A key with a password, for which OpenSSL would prompt on the terminal."""
     loaded = serialization.load_pem_private_key(key, None)
     secret = serialization.BestAvailableEncryption(b"secret")
     return loaded.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret)
@@ -125,12 +125,12 @@ async def test_a_wrong_file_is_named_with_its_option(mutual: ssl.SSLContext, tmp
         ("cert", "missing.pem", "cannot be read: No such file"),
         ("key", "missing.key", "cannot be read: No such file"),
         ("ca", "", "cannot be read: Is a directory"),
-        ("ca", "garbage.pem", "holds no certificate"),
-        ("ca", "client.key", "holds no certificate"),
-        ("cert", "client.key", "holds no certificate"),
-        ("key", "client.pem", "holds no unencrypted key of that certificate"),
-        ("key", "another.key", "holds no unencrypted key of that certificate"),
-        ("key", "encrypted.key", "holds no unencrypted key of that certificate"),
+        ("ca", "garbage.pem", "contains no certificate"),
+        ("ca", "client.key", "contains no certificate"),
+        ("cert", "client.key", "contains no certificate"),
+        ("key", "client.pem", "contains no unencrypted key for that certificate"),
+        ("key", "another.key", "contains no unencrypted key for that certificate"),
+        ("key", "encrypted.key", "contains no unencrypted key for that certificate"),
     ):
         files = {each: str(tmp_path / file) for each, file in (good | {option: name}).items()}
         with pytest.raises(BackendRejectedError, match=why) as caught:
@@ -138,7 +138,7 @@ async def test_a_wrong_file_is_named_with_its_option(mutual: ssl.SSLContext, tmp
         assert str(caught.value).startswith(f"{option}: the file {str(tmp_path / name)!r}")
 
 
-async def test_sentinels_are_asked_by_tls_as_the_servers_are_unless_told_otherwise(
+async def test_sentinels_use_tls_by_default_if_the_servers_do(
     sentinel_trio: SentinelTrio, authority: trustme.CA, tmp_path: Path
 ) -> None:
     sentinel = sentinel_trio.sentinels[0][1]
@@ -164,7 +164,7 @@ async def test_sentinels_are_asked_by_tls_as_the_servers_are_unless_told_otherwi
 
 
 async def open_in_time(url: str) -> None:
-    """Open a registry; three times its timeout is the time of a call that hangs, whatever the machine."""
+    """Open a registry; count it as hung after three times its timeout, also on a slow machine."""
     async with asyncio.timeout(3 * CONNECT):
         await RedisRegistry(url, timeout=CONNECT).open()
 

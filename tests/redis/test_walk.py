@@ -1,4 +1,4 @@
-"""Walks of the fleet in Redis while its servers change: every agent once, or an error, never a shorter list."""
+"""Scans of the fleet while its servers change: every agent once, or an error, never a partial list."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IDS = {f"agent-{number}" for number in range(FLEET)}
 
 @pytest.fixture
 def keeping_server() -> Iterator[RedisServer]:
-    """A server that finds its data again when it is restarted."""
+    """A server that keeps its data when restarted."""
     with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
         yield server
 
@@ -39,7 +39,7 @@ async def register_fleet(registry: RedisRegistry) -> None:
     await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in IDS))
 
 
-async def test_a_restart_amid_a_walk_hides_nobody(keeping_server: RedisServer) -> None:
+async def test_a_restart_during_a_scan_hides_no_agent(keeping_server: RedisServer) -> None:
     async with RedisRegistry(keeping_server.url, ttl=None) as registry:
         await register_fleet(registry)
         seen: list[str] = []
@@ -48,7 +48,7 @@ async def test_a_restart_amid_a_walk_hides_nobody(keeping_server: RedisServer) -
                 seen.append(agent.id)
                 if len(seen) == FLEET // 2:
                     keeping_server.stop()
-                    keeping_server.start()  # All in one turn of the loop, so that the walk does not meet it down.
+                    keeping_server.start()  # Without an await, so that the scan does not find it down.
         assert sorted(seen) == sorted(IDS)
 
 
@@ -58,7 +58,7 @@ def is_followed(port: int) -> bool:
         return bool(info["connected_slaves"] == 1)
 
 
-async def test_a_failover_amid_a_walk_hides_nobody(sentinel_trio: SentinelTrio) -> None:
+async def test_a_failover_during_a_scan_hides_no_agent(sentinel_trio: SentinelTrio) -> None:
     async with RedisRegistry(sentinel_trio.url, ttl=None, prefix="failover") as registry:
         await register_fleet(registry)
         old = sentinel_trio.primary_port()
@@ -77,7 +77,7 @@ async def test_a_failover_amid_a_walk_hides_nobody(sentinel_trio: SentinelTrio) 
         assert await registry.flush() == FLEET
 
 
-async def test_a_server_that_is_another_one_each_time_is_an_error() -> None:
+async def test_a_server_that_changes_again_and_again_is_an_error() -> None:
     class Unsteady(OneServer):
         def __init__(self) -> None:
             self.runs = 0
@@ -97,7 +97,7 @@ async def test_a_server_that_is_another_one_each_time_is_an_error() -> None:
     assert servers.runs == 2 * MAX_STARTS  # type: ignore[attr-defined]
 
 
-async def test_a_walk_gives_what_it_has_read_before_the_server_fails(own_redis_server: RedisServer) -> None:
+async def test_a_scan_yields_what_it_read_before_the_server_fails(own_redis_server: RedisServer) -> None:
     async with RedisRegistry(own_redis_server.url, timeout=2) as registry:
         await register_fleet(registry)
         seen: list[str] = []
@@ -105,11 +105,11 @@ async def test_a_walk_gives_what_it_has_read_before_the_server_fails(own_redis_s
             async for agent in registry.scan():
                 seen.append(agent.id)
                 own_redis_server.stop()
-        assert 2 * PAGE_SIZE <= len(seen) < FLEET  # The second page was read while the first one was worked on.
+        assert 2 * PAGE_SIZE <= len(seen) < FLEET  # The second page was read while the first was processed.
         assert len(seen) == len(set(seen))
 
 
-async def test_nothing_is_under_way_between_two_pages_nor_after_a_page_that_was_cancelled(
+async def test_no_request_is_pending_between_two_pages_or_after_a_cancelled_page(
     own_redis_server: RedisServer,
 ) -> None:
     async with RedisRegistry(own_redis_server.url, timeout=20) as registry:
@@ -141,7 +141,7 @@ async def test_a_registry_that_only_lists_finds_a_new_primary_of_its_cluster(own
             assert await registry.flush() == FLEET
 
 
-async def test_connections_killed_in_a_cluster_cost_reads_and_heartbeats_nothing(redis_cluster: RedisCluster) -> None:
+async def test_killed_connections_in_a_cluster_fail_no_read_or_heartbeat(redis_cluster: RedisCluster) -> None:
     async with RedisRegistry(redis_cluster.url, prefix="killed") as registry:
         await registry.register(AgentInfo("a"))
         for _ in range(5):
@@ -163,12 +163,12 @@ async def test_the_documented_rights_suffice_in_a_cluster(own_redis_cluster: Red
         assert len(await registry.list()) == len(await registry.reap(0)) == await registry.flush() == 20
 
 
-async def test_what_a_cluster_refuses_is_the_operators(own_redis_cluster: RedisCluster, redis_url: str) -> None:
+async def test_a_refusal_by_a_cluster_is_rejected(own_redis_cluster: RedisCluster, redis_url: str) -> None:
     cluster = own_redis_cluster
     for server in cluster.servers:
         cluster.ask(server, "ACL", "SETUSER", "weak", "on", ">s3cr3t", "~*", "+@all", "-cluster|slots")
     for url, hint in (
-        (cluster.url.replace("://", "://weak:s3cr3t@"), "lacks a right"),
+        (cluster.url.replace("://", "://weak:s3cr3t@"), "lacks a permission"),
         (cluster.url.replace("://", "://weak:wr0ng@"), "check the user name"),
         (redis_url.replace("redis://", "redis+cluster://").removesuffix("/0"), "a single server: use redis://"),
     ):
@@ -178,7 +178,7 @@ async def test_what_a_cluster_refuses_is_the_operators(own_redis_cluster: RedisC
         assert "wr0ng" not in str(caught.value)
 
 
-async def test_a_key_of_another_type_is_told_and_counted(
+async def test_a_key_of_another_type_is_logged_and_counted(
     redis_store: RedisStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = f"{redis_store.prefix}:agent:list"
@@ -196,7 +196,7 @@ async def test_a_key_of_another_type_is_told_and_counted(
     redis_store.client.delete(key)
 
 
-async def test_what_a_sweep_marked_before_one_agents_error_is_told(redis_store: RedisStore) -> None:
+async def test_agents_marked_before_an_error_of_a_sweep_are_reported(redis_store: RedisStore) -> None:
     class PartlyAnswered(RedisBackend):
         async def _mark(self, ids: list[str], found: Any) -> list[tuple[str, Any]]:
             marks = await super()._mark(ids, found)

@@ -1,4 +1,4 @@
-"""SQLite misbehaving, each fault produced for real: how it ends, and that nothing acknowledged is lost."""
+"""Faults of SQLite, each produced for real: how calls end, and that nothing acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_random_cancels_leave_no_transaction_open(tmp_path: Path) -> None:
             for call in chance.sample(calls, 20):
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-            # Those that had ended before their turn came do not count.
+            # Tasks that had ended before their cancellation do not count.
             cancelled += sum(call.cancelled() for call in calls)
         await wait_until_unlocked(registry.path)
         await other.register(AgentInfo("b"))
@@ -54,7 +54,7 @@ async def test_random_cancels_leave_no_transaction_open(tmp_path: Path) -> None:
 
 
 async def test_twelve_processes_open_one_new_file_at_once(tmp_path: Path) -> None:
-    # Forked from one process that has imported everything, so that they really begin together.
+    # Forked from one process with everything imported, so that they start at the same time.
     script = """
         async def open_and_register(path, agent_id):
             async with SQLiteRegistry(path) as registry:
@@ -118,7 +118,7 @@ async def test_eight_processes_write_while_the_lock_holder_is_stopped_then_kille
             held = await counts()
             with pytest.raises(BackendUnavailableError):
                 await registry.register(AgentInfo("late"))
-            assert await counts() == held  # readers do not wait, and nobody could write
+            assert await counts() == held  # readers do not wait, and no process could write
             process.kill()
             await wait_until(lambda: all_wrote(held), "all eight write again")
             # `communicate` closes their input, which ends them.
@@ -165,14 +165,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "small"
 
 
-async def test_a_full_disk_is_the_operators_until_there_is_room_again(small_disk: Path) -> None:
+async def test_a_full_disk_is_rejected_until_space_is_freed(small_disk: Path) -> None:
     filler = small_disk / "filler"
     async with SQLiteRegistry(small_disk / "r.db") as registry:
         await registry.register(AgentInfo("a"))
         with suppress(OSError), filler.open("wb") as file:
             while True:
                 file.write(b"x" * 1024)
-        with pytest.raises(BackendRejectedError, match="free some space"):
+        with pytest.raises(BackendRejectedError, match="free some disk space"):
             for number in range(2_000):
                 await registry.register(AgentInfo(f"agent-{number}", name="x" * 500))
         assert (await registry.get("a")).id == "a"
@@ -183,7 +183,7 @@ async def test_a_full_disk_is_the_operators_until_there_is_room_again(small_disk
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
-async def test_a_file_that_is_gone_is_told_and_what_went_into_the_void_is_not_acknowledged(
+async def test_a_deleted_or_replaced_file_is_an_error_and_lost_writes_are_not_acknowledged(
     tmp_path: Path, how: str
 ) -> None:
     path = tmp_path / "r.db"
@@ -203,7 +203,7 @@ async def test_a_file_that_is_gone_is_told_and_what_went_into_the_void_is_not_ac
 
 
 @pytest.mark.parametrize("how", ["moved away", "a copy put back"])
-async def test_calls_on_a_file_that_is_gone_leave_the_one_in_its_place_sound(tmp_path: Path, how: str) -> None:
+async def test_calls_on_a_replaced_file_do_not_damage_the_new_one(tmp_path: Path, how: str) -> None:
     path = tmp_path / "r.db"
     old = [f"old-{number}" for number in range(300)]
     script = """
@@ -222,7 +222,7 @@ async def test_calls_on_a_file_that_is_gone_leave_the_one_in_its_place_sound(tmp
         path.rename(tmp_path / "moved.db")
         if how == "a copy put back":
             copy.rename(path)
-        # The other one takes over the log of the first, which has it open: one write there would ruin both.
+        # The other file takes over the log that the first has open: one write to it would corrupt both.
         other = spawn(script, path)
         ended = asyncio.ensure_future(asyncio.to_thread(other.communicate))
         while not ended.done():
@@ -236,18 +236,18 @@ async def test_calls_on_a_file_that_is_gone_leave_the_one_in_its_place_sound(tmp
     assert found == {f"new-{number}" for number in range(500)} | (set(old) if how == "a copy put back" else set())
 
 
-async def test_a_damaged_page_is_the_operators(tmp_path: Path) -> None:
+async def test_a_damaged_page_is_rejected(tmp_path: Path) -> None:
     path, damaged = tmp_path / "r.db", tmp_path / "damaged.db"
     ids = [f"agent-{n:04}" for n in range(500)]
     async with SQLiteRegistry(path) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(agent_id, name="x" * 200)) for agent_id in ids))
     sound, chance = path.read_bytes(), random.Random(3)
-    # Each page by itself, but for the first, without which it is no database.
+    # Each page in turn, except the first: without it, the file is not a database.
     for start in range(4096, len(sound), 4096):
         damaged.write_bytes(sound[:start] + chance.randbytes(4096) + sound[start + 4096 :])
-        with pytest.raises(BackendRejectedError, match="it is damaged: close every program"):
+        with pytest.raises(BackendRejectedError, match="it is damaged: stop every program"):
             async with SQLiteRegistry(damaged) as registry:
-                # What of the index is damaged, a walk of the table does not meet.
+                # A scan of the table does not read damaged pages of the index.
                 assert len(await registry.list()) == len(ids)
                 await registry.heartbeat_many(ids)
         for suffix in ("-wal", "-shm"):
@@ -257,12 +257,12 @@ async def test_a_damaged_page_is_the_operators(tmp_path: Path) -> None:
 async def test_a_text_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("these are my notes\n" * 100)
-    with pytest.raises(BackendRejectedError, match="it is no SQLite database: name another file"):
+    with pytest.raises(BackendRejectedError, match="it is not a SQLite database: name another file"):
         await SQLiteRegistry(path).open()
     assert path.read_text() == "these are my notes\n" * 100
 
 
-async def test_a_folder_that_cannot_be_written_is_the_operators(tmp_path: Path) -> None:
+async def test_a_read_only_folder_is_rejected(tmp_path: Path) -> None:
     with mounted(tmp_path / "locked", "size=4m") as allowed:
         folder = tmp_path / "locked"
         if allowed:
@@ -270,7 +270,7 @@ async def test_a_folder_that_cannot_be_written_is_the_operators(tmp_path: Path) 
                 await registry.register(AgentInfo("a"))
             await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,ro", str(folder)], check=True)
         elif os.geteuid() == 0:
-            folder = Path("/proc")  # Root may write anywhere but where the kernel itself refuses.
+            folder = Path("/proc")  # Root may write anywhere except where the kernel refuses.
         else:
             folder.chmod(0o555)
         for name in ("there.db", "new.db"):
@@ -281,7 +281,7 @@ async def test_a_folder_that_cannot_be_written_is_the_operators(tmp_path: Path) 
                 await SQLiteRegistry(folder / name).open()
 
 
-async def test_a_process_that_does_not_close_ends_at_once_and_says_so(tmp_path: Path) -> None:
+async def test_a_process_that_does_not_close_exits_at_once_with_a_warning(tmp_path: Path) -> None:
     script = """
         registry = SQLiteRegistry(sys.argv[1])
         async def main():
@@ -293,7 +293,7 @@ async def test_a_process_that_does_not_close_ends_at_once_and_says_so(tmp_path: 
     with killed_at_last(spawn(script, tmp_path / "r.db")) as process:
         assert process.stdout is not None
         assert await asyncio.to_thread(process.stdout.readline) == b"done\n"
-        # A bound on hanging, not a speed: nothing is left to wait for.
+        # Detects a hang, does not measure speed: nothing is left to wait for.
         _, told = await asyncio.to_thread(process.communicate, timeout=2)
     assert process.returncode == 0
     assert b"ResourceWarning: unclosed SQLiteRegistry" in told
@@ -301,7 +301,7 @@ async def test_a_process_that_does_not_close_ends_at_once_and_says_so(tmp_path: 
         assert [agent.id for agent in await registry.list()] == ["a"]
 
 
-async def test_a_forked_process_is_told_why_it_cannot_go_on(tmp_path: Path) -> None:
+async def test_a_forked_process_gets_an_error_that_names_the_fork(tmp_path: Path) -> None:
     script = """
         async def main():
             async with SQLiteRegistry(sys.argv[1]) as registry:

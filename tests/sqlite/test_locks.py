@@ -51,7 +51,7 @@ def raw(path: Path) -> Iterator[sqlite3.Connection]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Set once a connection waits for a lock."""
+    """An event that is set once a connection waits for a lock."""
     event = threading.Event()
 
     def sleep(seconds: float) -> None:
@@ -63,7 +63,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 class Gate:
-    """A clock that stops the thread which asks for the time, so in the middle of a transaction, until it is released."""
+    """A clock that blocks its caller's thread, so in the middle of a transaction, until released."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -82,7 +82,7 @@ Threads = Callable[[], set[threading.Thread]]
 
 @pytest.fixture
 def new_threads() -> Threads:
-    """Return a function that returns the threads begun in this test, but for asyncio's own for `to_thread`."""
+    """Return a function that returns the threads started in this test, without those of `to_thread`."""
     before = set(threading.enumerate())
 
     def begun() -> set[threading.Thread]:
@@ -91,7 +91,7 @@ def new_threads() -> Threads:
     return begun
 
 
-# --- within the timeout, whoever holds the lock ---
+# --- calls end within the timeout while another process holds the lock ---
 
 
 @pytest.mark.parametrize("hold", [name for name in HOLDS if name.startswith("exclusive, ")])
@@ -104,7 +104,7 @@ async def test_opening_a_locked_file_ends_within_the_timeout(
             await registry.register(AgentInfo("a"))
     registry = SQLiteRegistry(path, timeout=0.3)
     async with locked_by_another_process(path, *HOLDS[hold]), asyncio.timeout(DOES_NOT_HANG):
-        with pytest.raises(BackendUnavailableError, match="another process keeps it locked"):
+        with pytest.raises(BackendUnavailableError, match="locked by another process"):
             await registry.open()
         assert not new_threads()
     async with SQLiteRegistry(path) as again:
@@ -133,7 +133,7 @@ async def test_calls_on_a_locked_file_end_within_the_timeout(path: Path, hold: s
                 registry.reap(0),
                 registry.flush(),
             ):
-                with pytest.raises(BackendUnavailableError, match="another process keeps it locked"):
+                with pytest.raises(BackendUnavailableError, match="locked by another process"):
                     await call
         assert (await registry.get("a")).name == ""
         await registry.heartbeat("a")
@@ -156,20 +156,20 @@ async def test_closing_ends_within_the_timeout_while_a_write_waits_for_a_lock(
 
 async def test_the_integrity_check_ends_within_the_timeout(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db, db:
-        # The check evaluates this for every row, which takes minutes for all of them.
+        # The check evaluates this for every row, which takes minutes in total.
         db.execute("PRAGMA ignore_check_constraints = ON")
         db.execute("CREATE TABLE theirs (x INTEGER, CHECK (length(hex(zeroblob(1000000 + x))) > 0))")
         db.executemany("INSERT INTO theirs VALUES (?)", [(number,) for number in range(100_000)])
     async with SQLiteRegistry(path, timeout=1) as registry, asyncio.timeout(DOES_NOT_HANG):
         found = {finding.subject: finding async for finding in registry.diagnose()}
         assert found["integrity"].level is Level.NOTE
-        assert found["integrity"].found == "not checked to the end within 0.9 s"
+        assert found["integrity"].found == "not finished within 0.9 s"
         assert found["names"].level is Level.OK
         await registry.register(AgentInfo("a"))
         assert len(await registry.list()) == 1
 
 
-# --- reads beside a write of the same registry that waits ---
+# --- reads during a blocked write of the same registry ---
 
 
 READS: dict[str, Call] = {
@@ -186,7 +186,9 @@ async def test_reads_go_on_while_a_write_of_the_registry_waits(path: Path, waits
         await registry.register(AgentInfo("a"))
         await registry.register(AgentInfo("b"))
         async with locked_by_another_process(path, *HOLDS["write lock"]):
-            beat = asyncio.create_task(registry.heartbeat("b"))  # Calls on one agent keep their order, so of another.
+            beat = asyncio.create_task(
+                registry.heartbeat("b")
+            )  # Another agent, because calls on one agent keep their order.
             await wait_until(waits.is_set, "the heartbeat waits for the lock")
             async with asyncio.timeout(DOES_NOT_HANG):
                 await call(registry)
@@ -206,7 +208,7 @@ CHANGES: dict[str, Call] = {
 
 
 async def assert_nothing_changed(registry: SQLiteRegistry) -> None:
-    # These calls come later in the same thread: what is still to happen has happened by then.
+    # These calls run later in the same thread, so a pending change would have happened by then.
     await registry.register(AgentInfo("b"))
     found = await registry.get("a")
     assert (found.name, found.status) == ("", AgentStatus.AVAILABLE)
@@ -216,7 +218,7 @@ async def assert_nothing_changed(registry: SQLiteRegistry) -> None:
 
 
 @pytest.mark.parametrize("call", CHANGES.values(), ids=CHANGES)
-async def test_a_change_that_waited_for_a_lock_in_vain_never_happens(
+async def test_a_change_that_timed_out_waiting_for_a_lock_never_happens(
     path: Path, raw: sqlite3.Connection, call: Call
 ) -> None:
     async with SQLiteRegistry(path, timeout=0.3) as registry:
@@ -229,7 +231,7 @@ async def test_a_change_that_waited_for_a_lock_in_vain_never_happens(
 
 
 @pytest.mark.parametrize("call", CHANGES.values(), ids=CHANGES)
-async def test_a_change_under_way_when_its_call_times_out_never_happens(path: Path, call: Call) -> None:
+async def test_a_running_change_whose_call_times_out_never_happens(path: Path, call: Call) -> None:
     gate = Gate()
     async with SQLiteRegistry(path, clock=gate, timeout=0.3) as registry:
         await registry.register(AgentInfo("a"))
@@ -314,7 +316,7 @@ async def test_a_long_statement_whose_caller_is_cancelled_is_interrupted(path: P
 @pytest.mark.parametrize("error", [
     KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, StopAsyncIteration, asyncio.CancelledError, MemoryError, RuntimeError,
 ])  # fmt: skip
-async def test_what_the_clock_raises_leaves_the_thread_and_the_connection_usable(
+async def test_an_exception_of_the_clock_leaves_the_thread_and_the_connection_usable(
     path: Path, error: type[BaseException]
 ) -> None:
     fails = False
@@ -328,7 +330,7 @@ async def test_what_the_clock_raises_leaves_the_thread_and_the_connection_usable
         await registry.register(AgentInfo("a"))
         for call in (*CHANGES.values(), *READS.values()):
             fails = True
-            with pytest.raises(Exception) as raised:  # noqa: PT011  which one is below
+            with pytest.raises(Exception) as raised:  # noqa: PT011  the type is checked below
                 await call(registry)
             fails = False
             assert isinstance(raised.value, BackendError | RuntimeError)

@@ -1,4 +1,4 @@
-"""By which name a SQLite file may be opened, and what happens when it, or its log, changes under an open registry."""
+"""The names by which a SQLite file may be opened, and changes to the file or its log while it is open."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def ids(agents: list[AgentInfo]) -> set[str]:
     return {agent.id for agent in agents}
 
 
-# --- several registries of one process: its locks on the file stay ---
+# --- several registries of one process keep its locks on the file ---
 
 
 @asynccontextmanager
 async def two_registries(path: Path | None) -> AsyncIterator[tuple[SQLiteRegistry, SQLiteRegistry, Path]]:
-    """Open two registries on a named file or the default one; the second is the test's to close."""
+    """Open two registries on a named file or the default one; the test may close the second."""
     async with SQLiteRegistry(path) as one:
         other = SQLiteRegistry(path)
         await other.open()
@@ -46,7 +46,7 @@ async def two_registries(path: Path | None) -> AsyncIterator[tuple[SQLiteRegistr
 
 @pytest.mark.parametrize("default", [False, True])
 @pytest.mark.parametrize("then", ["opened", "examined", "closed", "refused"])
-async def test_a_second_registry_of_a_process_leaves_the_locks_of_the_first(
+async def test_a_second_registry_of_a_process_keeps_the_locks_of_the_first(
     path: Path, default: bool, then: str
 ) -> None:
     async with two_registries(None if default else path) as (one, other, file):
@@ -61,7 +61,7 @@ async def test_a_second_registry_of_a_process_leaves_the_locks_of_the_first(
             with pytest.raises(BackendRejectedError):
                 await SQLiteRegistry(second).open()
             second.unlink()
-        # Without the locks, the other process is the last to close the file, and removes the log in use.
+        # Without the locks, the other process would consider itself the last to close, and delete the log in use.
         assert await seen_by_another_process(file) == {"before"}
         assert file.with_name(file.name + "-wal").exists()
         await one.register(AgentInfo("after"))
@@ -69,7 +69,7 @@ async def test_a_second_registry_of_a_process_leaves_the_locks_of_the_first(
 
 
 @pytest.mark.parametrize("default", [False, True])
-async def test_two_registries_of_a_process_lose_nothing_beside_other_processes(path: Path, default: bool) -> None:
+async def test_two_registries_of_a_process_lose_nothing_alongside_other_processes(path: Path, default: bool) -> None:
     script = """
         async def main():
             for number in range(10):
@@ -100,7 +100,7 @@ async def test_without_its_log_a_registry_acknowledges_nothing(tmp_path: Path, s
     path = tmp_path / "real" / "r.db"
     path.parent.mkdir()
     (tmp_path / "link.db").symlink_to(path)
-    # The log lies beside the file that the link names.
+    # The log is next to the target of the link.
     async with SQLiteRegistry(tmp_path / "link.db") as registry:
         await registry.register(AgentInfo("a"))
         log = path.with_name(path.name + suffix)
@@ -158,7 +158,7 @@ async def test_a_hard_link_made_while_the_file_is_open_is_found_by_the_doctor(tm
 
 @pytest.fixture
 def mounted_file(tmp_path: Path) -> Iterator[Path]:
-    """A second name of `r.db`, by a mount of that file alone."""
+    """A second name of `r.db`, by a mount of that single file."""
     (tmp_path / "r.db").touch()
     place = tmp_path / "a container"  # The kernel writes the space as \\040.
     place.mkdir()
@@ -173,13 +173,13 @@ def mounted_file(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(name)], check=True)
 
 
-async def test_a_file_that_is_mounted_by_itself_is_refused(path: Path, mounted_file: Path) -> None:
+async def test_a_file_mounted_by_itself_is_refused(path: Path, mounted_file: Path) -> None:
     link = path.with_name("link.db")
     link.symlink_to(mounted_file)
     async with SQLiteRegistry(path) as registry:
         await registry.register(AgentInfo("a"))
         for name in (mounted_file, link):
-            with pytest.raises(BackendRejectedError, match="it is a mount of a single file: mount its folder instead"):
+            with pytest.raises(BackendRejectedError, match="it is mounted as a single file: mount its folder instead"):
                 await SQLiteRegistry(name).open()
         assert [each.name for each in mounted_file.parent.iterdir()] == ["fleet.db"]
         assert await seen_by_another_process(path) == {"a"}
@@ -198,7 +198,7 @@ async def test_symbolic_links_share_the_file_that_they_name(tmp_path: Path, path
 
 
 @pytest.mark.parametrize("create", [True, False])
-async def test_what_is_no_regular_file_is_refused(tmp_path: Path, create: bool) -> None:
+async def test_a_special_file_is_refused(tmp_path: Path, create: bool) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -209,13 +209,13 @@ async def test_what_is_no_regular_file_is_refused(tmp_path: Path, create: bool) 
             (tmp_path / "socket", "it is not a regular file"),
             (Path("/dev/null"), "it is not a regular file"),
         ):
-            # A bound on hanging, which opening a pipe would do.
+            # Detects a hang: opening a pipe would block.
             async with asyncio.timeout(20):
                 with pytest.raises(BackendRejectedError, match=reason):
                     await SQLiteRegistry(name, create=create).open()
 
 
-# --- names that mean something elsewhere ---
+# --- names with a special meaning to SQLite or the shell ---
 
 ODD_NAMES = [
     "file:x.db", "file:x.db?mode=memory", "file::memory:?cache=shared", ":memory:.db", " :memory:", ":memory: ", "a b?c#d&e=f;g+h.db",
@@ -225,9 +225,7 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
 @pytest.mark.parametrize("how", ["absolute", "relative", "URL", "relative URL"])
-async def test_a_path_is_a_files_name_and_nothing_else(
-    tmp_path: Path, name: str, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_path_is_taken_literally(tmp_path: Path, name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if how == "absolute":
         registry = SQLiteRegistry(tmp_path / name)

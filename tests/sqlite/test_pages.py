@@ -1,4 +1,4 @@
-"""Pages of a SQLite file whose rows others have written or moved."""
+"""Pages of a SQLite file with rows written or moved by other programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentic.testing.contract.pages import paged_ids
 
 
 @pytest.mark.parametrize("limit", [1, 2, 500])
-async def test_rows_whose_id_is_no_text_are_counted_once_and_end_no_walk(tmp_path: Path, limit: int) -> None:
+async def test_rows_with_an_id_that_is_not_text_are_counted_once_and_end_no_walk(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "registry.db"
     async with SQLiteRegistry(path) as registry:
         await registry.backend.insert([AgentInfo("a"), AgentInfo("b"), AgentInfo("c")])
@@ -27,7 +27,7 @@ async def test_rows_whose_id_is_no_text_are_counted_once_and_end_no_walk(tmp_pat
         assert registry.corrupt_records == 10
 
 
-async def test_a_row_moved_by_a_vacuum_is_given_once(tmp_path: Path) -> None:
+async def test_a_row_moved_by_a_vacuum_is_returned_once(tmp_path: Path) -> None:
     path = tmp_path / "registry.db"
     async with SQLiteRegistry(path) as registry:
         ids = sorted(await fill(registry, 100))

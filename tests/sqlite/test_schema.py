@@ -1,4 +1,4 @@
-"""Tables `agents` on which calls would not do what they say: refused when opened, and when altered meanwhile."""
+"""Tables `agents` on which calls would not work as documented: refused at open, and when altered later."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ async def test_a_table_that_is_altered_while_it_is_open_is_an_error_of_every_cal
                 await call
 
 
-async def test_a_column_that_is_added_while_the_table_is_open_disturbs_nobody(
-    path: Path, raw: sqlite3.Connection
-) -> None:
+async def test_a_column_added_while_the_table_is_open_breaks_no_call(path: Path, raw: sqlite3.Connection) -> None:
     async with SQLiteRegistry(path) as registry:
         await registry.register(AgentInfo("a"))
         raw.execute("ALTER TABLE agents ADD COLUMN theirs TEXT DEFAULT 'kept'")

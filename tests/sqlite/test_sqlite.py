@@ -1,4 +1,4 @@
-"""What only SQLite can show: the file, other processes, other writers' rows, and cancelled transactions."""
+"""SQLite only: the file, other processes, rows of other writers, and cancelled transactions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_agents_survive_the_process(path: Path) -> None:
         assert await registry.list() == [stored]
 
 
-async def test_the_default_file_and_its_folder_are_the_owners_alone() -> None:
+async def test_the_default_file_and_its_folder_are_private() -> None:
     registry = SQLiteRegistry()
     async with registry:
         await registry.register(AgentInfo("a"))
@@ -86,12 +86,12 @@ async def test_a_missing_folder_is_an_error_with_a_hint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "a\0b", b"bytes.db"])
-def test_what_is_no_path_is_refused(wrong: str) -> None:
+def test_an_invalid_path_is_refused(wrong: str) -> None:
     with pytest.raises(ConfigurationError, match="^path: "):
         SQLiteRegistry(wrong)
 
 
-async def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_refused_and_left_alone(path: Path) -> None:
     path.write_text("not a database, but long enough to be looked at by SQLite\n" * 50)
     before = path.read_bytes()
     with pytest.raises(BackendError, match="not a database"):
@@ -105,7 +105,7 @@ async def test_a_newer_schema_is_refused(path: Path, raw: sqlite3.Connection) ->
         await SQLiteRegistry(path).open()
 
 
-async def test_somebody_elses_table_is_refused_and_left_alone(path: Path, raw: sqlite3.Connection) -> None:
+async def test_a_foreign_table_is_refused_and_left_alone(path: Path, raw: sqlite3.Connection) -> None:
     raw.execute("CREATE TABLE agents (id INTEGER PRIMARY KEY, surname TEXT)")
     before = raw.execute("SELECT sql FROM sqlite_master").fetchall()
     with pytest.raises(BackendError, match="not an agent registry's: no column name"):
@@ -159,7 +159,7 @@ async def test_the_order_of_times_that_do_not_sort_as_text_is_kept(path: Path, r
     ("column", "value"),
     [("last_heartbeat", "garbage"), ("last_heartbeat", 7), ("current_load", "many"), ("capabilities", "{"), ("metadata", "[]"), ("name", b"\xff")],
 )  # fmt: skip
-async def test_a_corrupt_row_is_skipped_by_list_and_told_by_get(
+async def test_a_corrupt_row_is_skipped_by_list_and_an_error_of_get(
     path: Path, raw: sqlite3.Connection, column: str, value: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with SQLiteRegistry(path) as registry:
@@ -204,7 +204,7 @@ asyncio.run(main())
 
 
 def start_writers(path: Path, writers: int, agents: int) -> list[subprocess.Popen[bytes]]:
-    """Start processes that each wait for a line, then open the file and register agents."""
+    """Start processes that wait for a line of input, then open the file and register agents."""
     command = [sys.executable, "-c", OPEN_AT_ONCE, str(path)]
     return [
         subprocess.Popen([*command, f"writer{n}", str(agents)], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -251,7 +251,7 @@ async def test_cancelled_calls_leave_no_transaction_open(path: Path, raw: sqlite
         assert len(await registry.list()) >= 19
 
 
-async def test_a_call_given_up_before_its_turn_never_happens(path: Path, raw: sqlite3.Connection) -> None:
+async def test_a_call_cancelled_while_queued_never_happens(path: Path, raw: sqlite3.Connection) -> None:
     async with SQLiteRegistry(path) as registry:
         raw.execute("BEGIN IMMEDIATE")
         first = asyncio.create_task(registry.register(AgentInfo("first")))
@@ -320,9 +320,7 @@ async def test_an_expired_agent_is_deleted_from_the_file_by_reap(path: Path, raw
 
 
 @pytest.mark.parametrize(("synchronous", "level"), [("NORMAL", 1), ("FULL", 2)])
-async def test_how_often_the_disk_is_synced_is_an_option(
-    tmp_path: Path, synchronous: Literal["NORMAL", "FULL"], level: int
-) -> None:
+async def test_synchronous_is_an_option(tmp_path: Path, synchronous: Literal["NORMAL", "FULL"], level: int) -> None:
     async with SQLiteRegistry(tmp_path / "r.db", synchronous=synchronous) as registry:
         found = await registry.backend.database.write(lambda db: db.execute("PRAGMA synchronous").fetchone())
     assert found == (level,)
@@ -347,7 +345,7 @@ async def test_batches_of_any_size_and_ids_of_any_kind_find_their_rows(tmp_path:
             assert await registry.backend.delete(some) == found
 
 
-async def test_text_that_is_none_spoils_its_own_row_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_text_makes_only_its_own_row_corrupt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "r.db"
     async with SQLiteRegistry(path) as registry:
         await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ("good", "bad", "late")))
@@ -366,12 +364,12 @@ async def test_text_that_is_none_spoils_its_own_row_alone(tmp_path: Path, caplog
     assert "'bad'" in caplog.text
 
 
-async def test_a_damaged_id_at_a_pages_end_costs_the_list_no_other_agent(tmp_path: Path) -> None:
+async def test_a_damaged_id_at_the_end_of_a_page_hides_no_other_agent(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     ids = [f"a{n:04}" for n in range(2 * PAGE_SIZE + 100)]
     async with SQLiteRegistry(path) as registry:
         await registry.backend.insert([AgentInfo(agent_id) for agent_id in ids])
-        # The last of a page, whichever way the walk goes.
+        # The last row of a page, in either direction of the scan.
         damaged = {ids[PAGE_SIZE - 1], ids[-PAGE_SIZE]}
         with closing(sqlite3.connect(path)) as db, db:
             for agent_id in damaged:
@@ -381,7 +379,7 @@ async def test_a_damaged_id_at_a_pages_end_costs_the_list_no_other_agent(tmp_pat
 
 
 @pytest.mark.parametrize("meanwhile", ["some registered anew", "all flushed and registered anew", "vacuumed"])
-async def test_a_walk_meets_every_agent_that_stays_and_none_twice(tmp_path: Path, meanwhile: str) -> None:
+async def test_a_scan_yields_every_agent_that_stays_exactly_once(tmp_path: Path, meanwhile: str) -> None:
     path = tmp_path / "r.db"
     ids = [f"a{n:04}" for n in range(2 * PAGE_SIZE)]
     async with SQLiteRegistry(path) as registry:
@@ -409,12 +407,12 @@ async def test_a_walk_meets_every_agent_that_stays_and_none_twice(tmp_path: Path
         assert stay <= set(found) <= set(ids)
 
 
-# --- programs that only look ---
+# --- opening without creating ---
 
 
 async def test_without_create_a_missing_file_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.db", tmp_path / "missing" / "r.db"):
-        with pytest.raises(BackendRejectedError, match=r"there is no file '.*db': the first program that registers"):
+        with pytest.raises(BackendRejectedError, match=r"there is no file '.*db': registering the first agent"):
             await SQLiteRegistry(path, create=False).open()
     assert list(tmp_path.iterdir()) == []
 

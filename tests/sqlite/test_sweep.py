@@ -1,4 +1,4 @@
-"""Sweeps of a SQLite file: corrupt rows, other writers' times, agents past the registry's `ttl`, other writers' turns."""
+"""Sweeps of a SQLite file: corrupt rows, foreign time formats, agents past the registry's `ttl`, other writers."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_heartbeats_in_other_forms_are_compared_as_instants(
         clock.stop(at + timedelta(seconds=10, microseconds=1))
         assert await registry.reap(10) == ["a"]
         assert (await registry.get("a")).last_heartbeat == at
-    # From now on it sorts as text, so that sweeps need not read it.
+    # From now on it sorts as text, so sweeps need not read it.
     assert raw.execute("SELECT last_heartbeat FROM agents").fetchone() == ("2026-02-20T11:40:46.500000Z",)
 
 
@@ -123,7 +123,7 @@ async def test_after_a_step_back_expiries_count_from_the_next_sweep(
         assert await registry.reap(50) == []
     stamp, expires_at = raw.execute("SELECT last_heartbeat, expires_at FROM agents").fetchone()
     assert stamp == "2026-02-20T10:41:00.000000Z"
-    # A registry that knows no `ttl` cannot tell when the agent is gone, and gives none to an agent that is kept.
+    # A registry without a `ttl` cannot know when an agent expires, and sets no expiry on an agent without one.
     assert expires_at == ("2026-02-20T10:42:40.000000Z" if writers_ttl and reapers_ttl else before)
 
 
@@ -148,7 +148,7 @@ async def test_an_agent_that_came_back_after_its_ttl_is_not_deleted_by_a_sweep_u
     async with SQLiteRegistry(path, clock=clock, ttl=100) as registry:
         await registry.backend.insert([AgentInfo(f"a{n}") for n in range(2 * PAGE_SIZE)])
         clock.stop(NOW + timedelta(seconds=101))
-        # Rows are swept from the last one downwards: `a0` comes back between the first page and its own.
+        # A sweep goes from the last row to the first: `a0` comes back after the first page and before its own.
         later = "2099-01-01T00:00:00.000000Z"
         change = "UPDATE agents SET last_heartbeat = '2026-02-20T11:42:41.000000Z', expires_at = ? WHERE id = 'a0'"
         reported = await registry.reap(60, on_marked=lambda _: raw.execute(change, (later,)))
@@ -156,16 +156,16 @@ async def test_an_agent_that_came_back_after_its_ttl_is_not_deleted_by_a_sweep_u
         assert [agent.id for agent in await registry.list()] == ["a0"]
 
 
-# --- other writers get their turn ---
+# --- other writers are not blocked for long ---
 
 
-async def test_another_writer_gets_its_turn_between_the_pages_of_a_sweep(
+async def test_another_process_can_write_between_the_pages_of_a_sweep(
     path: Path, raw: sqlite3.Connection, clock: FakeClock
 ) -> None:
     pages: list[int] = []
 
     def write_meanwhile(ids: list[str]) -> None:
-        # Its timeout is 0: it fails where the sweep keeps the lock.
+        # Its timeout is 0, so it fails if the sweep keeps the lock.
         raw.execute(
             "INSERT INTO agents (id, last_heartbeat) VALUES (?, '2026-02-20T11:41:00.000000Z')", (f"new-{len(pages)}",)
         )
@@ -187,5 +187,5 @@ async def test_a_flush_of_many_rows_is_several_transactions(path: Path, raw: sql
             count, cursor = await registry.backend.clear(cursor)
             cleared.append(count)
             raw.execute("INSERT INTO agents (id) VALUES (?)", (f"new-{len(cleared)}",))
-        # Those that came meanwhile took rowids that were free again.
+        # Agents registered meanwhile reused free rowids.
         assert cleared == [CLEARED_AT_ONCE, CLEARED_AT_ONCE, 1 + 2]

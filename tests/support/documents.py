@@ -1,4 +1,4 @@
-"""What tests read of the repository beside its code."""
+"""Documentation and other files of the repository that tests read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def page(name: str) -> str:
 
 
 def documented_acl(user: str = "agentic") -> list[str]:
-    """Return the words of the command that the operations page gives for a user with the least rights."""
+    """Return the words of the documented command that creates a user with least privileges."""
     (command,) = re.findall(rf"^(ACL SETUSER {user} .*)$", page("operations.md"), re.MULTILINE)
     return str(command).split()
 
 
 def run_python(*arguments: str, cwd: Path, fails: bool = False) -> str:
-    """Run Python with warnings as errors, without variables of this package; return what it printed.
+    """Run Python with warnings as errors and without AGENTIC_* variables; return its output.
 
     With `fails`, it must end with exit code 1.
     """

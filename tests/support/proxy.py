@@ -1,4 +1,4 @@
-"""A proxy between a client and a server that delays requests, and loses, cuts or delays answers."""
+"""A proxy between a client and a server that delays requests, and loses, cuts or delays replies."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Self, cast
 
 
 class Proxy:
-    """Passes bytes on to a port of this host, but for what it is told to do with the next answers.
+    """Forwards bytes to a port of this host, and injects faults into requests and replies.
 
     Attributes:
-        target: The port to which new connections lead.
-        answers_to_pass: After so many, nothing is passed on any more and connections stay open; None passes all.
-        answers_to_lose: Of so many coming answers, nothing is passed on, and the connection is reset.
-        answers_to_cut: Of so many, half.
-        delay: Seconds by which each answer is late.
-        delayed: How many answers it was late with, so far.
-        lost: How many were lost or cut.
-        held: The gates of the connections whose requests are kept, see `hold_requests`.
+        target: The port to forward new connections to.
+        answers_to_pass: The number of replies to forward; later ones are dropped, connections stay open. None: all.
+        answers_to_lose: The number of next replies to drop; the connection is then reset.
+        answers_to_cut: The number of next replies to cut in half; the connection is then reset.
+        delay: Seconds to delay each reply.
+        delayed: The number of replies delayed so far.
+        lost: The number of replies lost or cut so far.
+        held: The gates of the connections with blocked requests, see `hold_requests`.
     """
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
-        """Pass on to the port `target`; with `tls`, to clients that speak TLS."""
+        """Forward to the port `target`; with `tls`, accept TLS from clients."""
         self.target = target
         self._tls = tls
         self._server: asyncio.Server | None = None
@@ -56,10 +56,10 @@ class Proxy:
         return port
 
     def hold_requests(self, containing: bytes = b"") -> Callable[[], None]:
-        """Keep what connections send, all that are open now or those that send `containing` from now on.
+        """Block the requests of all open connections, or of those that send `containing` from now on.
 
         Returns:
-            A function that delivers it, as a network does, even where the client has closed its end meanwhile.
+            A function that delivers them, like a network, even if the client has closed its end meanwhile.
         """
         held = [] if containing else list(self._gates)
         for gate in held:
@@ -91,27 +91,27 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """How many clients are connected."""
+        """The number of connected clients."""
         return len(self._tasks)
 
     def reset(self) -> None:
-        """Reset all connections, as a load balancer does with idle ones."""
+        """Reset all connections, like a load balancer with idle ones."""
         for writer in self._writers:
             _linger(writer)
             writer.transport.abort()
 
     def reset_clients(self) -> None:
-        """Reset the clients' ends of all connections; what is kept of their requests is delivered all the same."""
+        """Reset the client ends of all connections; blocked requests are still delivered."""
         for writer in self._to_clients:
             _linger(writer)
             writer.transport.abort()
 
     def swallow(self) -> None:
-        """Pass on nothing any more on the connections that there are, and leave them open, as where NAT lost them."""
+        """Drop everything on the current connections and leave them open, like a NAT that lost them."""
         self._swallowed |= self._writers
 
     def stop_reading(self) -> None:
-        """Read nothing more from the clients that there are, as a host that hangs: not even the end of TLS."""
+        """Stop reading from the current clients, like a hung host: not even a TLS close is read."""
         for writer in self._to_clients:
             cast("asyncio.ReadTransport", writer.transport).pause_reading()
 
@@ -178,5 +178,5 @@ class Proxy:
 
 
 def _linger(writer: asyncio.StreamWriter) -> None:
-    """Let a connection be reset when it is closed."""
+    """Make closing the connection reset it."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

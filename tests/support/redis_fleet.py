@@ -1,4 +1,4 @@
-"""Several servers of the tests' own: a cluster of six, and a primary with a replica and three sentinels."""
+"""Groups of servers: a cluster of six, and a primary with a replica and three sentinels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERVICE = "fleet"
 
 
 def wait_for(predicate: Callable[[], bool], description: str, *, within: float = 30.0) -> None:
-    """Poll until the predicate holds, from code that is not asynchronous."""
+    """Poll until the predicate is true, from synchronous code."""
     end = time.monotonic() + within
     while not predicate():
         if time.monotonic() > end:
@@ -76,7 +76,7 @@ class RedisCluster:
 
     @contextmanager
     def joined_by_another(self) -> Iterator[RedisServer]:
-        """Let a seventh server join, without slots."""
+        """Add a seventh server without slots."""
         with RedisServer(*self.servers[0].options) as server:
             self.ask(self.servers[0], "CLUSTER", "MEET", "127.0.0.1", server.port)
             everyone = [*self.servers, server]
@@ -90,7 +90,7 @@ class RedisCluster:
             yield server
 
     def move_slots(self, count: int, source: RedisServer, target: RedisServer) -> None:
-        """Move the first so many slots from one primary to another, key by key, as a resharding tool does."""
+        """Move the first `count` slots of a primary to another, key by key, like a resharding tool."""
         source_id, target_id = self.node_id(source), self.node_id(target)
         told = dict.fromkeys(each.port for each in (target, source, *self.servers[:PRIMARIES]))
         with ExitStack() as stack:
@@ -104,13 +104,13 @@ class RedisCluster:
                     client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
 
     def begin_move(self, slot: int, source: RedisServer, target: RedisServer, keys: int = 0) -> list[bytes]:
-        """Begin to move a slot, and move so many of its keys; return those."""
+        """Start to move a slot and move some of its keys; return them."""
         self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.node_id(source))
         self.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.node_id(target))
         return self._migrate(slot, source, target, keys)
 
     def finish_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
-        """Move the rest of a slot's keys, and let every primary know who holds it."""
+        """Move the remaining keys of a slot, and announce its new owner to every primary."""
         self._migrate(slot, source, target, 10_000)
         for server in (target, source, *self.servers[:PRIMARIES]):
             self.ask(server, "CLUSTER", "SETSLOT", slot, "NODE", self.node_id(target))
@@ -141,7 +141,7 @@ class RedisCluster:
 
 
 class SentinelTrio:
-    """A primary, a replica, and three sentinels that watch them."""
+    """A primary, a replica, and three sentinels that monitor them."""
 
     def __init__(self) -> None:
         self.servers = [RedisServer("--repl-diskless-sync-delay", "0") for _ in range(2)]

@@ -1,4 +1,4 @@
-"""What the tests of SQLite share: other processes, mounts, and looks at a file from outside."""
+"""Shared by the tests of SQLite: other processes, mounts, and checks of a file from outside."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LOOK = """
 
 
 async def wait_until_unlocked(path: str | Path) -> None:
-    """Wait until nobody has a transaction open that writes to a file."""
+    """Wait until no connection has a write transaction open on a file."""
 
     def is_unlocked() -> bool:
         with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as db, suppress(sqlite3.OperationalError):
@@ -63,7 +63,7 @@ def spawn(script: str, *arguments: object) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Leave no process behind where a test fails."""
+    """Kill the process at the end, also if the test fails."""
     with process:
         try:
             yield process
@@ -73,7 +73,7 @@ def killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Pope
 
 @asynccontextmanager
 async def locked_by_another_process(path: Path, *statements: str) -> AsyncIterator[None]:
-    """Keep what the statements leave locked, in another process."""
+    """Run the statements in another process and keep its locks during the body."""
     with killed_at_last(spawn(_HOLD, path, *statements)) as process:
         assert process.stdout is not None
         assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
@@ -81,7 +81,7 @@ async def locked_by_another_process(path: Path, *statements: str) -> AsyncIterat
 
 
 async def seen_by_another_process(path: Path) -> set[str]:
-    """Return the ids that another process finds; it opens the file and closes it, as its last connection would."""
+    """Return the ids that another process finds; it opens the file and closes it like a last connection."""
     process = spawn(_LOOK, path)
     found, error = await asyncio.to_thread(process.communicate)
     assert process.returncode == 0, error
@@ -90,7 +90,7 @@ async def seen_by_another_process(path: Path) -> set[str]:
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[bool]:
-    """Mount a tmpfs on a new folder; false where that is not allowed."""
+    """Mount a tmpfs on a new folder; yield False if that is not permitted."""
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=False, capture_output=True
@@ -101,6 +101,6 @@ def mounted(folder: Path, options: str) -> Iterator[bool]:
 
 
 def integrity(path: Path) -> str:
-    """Return what SQLite's own check says of a file."""
+    """Return the result of SQLite's integrity check of a file."""
     with closing(sqlite3.connect(path)) as db:
         return str(db.execute("PRAGMA integrity_check").fetchone()[0])

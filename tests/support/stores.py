@@ -1,4 +1,4 @@
-"""The stores of this package, as the contract and other tests on every store make them."""
+"""The stores of this package, for the contract and other tests that run on every store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MemoryStore(StoreUnderTest):
 
 
 class SQLiteMemoryStore(StoreUnderTest):
-    """A database in memory, which only its own connection sees."""
+    """A database in memory, visible only to its own connection."""
 
     lacks = {"sharing": "each registry has a database of its own"}
 
@@ -76,7 +76,7 @@ def _earlier(stamp: bytes, seconds: float) -> bytes:
 
 
 class RedisStore(StoreUnderTest):
-    """Keys under a prefix of its own; what is left under any other prefix fails the test."""
+    """A store with its own prefix; new keys under any other prefix fail the test."""
 
     drops_expired = True
     lacks = {"clock during a sweep": "time is moved by changing the records, which a sweep would see"}
@@ -103,7 +103,7 @@ class RedisStore(StoreUnderTest):
         registry.backend.time_of = stopped  # type: ignore[method-assign]
 
     async def pass_time(self, seconds: float) -> None:
-        """Make every record older by so many seconds: its heartbeat, and its key's time to live."""
+        """Age every record: move its heartbeat back and shorten the TTL of its key."""
         for key in self.client.scan_iter(f"*{self.prefix}:*agent:*"):
             left: Any = self.client.pttl(key)
             record: Any = self.client.get(key)
@@ -124,7 +124,7 @@ class RedisStore(StoreUnderTest):
         return [len(node.client_list(_type="normal")) for node in nodes]
 
     def close(self) -> None:
-        """Remove this store's keys, and check that there are no new ones beside them."""
+        """Delete this store's keys, and check that no other keys were added."""
         for key in self.client.scan_iter(f"*{self.prefix}:*"):
             self.client.delete(key)
         leaked = self._keys_elsewhere() - self._foreign

@@ -1,4 +1,4 @@
-"""Waiting for agents, and for a number of heartbeat intervals on a machine of any speed."""
+"""Wait for agents, and for heartbeat intervals, independent of the speed of the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agentic import AgentNotFoundError, AgentRegistry, BackendUnavailableError
 from agentic.testing.waiting import holds
 
 TICKS = 20
-"""Parts of an interval."""
+"""The number of ticks per interval."""
 
 
 async def wait_intervals(
@@ -21,10 +21,10 @@ async def wait_intervals(
     interval: float,
     call: float = 0.0,
 ) -> None:
-    """Poll until the predicate holds; fail with the description once so many intervals have passed.
+    """Poll until the predicate is true; fail with the description after this many intervals.
 
-    A task of this event loop counts them, as sessions do: while the loop is blocked, none passes.
-    `call` is what a call that was on its way may take besides, in seconds.
+    A task of this event loop counts them like sessions do: while the loop is blocked, none passes.
+    `call` is the extra time in seconds for a call already in progress.
     """
     left = math.ceil(TICKS * (within + call / interval))
 
@@ -46,7 +46,7 @@ async def wait_intervals(
 
 
 def is_there(registry: AgentRegistry, agent_id: str = "a") -> Callable[[], Awaitable[bool]]:
-    """Return a predicate: an agent is registered, and the store says so."""
+    """Return a predicate: the store answers and the agent is registered."""
 
     async def found() -> bool:
         try:

@@ -11,11 +11,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote
 
-import msgspec
 import redis.asyncio as aioredis
 
 from agentic.abc import Backend, Cursor, Step
-from agentic.agent import AgentChanges, AgentInfo, encode_to_stamp
+from agentic.agent import AgentChanges, AgentInfo
 from agentic.backends.redis.client import (
     CONNECT_TIMEOUT,
     backend_error,
@@ -60,6 +59,7 @@ from agentic.options import text
 from agentic.text import printable
 from agentic.urls import refuse_url, with_parameter
 from agentic.validation import MAX_RECORD_BYTES
+from agentic.wire import encode_field, encode_to_stamp
 
 logger = logging.getLogger("agentic.redis")
 
@@ -256,7 +256,7 @@ class RedisBackend(Backend):
         for _, fields in changes:
             arguments: list[str | bytes | int] = [len(fields)]
             for name, value in fields.items():
-                arguments += (name, b"" if value in ((), {}) else msgspec.json.encode(value))
+                arguments += (name, encode_field(name, value))
             each.append(tuple(arguments))
         ids = [agent_id for agent_id, _ in changes]
         keys = self._keys.agents(ids)

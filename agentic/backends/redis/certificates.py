@@ -1,4 +1,4 @@
-"""Files of certificates and keys, examined before they are used: the driver's errors do not name the file."""
+"""Check certificate and key files before use: the driver's errors do not name the file."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from agentic.text import printable
 
 
 def check_certificates(options: Mapping[str, str]) -> None:
-    """Check that the files of a connection with TLS can be read and are what they should be.
+    """Check that the files of a TLS connection can be read and contain what they should.
 
     Args:
-        options: The driver's: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`; in a URL `ca`, `cert` and `key`.
+        options: The driver's options: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`; in a URL `ca`, `cert` and `key`.
 
     Raises:
-        BackendRejectedError: One of them is not; the message names the option and the file.
+        BackendRejectedError: A file is unusable; the message names the option and the file.
     """
     authorities, certificate, key = (options.get(f"ssl_{name}") for name in ("ca_certs", "certfile", "keyfile"))
     if key and not certificate:
-        raise BackendRejectedError("key: there is no certificate to it: give cert as well")
+        raise BackendRejectedError("key: no certificate for this key: give cert as well")
     for option, path in (("ca", authorities), ("cert", certificate), ("key", key)):
         if path:
             _check_readable(option, path)
@@ -32,13 +32,13 @@ def check_certificates(options: Mapping[str, str]) -> None:
             try:
                 context.load_verify_locations(cafile=path)
             except ssl.SSLError:
-                _refuse(option, path, "holds no certificate")
+                _refuse(option, path, "contains no certificate")
     if certificate:
         try:
-            # Without a password, OpenSSL would ask for one on the terminal.
+            # Without a password argument, OpenSSL would prompt for one on the terminal.
             context.load_cert_chain(certificate, key, password="")
         except ssl.SSLError:
-            _refuse("key" if key else "cert", key or certificate, "holds no unencrypted key of that certificate")
+            _refuse("key" if key else "cert", key or certificate, "contains no unencrypted key for that certificate")
 
 
 def _check_readable(option: str, path: str) -> None:

@@ -1,4 +1,4 @@
-"""The driver, set up and understood: no retries of its own, and errors that say what to do."""
+"""Create redis-py clients without the driver's retries, and translate its errors into this library's."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ from agentic.backends.redis.connection import (
     UnixConnection,
 )
 from agentic.backends.redis.sentinel import SentinelCredentials, Sentinels
-from agentic.backends.redis.server_info import MISREAD, Refused
+from agentic.backends.redis.server_info import PARSE_ERRORS, Refused
 from agentic.backends.redis.topology import Topology
 from agentic.errors import BackendError, BackendRejectedError, BackendUnavailableError, ConfigurationError
 from agentic.text import type_name
 
 CONNECT_TIMEOUT: Final = 5.0
 
-_OF_SENTINELS_TOO: Final = ("retry", "protocol", "maint_notifications_config")
-"""What connections to sentinels have in common with those to servers, where the driver has it."""
+_SHARED_WITH_SENTINELS: Final = ("retry", "protocol", "maint_notifications_config")
+"""Options that connections to sentinels share with those to servers, if the installed driver has them."""
 
 
 class _PrimaryClient(aioredis.Redis):
-    """A client of the primary that sentinels name, which closes its clients of the sentinels as well."""
+    """A client for the primary that the sentinels name; closing it also closes its clients for the sentinels."""
 
     sentinels: Sequence[aioredis.Redis] = ()
 
@@ -67,44 +67,45 @@ class _PrimaryClient(aioredis.Redis):
 
 
 def make_client(options: dict[str, Any], timeout: float) -> aioredis.Redis | Topology:
-    """Return a client, or those of a cluster's nodes, with none of the driver's retries, which would repeat writes.
+    """Return a client, or a cluster's topology, without the driver's retries: they would repeat writes.
 
     Args:
-        options: What `connection_options` made of a URL, and `max_connections`, over which the driver raises.
-        timeout: Seconds that connecting may take, 5 at most.
+        options: Parsed from a URL by `connection_options`, plus `max_connections`; beyond it the driver raises.
+        timeout: Limit in seconds for connecting; at most 5 are used.
 
     Raises:
-        BackendRejectedError: A file of certificates or of a key cannot be used.
+        BackendRejectedError: A certificate or key file is unusable.
     """
     options = options | {
-        # Deadlines are set for each call; a second timer on each read costs a fifth of the driver's speed.
+        # Each call has its own deadline; a second timer per read would cost a fifth of the driver's speed.
         "socket_timeout": None,
         "socket_connect_timeout": min(CONNECT_TIMEOUT, timeout),
         "retry": Retry(NoBackoff(), 0),
-        # From 8.0 on the default, and what the answer to HELLO is read for.
+        # The default since redis-py 8.0. It makes the driver send HELLO, whose reply `Greeting` needs.
         "protocol": 3,
-        # It would greet each new connection with a command that older servers answer with an error.
-        **_known({"maint_notifications_config": MaintNotificationsConfig(enabled=False)}),
+        # Enabled, it sends a command on each new connection that older servers reject.
+        **_supported({"maint_notifications_config": MaintNotificationsConfig(enabled=False)}),
     }
     certificates = {name: options.pop(name) for name in tuple(options) if name.startswith("ssl_")}
     check_certificates(certificates)
     if "ssl_certfile" in certificates:
-        certificates.setdefault("ssl_keyfile", certificates["ssl_certfile"])  # Up to 7.1 nothing is sent without it.
+        # Without a key file, redis-py up to 7.1 sends no certificate.
+        certificates.setdefault("ssl_keyfile", certificates["ssl_certfile"])
     tls = options.pop("ssl", False)
     if "sentinels" in options:
         return _sentinel_client(options, certificates, tls)
     if tls:
         options |= certificates
     if "cluster" in options:
-        # Time is left to ask another node, once, who has taken over from one that does not answer.
+        # When a node does not answer, this leaves time to ask one other node for its successor.
         return _topology(options | {"socket_timeout": 0.4 * timeout}, tls)
     connection_class = TLSConnection if tls else UnixConnection if "path" in options else Connection
-    # Not the driver's pool that waits for a free connection: see `Servers`.
+    # Not the driver's blocking pool: see `Servers`.
     return aioredis.Redis.from_pool(Pool(connection_class=connection_class, **options))
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Return those options that the installed release of the driver has."""
+def _supported(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the installed redis-py supports."""
     parameters = signature(aioredis.Redis).parameters
     return {name: value for name, value in options.items() if name in parameters}
 
@@ -118,52 +119,50 @@ def _sentinel_client(options: dict[str, Any], certificates: dict[str, Any], tls:
     addresses, service = options.pop("sentinels"), options.pop("service")
     own = _credentials(options.pop("sentinel_username", None), options.pop("sentinel_password", None))
     credentials = SentinelCredentials(own, _credentials(options.get("username"), options.get("password")))
-    # A sentinel that does not answer must not cost a call all of its time: the next one is asked.
+    # A sentinel that does not answer must not use up the call's time: the next one is tried.
     seconds = options["socket_connect_timeout"] / (len(addresses) + 1)
-    asking: dict[str, Any] = {name: options[name] for name in _OF_SENTINELS_TOO if name in options}
-    asking |= {"socket_timeout": seconds, "socket_connect_timeout": seconds, "credential_provider": credentials}
-    asking["connection_class"] = SentinelConnection
+    settings: dict[str, Any] = {name: options[name] for name in _SHARED_WITH_SENTINELS if name in options}
+    settings |= {"socket_timeout": seconds, "socket_connect_timeout": seconds, "credential_provider": credentials}
+    settings["connection_class"] = SentinelConnection
     if options.pop("sentinel_tls", tls):
-        asking |= certificates | {"connection_class": SentinelTLSConnection}
-    clients = [aioredis.Redis.from_pool(Pool(host=host, port=port, **asking)) for host, port in addresses]
+        settings |= certificates | {"connection_class": SentinelTLSConnection}
+    clients = [aioredis.Redis.from_pool(Pool(host=host, port=port, **settings)) for host, port in addresses]
     if tls:
         options |= certificates
     connection_class = PrimaryTLSConnection if tls else PrimaryConnection
-    asked = Sentinels(clients, credentials)
-    pool = cast("Any", PrimaryPool)(service, asked, connection_class=connection_class, **options)
+    sentinels = Sentinels(clients, credentials)
+    pool = cast("Any", PrimaryPool)(service, sentinels, connection_class=connection_class, **options)
     client = cast("_PrimaryClient", _PrimaryClient.from_pool(pool))
     client.sentinels = clients
     return client
 
 
 def _credentials(username: str | None, password: str | None) -> tuple[str, ...]:
-    """Return the words of AUTH; none without a password."""
+    """Return the arguments of AUTH; empty without a password."""
     if password is None:
         return ()
     return (username, password) if username else (password,)
 
 
 def check_client(client: object, connection: Mapping[str, object]) -> None:
-    """Check a client that a user has made.
+    """Check a client that the user passed in.
 
     Args:
-        client: The user's.
-        connection: Options of a connection, which would be the client's own.
+        client: The user's client.
+        connection: Connection options, which conflict with a client.
 
     Raises:
-        ConfigurationError: It is no client, is wrongly set up, or there are options beside it.
+        ConfigurationError: It is not a client, it is configured wrongly, or connection options were given with it.
     """
     if not isinstance(client, (aioredis.Redis, aioredis.RedisCluster)) or isinstance(client, Pipeline):
         raise ConfigurationError(f"client: must be a client of redis.asyncio, got {type_name(client)}")
     if isinstance(client, aioredis.RedisCluster) and (client.read_from_replicas or client.load_balancing_strategy):
-        raise ConfigurationError("client: must not read from replicas, which may lack what was just written")
+        raise ConfigurationError("client: must not read from replicas: they may lack recent writes")
     if _decodes(client):
         raise ConfigurationError("client: must be made with decode_responses=False; records are bytes")
     for name, value in connection.items():
         if value is not None:
-            raise ConfigurationError(
-                f"{name}: is the client's own; give either an option of the connection or a client"
-            )
+            raise ConfigurationError(f"{name}: the client decides this: pass either connection options or a client")
 
 
 def _decodes(client: aioredis.Redis | aioredis.RedisCluster) -> bool:
@@ -173,79 +172,79 @@ def _decodes(client: aioredis.Redis | aioredis.RedisCluster) -> bool:
     return bool(options.get("decode_responses"))
 
 
-# What the server answers while it cannot serve, and will again without anybody's doing.
-_FOR_NOW: Final = (
+# Error codes of a server that cannot serve at present, and recovers without an operator.
+_TRANSIENT: Final = (
     "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "TRYAGAIN", "ASK", "CLUSTERDOWN", "UNBLOCKED"
 )  # fmt: skip
-_SLOT_MOVES: Final = "a slot of the cluster is being moved to another node: writes to its agents wait until it has"
+_SLOT_MOVES: Final = "a slot of the cluster is being moved to another node: writes to its agents wait until it is done"
 _HINTS: Final = {
-    "OOM": "the server's memory is full: raise maxmemory, or remove what is not needed; deregister still works",
+    "OOM": "the server's memory is full: raise maxmemory, or delete unneeded keys; deregister still works",
     "MISCONF": "the server cannot save to its disk: see its log",
-    "NOPERM": "the user lacks a right: see the ACL that the documentation gives",
-    "WRONGPASS": "check the user name and the password",
-    "NOAUTH": "the server wants a password: put it into the URL",
-    "NOREPLICAS": "the server waits for its replicas",
+    "NOPERM": "the user lacks a permission: see the ACL in the documentation",
+    "WRONGPASS": "check the user name and password",
+    "NOAUTH": "the server requires a password: add it to the URL",
+    "NOREPLICAS": "too few replicas are connected to the server",
     "READONLY": "the server is a replica",
     "BUSY": "a script blocks the server: see SCRIPT KILL",
     "WRONGTYPE": "a key of the registry holds another type of value",
     "TRYAGAIN": _SLOT_MOVES,
     "ASK": _SLOT_MOVES,
 }
-_CODE: Final = re.compile(rf"\b({'|'.join((*_FOR_NOW, *_HINTS))})\b")
+_CODE: Final = re.compile(rf"\b({'|'.join((*_TRANSIENT, *_HINTS))})\b")
 
 
 def hint_of_closing(options: dict[str, Any]) -> str:
-    """Return why a server may close a connection that is made with these options, before it has answered."""
+    """Return why a server may close a connection with these options before it replies."""
     if not options.get("ssl"):
-        return "if it closes at once, it may speak TLS, which rediss:// is for"
+        return "if it closes at once, it may expect TLS: use rediss://"
     if "ssl_certfile" in options:
-        return "it may not accept the client's certificate: see cert and key"
-    return "it may want a certificate of its clients: see cert and key"
+        return "it may reject the client's certificate: see cert and key"
+    return "it may require a client certificate: see cert and key"
 
 
 def backend_error(error: Exception, what: str, when_closed: str = "") -> BackendError:
-    """Return what a driver's error means to callers; it never holds a password.
+    """Return the library's error for a driver's error; its message never contains a password.
 
     Args:
-        error: The driver's.
-        what: What failed, which the message begins with.
-        when_closed: What to say where the server has closed the connection.
+        error: The driver's error.
+        what: What failed; the message starts with it.
+        when_closed: The hint to add if the server closed the connection.
     """
     if isinstance(error, Refused):
         return BackendRejectedError(f"{what}: {error}")
-    if isinstance(error, MISREAD):
-        return BackendUnavailableError(f"{what}: the driver could not read an answer ({type(error).__name__}: {error})")
+    if isinstance(error, PARSE_ERRORS):
+        return BackendUnavailableError(f"{what}: the driver could not parse a reply ({type(error).__name__}: {error})")
     code = _code(error)
     hint = _HINTS.get(code, "") or _hint(error, when_closed)
     message = f"{what}: {str(error).rstrip('.')}; {hint}" if hint else f"{what}: {error}"
     if code:
-        return (BackendUnavailableError if code in _FOR_NOW else BackendRejectedError)(message)
+        return (BackendUnavailableError if code in _TRANSIENT else BackendRejectedError)(message)
     if isinstance(error, (AuthenticationError, ResponseError)) or _caused_by(error, ssl.SSLError):
         return BackendRejectedError(message)
     return BackendUnavailableError(message)
 
 
 def brief(error: Exception) -> Exception:
-    """Return a driver's error without the tracebacks of its chain, forty lines deep; the messages say all that matters.
+    """Strip the tracebacks, some forty lines deep, from a driver's error and its chain: the messages say enough.
 
-    What the driver misread is left as it is, to be looked into.
+    Parse errors keep theirs, for debugging.
     """
-    if not isinstance(error, MISREAD):
+    if not isinstance(error, PARSE_ERRORS):
         for each in _chain(error):
             each.__traceback__, each.__suppress_context__ = None, True
     return error
 
 
 def _code(error: Exception) -> str:
-    """Return the word by which the server names an error; the driver drops it where it has a class for it."""
+    """Return the server's error code, such as OOM; the driver strips it where it has a class for it."""
     for kind, code in _CLASSES.items():
         if isinstance(error, kind):
             return code
     if isinstance(error, AuthenticationError):
         return "NOAUTH" if re.search("required|already authenticated", str(error)) else "WRONGPASS"
     if re.search("The user executing the script can't|ACL failure in script", str(error)):
-        return "NOPERM"  # As Redis 7.0, and 7.2 and later, say it of a command inside a script, without the word.
-    # Redis 6 wraps a script's error in others, so the word may stand anywhere.
+        return "NOPERM"  # Redis 7.0, and 7.2 and later, omit the code for a command in a script.
+    # Redis 6 wraps a script's error in other text, so the code may be anywhere in it.
     found = _CODE.search(str(error)) if isinstance(error, ResponseError) else None
     return found[1] if found else ""
 
@@ -264,19 +263,19 @@ _CLASSES: Final[dict[type[Exception], str]] = {
 
 def _hint(error: Exception, when_closed: str) -> str:
     if _caused_by(error, ssl.SSLCertVerificationError):
-        return "the server's certificate is not trusted, or is another host's: see the options for rediss://"
+        return "the server's certificate is not trusted, or is for another host: see the options for rediss://"
     if _caused_by(error, ssl.SSLError) and re.search("alert.*(certificate|unknown ca)", str(error), re.IGNORECASE):
-        return "the server wants another certificate of its clients: see cert and key"
+        return "the server requires another client certificate: see cert and key"
     if _caused_by(error, ssl.SSLError):
-        return "does this port speak TLS? redis:// is for those that do not"
+        return "does this port speak TLS? If not, use redis://"
     if _caused_by(error, ConnectionRefusedError) or _caused_by(error, FileNotFoundError):  # a Unix socket
         return "is a server running there? `agentic doctor --url URL` examines it"
     if _caused_by(error, socket.gaierror):
-        return "check the name of the host"
+        return "check the host name"
     if re.search("closed by server|reset by peer", str(error), re.IGNORECASE):
         return when_closed
     if "cluster support disabled" in str(error):
-        return "it is no cluster: redis:// is for a single server"
+        return "the server is not a cluster: use redis://"
     return ""
 
 
@@ -285,7 +284,7 @@ def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came from, ten of them at most."""
+    """Yield an error and its causes, at most ten errors."""
     following: BaseException | None = error
     for _ in range(10):
         if following is None:

@@ -1,4 +1,4 @@
-"""Redis Cluster: keys of one slot go together, and every primary gets its part side by side."""
+"""Redis Cluster: one command per slot, sent to all primaries concurrently."""
 
 from __future__ import annotations
 
@@ -16,59 +16,59 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentic.backends.redis.keys import by_family
 from agentic.backends.redis.operations import Read
-from agentic.backends.redis.requests import Batch, Command, Request, requests, under_way
-from agentic.backends.redis.server_info import DRIVER_ERRORS, LATEST, TIME, NotInSync, answered, time_of
+from agentic.backends.redis.requests import Batch, Command, Request, lost_on_error, requests
+from agentic.backends.redis.server_info import DRIVER_ERRORS, LATEST, TIME, NotInSync, time_of, unwrap
 from agentic.backends.redis.servers import (
     PING,
-    WHO_ARE_YOU,
+    RUN_ID_QUERY,
     Page,
     Scanned,
     Servers,
-    mapped,
-    piped,
     scanned_by,
+    send_pipeline,
+    translated,
     with_connection,
 )
 from agentic.backends.redis.topology import Address, Topology
 from agentic.errors import BackendError
 
 ASKING: Final = ("ASKING",)
-BROKEN: Final = (RedisConnectionError, RedisTimeoutError)
+CONNECTION_ERRORS: Final = (RedisConnectionError, RedisTimeoutError)
 
 
 class Cluster(Servers):
-    """Redis Cluster: what concerns keys of one slot is one command, and each primary gets its commands in one go.
+    """Redis Cluster: a command has keys of one slot only, and each primary gets its commands in one pipeline.
 
-    A primary that fails fails its own agents alone; a walk of the fleet fails with any of them.
+    When a primary fails, only calls on its agents fail; a scan of the fleet fails when any primary does.
     """
 
     def __init__(self, topology: Topology, max_connections: int, timeout: float, probes: Sequence[bytes]) -> None:
-        """Make ready to ask a cluster.
+        """Prepare the connections; send nothing yet.
 
         Args:
-            topology: Its nodes.
-            max_connections: As of `Servers`.
-            timeout: As of `Servers`.
-            probes: A key of each family: a primary that answers for them holds their slots, and is up.
+            topology: The nodes of the cluster.
+            max_connections: As for `Servers`.
+            timeout: As for `Servers`.
+            probes: A key of each family: a primary that serves them still owns their slots.
         """
         super().__init__(min(max_connections, topology.max_connections), timeout)
         self._topology = topology
         self._probes = probes
-        self._changes = 0
-        self._looking: asyncio.Task[None] | None = None
+        self._layout_changes = 0
+        self._refresh: asyncio.Task[None] | None = None
 
     async def ping(self) -> None:
         async def call() -> None:
             await self._topology.read()
             for replies in await asyncio.gather(*(self._exchange(node, PING) for node in self._primaries())):
-                answered(*replies)
+                unwrap(*replies)
 
         await with_connection(call)
 
     async def _close(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        if self._refresh is not None:
+            self._refresh.cancel()
+            await asyncio.wait([self._refresh])
         await self._topology.aclose()
 
     async def nodes(self) -> Sequence[Any]:
@@ -76,14 +76,14 @@ class Cluster(Servers):
         return self._primaries()
 
     def _primaries(self) -> list[Address]:
-        """Return the nodes that hold a family, as far as is known."""
-        return sorted({node for node in map(self._holder, self._probes) if node is not None})
+        """Return the known primaries that own at least one family."""
+        return sorted({node for node in map(self._primary_of, self._probes) if node is not None})
 
-    def _holder(self, key: bytes) -> Address | None:
+    def _primary_of(self, key: bytes) -> Address | None:
         return self._topology.primary(key_slot(key))
 
     def layout(self) -> object:
-        return self._changes, self._topology.primaries()
+        return self._layout_changes, self._topology.primaries()
 
     async def ask(self, node: Any, *command: Any) -> Any:
         client = self._topology.client(node)
@@ -96,10 +96,10 @@ class Cluster(Servers):
         return await self.execute(call, repeatable=True)
 
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
-        readings, scanned = await asyncio.gather(self._readings(keys), self._scanned(node, scan))
+        readings, scanned = await asyncio.gather(self._read_records(keys), self._scan_step(node, scan))
         return Page([record for record, _ in readings], [now for _, now in readings], scanned)
 
-    async def _readings(self, keys: Sequence[bytes]) -> Sequence[tuple[bytes | None, datetime]]:
+    async def _read_records(self, keys: Sequence[bytes]) -> Sequence[tuple[bytes | None, datetime]]:
         batch = Batch(keys)
         await self.run(requests(Read, batch, by_family(keys)))
         for reading in batch.outcomes:
@@ -107,105 +107,107 @@ class Cluster(Servers):
                 raise reading
         return batch.outcomes
 
-    async def _scanned(self, node: Address, scan: Command | None) -> Scanned | None:
+    async def _scan_step(self, node: Address, scan: Command | None) -> Scanned | None:
         if scan is None:
             return None
 
         async def call() -> Scanned:
             if not self._probes_of(node):
-                # Whoever holds its slots now is scanned in the next round of the walk.
-                self._changes += 1
+                # Its slots have moved; the next round of the scan reads their new owner.
+                self._layout_changes += 1
                 return Scanned(b"", 0, [])
-            return scanned_by(*await self._exchange(node, WHO_ARE_YOU, scan))
+            return scanned_by(*await self._exchange(node, RUN_ID_QUERY, scan))
 
         return await self.execute(call, repeatable=True)
 
     async def _exchange(self, node: Address, *commands: Command) -> list[Any]:
-        """Send commands without keys to a node, and in the same round trip reads of keys that it should hold.
+        """Send commands without keys to a node, and in the same round trip read a key of each family it should own.
 
         Raises:
-            NotInSync: It does not hold one of them any more, as a primary that has become a replica.
+            NotInSync: The node no longer owns one of them, for example because it became a replica.
         """
         probes = self._probes_of(node)
-        found = await self._piped(node, [*(("MGET", probe) for probe in probes), *commands])
+        found = await self._send_pipeline(node, [*(("MGET", probe) for probe in probes), *commands])
         for reply in found[: len(probes)]:
             if isinstance(reply, MovedError):
-                self._changes += 1
-                raise NotInSync(f"the node {node_name(node)} holds other slots than before")
+                self._layout_changes += 1
+                raise NotInSync(f"the node {node_name(node)} no longer owns the same slots")
             if not isinstance(reply, AskError):
-                answered(reply)
+                unwrap(reply)
         return found[len(probes) :]
 
     def _probes_of(self, node: Address) -> list[bytes]:
-        return [probe for probe in self._probes if self._holder(probe) == node]
+        return [probe for probe in self._probes if self._primary_of(probe) == node]
 
-    async def broken(self, error: Exception) -> None:
-        # Some other node may have taken the slots over.
-        await asyncio.shield(self._look_again())
+    async def on_connection_lost(self, error: Exception) -> None:
+        # Another node may have taken over the slots.
+        await asyncio.shield(self._start_refresh())
 
-    def given_up(self, waited: float) -> None:
+    def on_abandoned(self, waited: float) -> None:
         if not self._closed:
-            self._look_again()
+            self._start_refresh()
 
-    def _look_again(self) -> asyncio.Task[None]:
-        """Find out where the slots are, beside the calls: one that is given up leaves the next ones the answer."""
-        if self._looking is None or self._looking.done():
-            self._topology.drop_idle()  # What broke one connection may have broken all.
-            self._looking = asyncio.ensure_future(self._read_slots())
-        return self._looking
+    def _start_refresh(self) -> asyncio.Task[None]:
+        """Refresh the slot map in its own task, so that cancelling a call does not cancel the refresh."""
+        if self._refresh is None or self._refresh.done():
+            self._topology.drop_idle()  # The cause may have broken every connection.
+            self._refresh = asyncio.ensure_future(self._refresh_slots())
+        return self._refresh
 
-    async def _read_slots(self) -> None:
-        with suppress(*DRIVER_ERRORS):  # What is wrong is told by the call that goes on.
+    async def _refresh_slots(self) -> None:
+        with suppress(*DRIVER_ERRORS):  # The call that lost its connection reports the failure.
             await self._topology.read()
 
     async def _replies(self, requests: Sequence[Request]) -> Sequence[Any]:
         by_node: defaultdict[Address | None, list[Request]] = defaultdict(list)
         for request in requests:
-            by_node[self._holder(request.key)].append(request)
+            by_node[self._primary_of(request.key)].append(request)
         replies: dict[Request, Any] = {}
 
         async def ask(part: list[Request]) -> None:
             repeatable = all(request.repeatable for request in part)
             try:
-                found: Sequence[Any] = await self.execute(self._asked, part, repeatable, repeatable=repeatable)
+                found: Sequence[Any] = await self.execute(
+                    self._send_and_redirect, part, repeatable, repeatable=repeatable
+                )
             except BackendError as error:
                 found = [error] * len(part)
-            replies.update(zip(part, map(mapped, found), strict=True))
+            replies.update(zip(part, map(translated, found), strict=True))
 
         await asyncio.gather(*map(ask, by_node.values()))
         return [replies[request] for request in requests]
 
-    async def _asked(self, requests: Sequence[Request], repeatable: bool) -> list[Any]:
-        """Send requests to the primary of their keys, and on to where it refers."""
-        node = self._holder(requests[0].key)
+    async def _send_and_redirect(self, requests: Sequence[Request], repeatable: bool) -> list[Any]:
+        """Send requests to the primary of their keys, and follow its ASK redirects."""
+        node = self._primary_of(requests[0].key)
         if node is None:
-            raise NotInSync("the primary is not known")
-        replies = await self._sent(node, requests)
-        broken = next((each for each in replies if isinstance(each, BROKEN)), None)
-        if broken is not None and repeatable:
-            raise broken
-        if broken is not None:
-            await self.broken(broken)
+            raise NotInSync("the primary of the slot is unknown")
+        replies = await self._send(node, requests)
+        lost = next((each for each in replies if isinstance(each, CONNECTION_ERRORS)), None)
+        if lost is not None and repeatable:
+            raise lost
+        if lost is not None:
+            await self.on_connection_lost(lost)
         referred: defaultdict[Address, list[int]] = defaultdict(list)
         for at, reply in enumerate(replies):
             if isinstance(reply, MovedError):
-                self._topology.referred(node, reply)
+                self._topology.redirected(node, reply)
             elif isinstance(reply, AskError):
-                referred[self._topology.referred(node, reply)].append(at)
+                referred[self._topology.redirected(node, reply)].append(at)
         for address, places in referred.items():
-            # On one connection: the permission that ASKING gives is for its next command.
-            asked = await self._sent(address, [requests[at] for at in places], asking=True)
+            # In one pipeline: ASKING applies to the next command on its connection only.
+            asked = await self._send(address, [requests[at] for at in places], asking=True)
             for at, reply in zip(places, asked, strict=True):
                 replies[at] = reply
         return replies
 
-    async def _sent(self, node: Address, requests: Sequence[Request], *, asking: bool = False) -> list[Any]:
-        """Send requests to a node in one go; return each one's reply or error."""
-        timed = self._time_question if requests[0].reads else ()
+    async def _send(self, node: Address, requests: Sequence[Request], *, asking: bool = False) -> list[Any]:
+        """Send requests to a node in one pipeline; return the reply or error of each."""
+        timed = self._time_query if requests[0].reads else ()
         before = [ASKING] if asking else []
         sent = [each for request in requests for each in (*before, request.command())]
-        with under_way(*requests):
-            found = await self._piped(node, [*sent, *timed])
+        with lost_on_error(*requests):
+            found = await self._send_pipeline(node, [*sent, *timed])
             replies = found[asking : len(sent) : 1 + asking]
             for request, reply in zip(requests, replies, strict=True):
                 if not isinstance(reply, Exception):
@@ -214,19 +216,19 @@ class Cluster(Servers):
                     request.lost()
         if not requests[0].reads:
             return replies
-        now = self._time_in(found[-1]) if timed else LATEST
+        now = self._parse_time(found[-1]) if timed else LATEST
         return [reply if isinstance(reply, Exception) else (reply, now) for reply in replies]
 
-    async def _piped(self, node: Address, commands: Sequence[Command]) -> list[Any]:
-        """Send commands to a node in one go; return each one's reply or error."""
-        return await piped(self._topology.client(node).connection_pool, commands, DRIVER_ERRORS)
+    async def _send_pipeline(self, node: Address, commands: Sequence[Command]) -> list[Any]:
+        """Send commands to a node in one pipeline; return the reply or error of each."""
+        return await send_pipeline(self._topology.client(node).connection_pool, commands, DRIVER_ERRORS)
 
     def node_of(self, slot: int) -> str:
-        """Return the name of the primary that holds a slot, as far as is known; empty where it is not."""
+        """Return the name of the primary that owns a slot; empty if unknown."""
         node = self._topology.primary(slot)
         return "" if node is None else node_name(node)
 
 
 def node_name(node: Address) -> str:
-    """Return host and port of a node as one word."""
+    """Return a node as `host:port`."""
     return f"{node[0]}:{node[1]}"

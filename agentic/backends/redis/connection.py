@@ -1,4 +1,4 @@
-"""Connections to Redis: commands packed in C, the server's kind checked, dead ones noticed, none closed slowly."""
+"""Connections to Redis that pack commands in C, check the server's kind, detect dead sockets and close at once."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from agentic.backends.redis.server_info import Greeting, Kind, NotInSync
 
 
 class _Checked(AbstractConnection):
-    """What all connections of this library share, over the driver's own."""
+    """Behaviour that all connections of this library add to the driver's."""
 
     kind: ClassVar[Kind] = Kind.SINGLE
-    """The kind of server that it is meant for; another one is refused when the connection is made."""
+    """The expected kind of server; connecting to another kind fails."""
 
     _greeting: Greeting | None = None
 
     def __init__(self, **options: Any) -> None:
         cast("Any", super()).__init__(**options)
-        # What the driver would tell the server of itself, by the name it has in 7.1 and since: servers before Redis 7.2
-        # answer it with errors.
+        # Stop the driver from sending its name and version, which servers before Redis 7.2 reject. Which attributes it
+        # reads depends on its release.
         self.lib_name = self.lib_version = self.driver_info = None
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        # With hiredis, as the driver's blocking connections do it; its asyncio ones do it in Python.
+        # With hiredis, like the driver's blocking connections; its asyncio connections pack in Python.
         name, *rest = args
-        # The driver gives names of several words, such as "CLIENT SETNAME", as one.
+        # The driver passes a name of several words, such as "CLIENT SETNAME", as one string.
         words = name.encode().split() if isinstance(name, str) else name.split()
         return [hiredis.pack_command(cast("Any", (*words, *rest)))]
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
-        """Greet the server, as the driver does it, and check what it says of itself."""
+        """Run the driver's handshake, then check the kind and role that the server reported."""
         self._greeting = None
         await super().on_connect_check_health(check_health)
         if self._greeting is not None:
             self.check(self._greeting)
 
     def check(self, greeting: Greeting) -> None:
-        """Raise where the server is not of the kind that the connection is meant for."""
+        """Raise if the server is of another kind than expected."""
         greeting.check_kind(self.kind)
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         response = await super().read_response(*args, **kwargs)
         if self._greeting is None:
-            self._greeting = Greeting.of(response)  # The first answer on a connection is that to HELLO.
+            self._greeting = Greeting.of(response)  # The first reply on a connection is that to HELLO.
         return response
 
     async def connect(self) -> None:
@@ -58,7 +58,7 @@ class _Checked(AbstractConnection):
         await cast("Any", super()).connect()
 
     def should_reconnect(self) -> bool:
-        """Tell whether what is sent would be lost: the other side has closed or reset the idle connection."""
+        """Return whether the peer has closed or reset the idle connection, so that a command would be lost."""
         if cast("Any", super()).should_reconnect():
             return True
         reader, writer = self._reader, self._writer
@@ -68,58 +68,58 @@ class _Checked(AbstractConnection):
             return True
         if not hasattr(select, "poll"):
             return False
-        # An event loop that was blocked has not seen yet what the network brought.
+        # After a blocked event loop, asyncio has not yet processed a close that the socket has received.
         poll = select.poll()
         poll.register(writer.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(poll.poll(0))
 
     def drop(self) -> None:
-        """Close it at once; what was not sent yet never leaves."""
+        """Close the connection at once and discard unsent data."""
         if self._writer is not None:
             self._writer.transport.abort()
 
     async def disconnect(self, *args: Any, **kwargs: Any) -> None:
-        self.drop()  # The driver would wait for a server that hangs, or for its side of the end of TLS.
+        self.drop()  # The driver would wait for a hung server, or for its TLS close.
         await super().disconnect(*args, **kwargs)
 
 
 class Connection(_Checked, aioredis.Connection):
-    """To a single server."""
+    """A connection to a single server."""
 
 
 class TLSConnection(_Checked, aioredis.SSLConnection):
-    """To a single server, by TLS."""
+    """A TLS connection to a single server."""
 
 
 class UnixConnection(_Checked, aioredis.UnixDomainSocketConnection):
-    """To a single server of this host."""
+    """A connection to a single server by a Unix socket."""
 
     async def _connect(self) -> None:
-        # The driver's own greets the server here and once more afterwards, and takes what is refused for an outage.
+        # The driver's version runs the handshake here and again afterwards, and reports a rejection as an outage.
         async with asyncio.timeout(self.socket_connect_timeout):
             self._reader, self._writer = await asyncio.open_unix_connection(self.path)
 
 
 class ClusterConnection(_Checked, aioredis.Connection):
-    """To a node of a cluster."""
+    """A connection to a node of a cluster."""
 
     kind = Kind.CLUSTER
 
 
 class ClusterTLSConnection(_Checked, aioredis.SSLConnection):
-    """To a node of a cluster, by TLS."""
+    """A TLS connection to a node of a cluster."""
 
     kind = Kind.CLUSTER
 
 
 class SentinelConnection(_Checked, aioredis.Connection):
-    """To a sentinel."""
+    """A connection to a sentinel."""
 
     kind = Kind.SENTINEL
 
 
 class SentinelTLSConnection(_Checked, aioredis.SSLConnection):
-    """To a sentinel, by TLS."""
+    """A TLS connection to a sentinel."""
 
     kind = Kind.SENTINEL
 
@@ -132,20 +132,20 @@ class _ToPrimary(_Checked):
 
 
 class PrimaryConnection(_ToPrimary, SentinelManagedConnection):
-    """To the primary that sentinels name."""
+    """A connection to the primary that the sentinels name."""
 
 
 class PrimaryTLSConnection(_ToPrimary, SentinelManagedSSLConnection):
-    """To the primary that sentinels name, by TLS."""
+    """A TLS connection to the primary that the sentinels name."""
 
 
 class Pool(aioredis.ConnectionPool):
-    """Connections to one server, or to the primary; idle ones can be dropped."""
+    """A pool of connections to one server, or to the primary, whose idle connections can be dropped."""
 
     if not hasattr(AbstractConnection, "reset_should_reconnect"):
 
         async def get_connection(self, *args: Any, **options: Any) -> Any:
-            """Take a connection; up to 7.1 the driver makes one at a time, so a server that hangs holds up all."""
+            """Take a connection without the pool's lock, with which one hung connect blocks all up to redis-py 7.1."""
             connection = cast("Any", super()).get_available_connection()
             try:
                 await self.ensure_connection(connection)
@@ -155,11 +155,11 @@ class Pool(aioredis.ConnectionPool):
             return connection
 
     def drop_idle(self) -> None:
-        """Close the idle connections before anybody takes one of them again: each is made anew when it is needed."""
+        """Close the idle connections; each reconnects when it is next taken from the pool."""
         for connection in self._available_connections:
             if isinstance(connection, _Checked):
                 connection.drop()
 
 
 class PrimaryPool(Pool, SentinelConnectionPool):
-    """Connections to the primary that sentinels name."""
+    """A pool of connections to the primary that the sentinels name."""

@@ -1,4 +1,4 @@
-"""What an operator should know of a Redis server that holds a registry."""
+"""Findings of `agentic doctor` about a Redis server."""
 
 from __future__ import annotations
 
@@ -12,61 +12,61 @@ from agentic.backends.redis.servers import Servers
 from agentic.errors import BackendRejectedError
 from agentic.findings import READS_ONLY, Finding, Level
 
-OLDEST: Final = (6, 2)
-KEEPS_AGENTS: Final = "noeviction"
-CROWDED: Final = 10_000
-"""How many keys a database must have before it matters whose they are."""
+MIN_VERSION: Final = (6, 2)
+NO_EVICTION: Final = "noeviction"
+MANY_KEYS: Final = 10_000
+"""Number of keys in a database below which foreign keys cost nothing."""
 
-MOST_FOREIGN: Final = 0.5
+MAX_FOREIGN: Final = 0.5
 
 
 async def findings_of(servers: Servers, keys: Keys, node: Any) -> list[Finding]:
-    """Return what is found of a server; of a cluster's, by its name."""
+    """Return the findings about a server; in a cluster, with its name."""
     findings = [*await _facts(servers, keys, node), await _scripts(servers, keys, node)]
-    return findings if node is None else [_of_node(finding, node) for finding in findings]
+    return findings if node is None else [_for_node(finding, node) for finding in findings]
 
 
 async def _facts(servers: Servers, keys: Keys, node: Any) -> list[Finding]:
     try:
         info = await servers.ask(node, "INFO")
     except BackendRejectedError as error:
-        advice = f"grant +info, to let it be examined and to notice when it is restarted amid a walk ({error})"
+        advice = f"grant +info, so that the server can be examined and restarts during a scan are detected ({error})"
         return [Finding(Level.NOTE, "server", "INFO is refused", advice)]
     findings = [_version(info), _eviction(info), _memory(info), _persistence(info), _role(info)]
     return [*findings, await _keys(servers, keys, node, info)]
 
 
 async def _keys(servers: Servers, keys: Keys, node: Any, info: dict[str, Any]) -> Finding:
-    """Tell how many keys a walk passes over, and estimate by one step of a scan how many are another's."""
+    """Count the keys that a scan reads, and estimate the share of foreign keys by one SCAN call."""
     there = int(info.get(f"db{servers.database}", {}).get("keys", 0))
-    if there < CROWDED:
+    if there < MANY_KEYS:
         return Finding(Level.OK, "keys", f"{there:,} in the database")
     scan = ("SCAN", 0, "MATCH", keys.pattern, "COUNT", LONGEST_STEP)
     _, found = await servers.ask(node, *scan)
     foreign = max(0.0, 1 - len(keys.own(found)) / LONGEST_STEP)
-    if foreign < MOST_FOREIGN:
+    if foreign < MAX_FOREIGN:
         return Finding(Level.OK, "keys", f"{there:,} in the database")
     return Finding(
         Level.NOTE,
         "keys",
-        f"{there:,} in the database, some {foreign:.0%} of them not this registry's",
-        "each list and each sweep passes over all of them: give the registry a database of its own",
+        f"{there:,} in the database, about {foreign:.0%} of them foreign to this registry",
+        "each list and each sweep reads all of them: give the registry its own database",
     )
 
 
 async def _scripts(servers: Servers, keys: Keys, node: Any) -> Finding:
-    # A script that the server knows already is called by its hash: a missing right would show after its next restart.
+    # Scripts the server has cached run by EVALSHA: without this check, a missing permission shows only after a restart.
     try:
         await servers.ask(node, "EVAL", "return 1", 0)
     except BackendRejectedError as error:
         if await _may_only_read(servers, keys, node):
-            return Finding(Level.NOTE, "user", READS_ONLY, "right for a viewer; agents and reapers need to write")
+            return Finding(Level.NOTE, "user", READS_ONLY, "enough for a viewer; agents and reapers need to write")
         return Finding(Level.BAD, "scripts", "EVAL is refused", str(error))
     return Finding(Level.OK, "scripts", "EVAL works")
 
 
 async def _may_only_read(servers: Servers, keys: Keys, node: Any) -> bool:
-    """Tell whether a write that changes nothing is refused as well."""
+    """Return whether even a write without effect is refused."""
     try:
         await servers.ask(node, "PERSIST", keys.probes()[0])
     except BackendRejectedError as error:
@@ -75,12 +75,12 @@ async def _may_only_read(servers: Servers, keys: Keys, node: Any) -> bool:
 
 
 def may_evict(info: dict[str, Any]) -> str | None:
-    """Return the eviction policy of a server that may drop agents when its memory is full."""
-    policy = str(info.get("maxmemory_policy", KEEPS_AGENTS))
-    return None if policy == KEEPS_AGENTS or not int(info.get("maxmemory", 0)) else policy
+    """Return the server's eviction policy if it may evict agents when memory is full, else None."""
+    policy = str(info.get("maxmemory_policy", NO_EVICTION))
+    return None if policy == NO_EVICTION or not int(info.get("maxmemory", 0)) else policy
 
 
-def _of_node(finding: Finding, node: Any) -> Finding:
+def _for_node(finding: Finding, node: Any) -> Finding:
     host, port = node
     return Finding(finding.level, f"{finding.subject} of {host}:{port}", finding.found, finding.advice)
 
@@ -89,7 +89,7 @@ def _version(info: dict[str, Any]) -> Finding:
     valkey = info.get("valkey_version")
     name = f"Valkey {valkey}" if valkey else f"Redis {info['redis_version']}"
     numbers = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
-    if numbers < OLDEST:
+    if numbers < MIN_VERSION:
         return Finding(Level.BAD, "server", name, "Redis 6.2 or later is needed")
     return Finding(Level.OK, "server", name)
 
@@ -98,7 +98,7 @@ def _eviction(info: dict[str, Any]) -> Finding:
     policy = str(info.get("maxmemory_policy", "unknown"))
     if may_evict(info):
         return Finding(Level.BAD, "eviction", policy, "agents may be evicted: CONFIG SET maxmemory-policy noeviction")
-    if policy != KEEPS_AGENTS:
+    if policy != NO_EVICTION:
         return Finding(
             Level.NOTE, "eviction", f"{policy}, without maxmemory", "set noeviction before you set maxmemory"
         )
@@ -109,7 +109,10 @@ def _memory(info: dict[str, Any]) -> Finding:
     used, limit = int(info["used_memory"]), int(info.get("maxmemory", 0))
     if limit and used > 0.9 * limit:
         return Finding(
-            Level.BAD, "memory", f"{used:,} of {limit:,} bytes", "writes are refused when it is full: raise maxmemory"
+            Level.BAD,
+            "memory",
+            f"{used:,} of {limit:,} bytes",
+            "writes fail when memory is full: raise maxmemory",
         )
     return Finding(Level.OK, "memory", f"{used:,} bytes of {f'{limit:,}' if limit else 'no limit'}")
 
@@ -129,7 +132,7 @@ def _persistence(info: dict[str, Any]) -> Finding:
 def _role(info: dict[str, Any]) -> Finding:
     if info.get("role") != "master":
         in_sync = info.get("master_link_status") == "up"
-        found = "replica in sync" if in_sync else "replica whose link to its primary is down"
+        found = "replica in sync" if in_sync else "replica with its link to the primary down"
         refused = "writes are refused" if in_sync else "reads and writes are refused"
         return Finding(Level.BAD, "role", found, f"{refused}: name the primary, or use redis+sentinel://")
     return Finding(Level.OK, "role", f"primary with {info.get('connected_slaves', 0)} replicas")

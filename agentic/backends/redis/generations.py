@@ -1,4 +1,4 @@
-"""Which writes of a registry object the store must not apply any more: those that later ones have overtaken."""
+"""Generations of writes: they let the store refuse a delayed write once a later one was acknowledged."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import secrets
 
 
 class Generations:
-    """The generation with which a registry object sends its writes, and what it knows of those that it has sent.
+    """The generation of a registry object's writes, and the writes whose outcome is unknown.
 
-    A write whose outcome is unknown may still be on its way. So the generation rises before the next write leaves. The
-    store keeps the highest that it has seen of each registry object, and refuses writes of a lower one: once a later
-    write was acknowledged, an earlier one never takes effect. A write that was refused is sent again with the present
+    A write whose outcome is unknown may still arrive, so the generation rises before the next write is sent. The store
+    keeps the highest generation it has seen from each registry object and refuses writes of a lower one: after a later
+    write was acknowledged, an earlier one never takes effect. A refused write is sent again with the current
     generation.
 
-    Pure state: no clock, no I/O. What it says of one family of keys holds for that family alone, for each keeps the
-    generation for itself.
+    Pure state: no clock, no I/O. Each family of keys stores its own generation, so knowledge about one family says
+    nothing about the others.
 
     Attributes:
         writer: A random name for the registry object.
-        current: The generation of a write that leaves now.
-        unsettled: The families in which a write of unknown outcome may still take effect, and its generation.
+        current: The generation to send with the next write.
+        unsettled: For each family in which a lost write may still take effect, the generation of that write.
     """
 
     def __init__(self) -> None:
@@ -28,15 +28,15 @@ class Generations:
         self.unsettled: dict[bytes, int] = {}
 
     def lost(self, family: bytes, sent: int) -> None:
-        """Take note that the outcome of a write that was sent with a generation is unknown."""
+        """Record that the outcome of a write sent with generation `sent` is unknown."""
         self.current = max(self.current, sent + 1)
         self.unsettled[family] = max(self.unsettled.get(family, 0), sent)
 
     def applied(self, family: bytes, sent: int) -> None:
-        """Take note that a write was applied: from then on the store refuses those of a lower generation."""
+        """Record that a write was applied: from now on the store refuses lower generations."""
         if sent > self.unsettled.get(family, sent):
             del self.unsettled[family]
 
     def refused(self, stored: int) -> None:
-        """Take note that a write was refused, since the store has seen a higher generation."""
+        """Record that a write was refused because the store has seen generation `stored`."""
         self.current = max(self.current, stored)

@@ -1,7 +1,7 @@
-"""Every key that a registry has in Redis.
+"""The names of all keys of a registry in Redis.
 
-A registry's keys are in families, which lie in one slot each. On one server there is one family, whose name is the
-prefix: `{prefix}:agent:{id}` is shared with the Go original. In a cluster there are 32, spread evenly over the slots.
+A registry's keys form families, each in one slot. A single server has one family, named by the prefix; its keys
+`{prefix}:agent:{id}` are shared with the Go original. A cluster has 32 families, spread evenly over the slots.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Keys:
     """The keys of a registry on one server.
 
     Attributes:
-        pattern: What a scan has to ask for.
+        pattern: The MATCH pattern of a scan.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -39,7 +39,7 @@ class Keys:
         return self._agent + agent_id.encode()
 
     def of_id(self, encoded: bytes) -> bytes:
-        """Return the key of the record of an agent whose id is given as `encoded_id` returns it."""
+        """Return the key of an agent's record, given its id as returned by `encoded_id`."""
         return self._agent + encoded
 
     def agents(self, ids: Iterable[str]) -> list[bytes]:
@@ -48,19 +48,19 @@ class Keys:
         return [first + agent_id.encode() for agent_id in ids]
 
     def slot(self, agent_id: str) -> int:
-        """Return the slot in which all keys of an agent's family lie; one server has but one."""
+        """Return the slot of an agent's family; always 0 on a single server."""
         return 0
 
     def own(self, keys: Sequence[bytes]) -> Sequence[bytes]:
-        """Return those keys of a scan that are this registry's."""
+        """Return the keys of a scan that belong to this registry."""
         return keys
 
     def by_slot(self, keys: Sequence[bytes]) -> Sequence[Sequence[int]]:
-        """Return the places of the keys, those of one slot together."""
+        """Return the indexes of the keys, grouped by slot."""
         return [range(len(keys))] if keys else []
 
     def probes(self) -> Sequence[bytes]:
-        """Return a key of each family that no agent has, for an id is not empty."""
+        """Return one key of each family that belongs to no agent, because its id is empty."""
         return [self._agent]
 
 
@@ -68,13 +68,13 @@ class ShardedKeys(Keys):
     """The keys of a registry in a cluster."""
 
     def __init__(self, prefix: str) -> None:
-        """Find the families.
+        """Compute the families of a prefix.
 
         Raises:
-            ConfigurationError: The prefix has braces, which would decide on the slots of its keys.
+            ConfigurationError: The prefix contains braces, which would change the slots of its keys.
         """
         if "{" in prefix or "}" in prefix:
-            raise ConfigurationError("prefix: must have no braces in a cluster")
+            raise ConfigurationError("prefix: must not contain braces in a cluster")
         families = [_family(prefix, shard) for shard in range(SHARDS)]
         self._shards = [family + _AGENT for family in families]
         self._slots = [key_slot(family) for family in families]
@@ -85,7 +85,7 @@ class ShardedKeys(Keys):
         return self.of_id(agent_id.encode())
 
     def of_id(self, encoded: bytes) -> bytes:
-        """Return the key of the record of an agent whose id is given as `encoded_id` returns it."""
+        """Return the key of an agent's record, given its id as returned by `encoded_id`."""
         return self._shards[crc32(encoded) % SHARDS] + encoded
 
     def agents(self, ids: Iterable[str]) -> list[bytes]:
@@ -94,11 +94,11 @@ class ShardedKeys(Keys):
         return [shards[crc32(encoded) % SHARDS] + encoded for encoded in map(str.encode, ids)]
 
     def slot(self, agent_id: str) -> int:
-        """Return the slot in which all keys of an agent's family lie."""
+        """Return the slot of an agent's family."""
         return self._slots[crc32(agent_id.encode()) % SHARDS]
 
     def own(self, keys: Sequence[bytes]) -> Sequence[bytes]:
-        """Return those keys of a scan that are this registry's; the pattern matches those of longer prefixes too."""
+        """Return the keys of a scan that belong to this registry; the pattern also matches longer prefixes."""
         shards, own = self._shards, []
         for key in keys:
             family, agent, encoded = key.partition(_AGENT)
@@ -107,16 +107,16 @@ class ShardedKeys(Keys):
         return own
 
     def by_slot(self, keys: Sequence[bytes]) -> Sequence[Sequence[int]]:
-        """Return the places of the keys, those of one slot together."""
+        """Return the indexes of the keys, grouped by slot."""
         return by_family(keys)
 
     def probes(self) -> Sequence[bytes]:
-        """Return a key of each family that no agent has."""
+        """Return one key of each family that belongs to no agent."""
         return self._shards
 
 
 def by_family(keys: Sequence[bytes]) -> Sequence[Sequence[int]]:
-    """Return the places of the keys, those of one family together."""
+    """Return the indexes of the keys, grouped by family."""
     places: defaultdict[bytes, list[int]] = defaultdict(list)
     for at, key in enumerate(keys):
         places[family_of(key)].append(at)
@@ -129,52 +129,52 @@ def family_of(key: bytes) -> bytes:
 
 
 def writer_key(family: bytes, writer: str) -> bytes:
-    """Return the key of the highest generation with which a registry object has written in a family."""
+    """Return the key that stores the highest generation of a registry object's writes in a family."""
     return family + b":writer:" + writer.encode()
 
 
 def marks_key(family: bytes, writer: str) -> bytes:
-    """Return the key of the agents that a registry object has marked last in a family."""
+    """Return the key that stores which agents a registry object's last call marked in a family."""
     return family + b":marks:" + writer.encode()
 
 
 def family_of_marks(key: bytes) -> bytes:
-    """Return the family of a key that `marks_key` has made."""
+    """Return the family of a key from `marks_key`."""
     return key.rpartition(b":marks:")[0]
 
 
 def id_in(key: bytes) -> str:
-    """Return the id of the agent whose record a key holds."""
+    """Return the agent id in the key of a record."""
     return encoded_id(key).decode(errors="replace")
 
 
 def encoded_id(key: bytes) -> bytes:
-    """Return that id as the key has it: UTF-8, unless another program has written the key."""
+    """Return the agent id in a key as bytes; valid UTF-8 unless another program wrote the key."""
     return key.partition(_AGENT)[2]
 
 
 def valid_prefix(prefix: object) -> str:
-    """Return a prefix that keeps a registry's keys apart from those of every other prefix.
+    """Validate a prefix; no two valid prefixes can produce the same key.
 
     Raises:
-        ConfigurationError: It is no text, is empty, or could be taken for another prefix and the begin of an id.
+        ConfigurationError: It is not a string, is empty, or contains the separator between a prefix and an id.
     """
     if not isinstance(prefix, str) or not prefix:
-        raise ConfigurationError("prefix: must be a string that is not empty")
+        raise ConfigurationError("prefix: must be a non-empty string")
     try:
         encoded = prefix.encode()
     except UnicodeEncodeError:
-        raise ConfigurationError("prefix: holds a lone surrogate") from None
+        raise ConfigurationError("prefix: contains a lone surrogate") from None
     if _AGENT in encoded + b":":
         raise ConfigurationError(
-            "prefix: must neither contain ':agent:' nor end with ':agent', or an agent of one prefix could have the "
-            "key of another one's"
+            "prefix: must neither contain ':agent:' nor end with ':agent': agents of two prefixes could have the same "
+            "key"
         )
     return prefix
 
 
 def _family(prefix: str, shard: int) -> bytes:
-    """Return a family whose slot lies in the part of all slots that is this shard's."""
+    """Return a family with a slot in this shard's range of slots."""
     first = shard * _SLOTS_OF_SHARD
     for number in count():
         tag = f"{prefix}:{shard}.{number}".encode()
@@ -184,5 +184,5 @@ def _family(prefix: str, shard: int) -> bytes:
 
 
 def _glob_escaped(text: bytes) -> bytes:
-    r"""Return a pattern that matches this text alone: `*`, `?`, `[`, `]`, `^`, `-` and `\` escaped."""
+    r"""Return a pattern that matches exactly this text: escape `*`, `?`, `[`, `]`, `^`, `-` and `\`."""
     return re.sub(rb"([*?\[\]^\\-])", rb"\\\1", text)

@@ -1,4 +1,4 @@
-"""What the outcomes of requests mean to callers."""
+"""Translate the outcomes of requests into results and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentic.validation import too_large
 
 
 def facts(results: Sequence[Any], ids: Sequence[str]) -> list[bool | RegistryError]:
-    """Return, for each agent, whether it was there, or the error that is its alone."""
+    """Return for each agent whether it exists, or the error of that agent."""
     if results.count(DONE) == len(results):
         return [True] * len(results)
     return [
@@ -22,19 +22,19 @@ def facts(results: Sequence[Any], ids: Sequence[str]) -> list[bool | RegistryErr
 
 
 def failure(result: Any, agent_id: str) -> RegistryError:
-    """Return the error that a script's outcome for one agent is, or stands for."""
+    """Return the error for a failed outcome of one agent."""
     if isinstance(result, BackendError):
         return result
     if isinstance(result, list):
         return too_large(result[1])
     if result == CORRUPT:
         shown = printable(agent_id)
-        return CorruptRecordError(f"the record of agent '{shown}' is corrupt: it is not an agent's JSON", agent_id)
+        return CorruptRecordError(f"the record of agent '{shown}' is corrupt: it is not valid agent JSON", agent_id)
     return BackendRejectedError(f"the key of agent '{printable(agent_id)}' holds another type of value than a string")
 
 
 def raise_any(outcomes: list[Any]) -> list[Any]:
-    """Return the outcomes, unless one of them is an error."""
+    """Return the outcomes; raise the first error among them."""
     for outcome in outcomes:
         if isinstance(outcome, BackendError):
             raise outcome

@@ -120,5 +120,5 @@ class RedisRegistry(AgentRegistry):
     @contextmanager
     def scratch(cls, **options: Any) -> Iterator[Self]:
         """Make a registry under a prefix of its own."""
-        prefix = f"{options.get('prefix') or DEFAULT_PREFIX}:demo-{uuid4().hex[:8]}"
-        yield cls(**options | {"prefix": prefix})
+        options["prefix"] = f"{options.get('prefix') or DEFAULT_PREFIX}:demo-{uuid4().hex[:8]}"
+        yield cls(**options)

@@ -1,4 +1,4 @@
-"""How Redis is asked about many keys: in requests of bounded size, each sent until its keys have their outcomes."""
+"""Split batches of keys into requests of bounded size, each sent until every key has an outcome."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from agentic.backends.redis.generations import Generations
 from agentic.backends.redis.keys import family_of, writer_key
 from agentic.backends.redis.marks import Marks
 from agentic.backends.redis.scripts import AGAIN, Script
-from agentic.backends.redis.server_info import in_step
+from agentic.backends.redis.server_info import checked_list
 from agentic.errors import BackendError
 
 MAX_BYTES: Final = 1 << 20
-"""How long the arguments of one request may be together; a single longer one goes alone."""
+"""Limit of the total size of a request's arguments; a larger single item goes in its own request."""
 
 Command = tuple[Any, ...]
 
 
 @dataclass(slots=True)
 class Writer:
-    """What a registry object knows of the writes that it has sent."""
+    """State of the writes that a registry object has sent."""
 
     generations: Generations = field(default_factory=Generations)
     marks: Marks = field(default_factory=Marks)
@@ -34,10 +34,12 @@ class Writer:
 
 @dataclass(slots=True)
 class Batch:
-    """Keys, what a script is given for all and for each of them, and each one's outcome as soon as it is known.
+    """Keys, the arguments of a script for them, and the outcome of each key once known.
 
     Attributes:
-        writer: Who sends it; None for what only reads.
+        common: Arguments for all keys together.
+        each: Arguments for each key, if any.
+        writer: The state of the sender's writes; None if the batch only reads.
     """
 
     keys: Sequence[bytes]
@@ -51,21 +53,22 @@ class Batch:
 
 
 class Request(ABC):
-    """A part of a batch that goes to the server in one command: keys of one slot.
+    """One command for a part of a batch, with keys of one slot.
 
     Attributes:
-        repeatable: Whether it may be sent again when its connection broke.
-        reads: Whether it only reads: then its reply comes with the server's time, and counts only if the server is in
+        repeatable: Whether it may be sent again after its connection was lost.
+        reads: Whether it only reads. Its reply then comes with the server's time, and is valid only if the server is in
             sync.
-        keys: Its keys, which lie in one slot.
-        key: The first of them.
+        places: The indexes of its keys in the batch.
+        keys: Its keys, all in one slot.
+        key: The first key.
     """
 
     repeatable: ClassVar[bool] = False
     reads: ClassVar[bool] = False
 
     def __init__(self, batch: Batch, places: Sequence[int]) -> None:
-        """Ask for the keys at these places of the batch."""
+        """Create a request for the keys at these indexes of the batch."""
         self.batch = batch
         self.places = places
         keys = batch.keys
@@ -74,25 +77,25 @@ class Request(ABC):
 
     @abstractmethod
     def command(self) -> Command:
-        """Return what to send now."""
+        """Return the command to send."""
 
-    def lost(self) -> None:  # noqa: B027  most requests do no harm when they take effect later
-        """Take note that what was sent last may still take effect: it was not answered."""
+    def lost(self) -> None:  # noqa: B027  most requests may safely take effect late
+        """Record that the last send got no reply and may still take effect."""
 
     def while_moving(self) -> Sequence[Request]:
-        """Return what to send after a refusal: its slot is being moved, and not all of its keys are at one server."""
+        """Return the requests to send instead while its slot is being moved and its keys are on two servers."""
         return [self]
 
     def check(self, reply: Any) -> None:
-        """Check that a reply has the form of one to this request.
+        """Check the form of a reply.
 
         Raises:
-            OutOfStep: It has not.
+            OutOfStep: The reply has another form.
         """
-        in_step(reply, len(self.places))
+        checked_list(reply, len(self.places))
 
     def settle(self, reply: Any) -> Sequence[Request]:
-        """Take a reply, or the error in its place, as outcomes; return what is to be sent for keys without one."""
+        """Store a reply or error as outcomes; return the requests to send for keys without a final outcome."""
         outcomes = self.batch.outcomes
         each = [reply] * len(self.places) if isinstance(reply, BackendError) else reply
         for place, outcome in zip(self.places, each, strict=True):
@@ -100,17 +103,17 @@ class Request(ABC):
         return self._left(type(self), AGAIN)
 
     def _left(self, kind: type[Request], outcome: int) -> Sequence[Request]:
-        """Return a request of a kind for the keys that have this outcome."""
+        """Return a request of the given kind for the keys with this outcome."""
         outcomes = self.batch.outcomes
         places = [place for place in self.places if outcomes[place] == outcome]
         return [kind(self.batch, places)] if places else []
 
 
 class Single(Request):
-    """A request whose keys may be asked about one by one, which works while they move to another server."""
+    """A request that can be split into one request per key, which works while keys move to another server."""
 
     def while_moving(self) -> Sequence[Request]:
-        """Return a request for each key."""
+        """Return one request per key."""
         return [type(self)(self.batch, [place]) for place in self.places]
 
 
@@ -118,15 +121,15 @@ class Run(Request):
     """Runs a script.
 
     Attributes:
-        script: Which one.
+        script: The script to run.
     """
 
     script: ClassVar[Script]
-    _server_lacks_it = False
+    _send_source = False
 
     def command(self) -> Command:
-        """Return what to send now."""
-        name = ("EVAL", self.script.text) if self._server_lacks_it else ("EVALSHA", self.script.sha)
+        """Return the command to send."""
+        name = ("EVAL", self.script.text) if self._send_source else ("EVALSHA", self.script.sha)
         each = self.batch.each
         arguments = () if each is None else chain.from_iterable([each[place] for place in self.places])
         further_keys, further_arguments = self._further()
@@ -134,25 +137,25 @@ class Run(Request):
         return (*name, count, *self.keys, *further_keys, *self.batch.common, *arguments, *further_arguments)
 
     def _further(self) -> tuple[Command, Command]:
-        """Return keys and arguments that follow those of the batch."""
+        """Return the keys and arguments to send after those of the batch."""
         return (), ()
 
     def settle(self, reply: Any) -> Sequence[Request]:
-        """Take a reply as `Request.settle` does; a script that the server lacks is sent with its text."""
+        """Store a reply like `Request.settle`; if the server lacks the script, send its source."""
         if isinstance(reply, BackendError) and isinstance(reply.__cause__, NoScriptError):
-            self._server_lacks_it = True
+            self._send_source = True
             return [self]
         return super().settle(reply)
 
 
 class Write(Run):
-    """Runs a script that changes agents, unless a later write of the same registry object has overtaken it."""
+    """Runs a script that changes agents, unless the store has seen a higher generation from this registry object."""
 
     _sent = 0
 
     @property
     def writer(self) -> Writer:
-        """Who sends it."""
+        """The state of the sender's writes."""
         return cast("Writer", self.batch.writer)
 
     @property
@@ -166,16 +169,16 @@ class Write(Run):
         return (writer_key(self.family, generations.writer),), (self._sent,)
 
     def lost(self) -> None:
-        """Let no write leave that this one could overtake."""
+        """Raise the generation, so that this write cannot take effect after a later one."""
         self.writer.generations.lost(self.family, self._sent)
 
     def check(self, reply: Any) -> None:
-        """Check a reply as `Request.check` does."""
+        """Check a reply like `Request.check`; an integer is the higher generation of a refusal."""
         if not isinstance(reply, int):
             super().check(reply)
 
     def settle(self, reply: Any) -> Sequence[Request]:
-        """Take a reply as `Run.settle` does; one that was refused was not applied, and is sent again."""
+        """Store a reply like `Run.settle`; send a refused write again."""
         if isinstance(reply, int):
             self.writer.generations.refused(reply)
             return [self]
@@ -185,7 +188,7 @@ class Write(Run):
 
 
 def requests(kind: type[Request], batch: Batch, groups: Sequence[Sequence[int]]) -> list[Request]:
-    """Return the requests of a kind for a batch, given the places of its keys, those of one slot together."""
+    """Return requests of one kind for a batch, given the indexes of its keys grouped by slot."""
     if batch.each is None:
         return [kind(batch, group) for group in groups]
     sizes = [sum(len(argument) for argument in each if not isinstance(argument, int)) for each in batch.each]
@@ -193,7 +196,7 @@ def requests(kind: type[Request], batch: Batch, groups: Sequence[Sequence[int]])
 
 
 def bounded(places: Sequence[int], sizes: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Cut places into parts whose sizes add up to `MAX_BYTES` at most, but for a part of one."""
+    """Split indexes into parts of at most `MAX_BYTES` in total; a larger single item is its own part."""
     begin = total = 0
     for end, place in enumerate(places):
         total += sizes[place]
@@ -204,12 +207,12 @@ def bounded(places: Sequence[int], sizes: Sequence[int]) -> Iterator[Sequence[in
 
 
 @contextmanager
-def under_way(*requests: Request) -> Iterator[None]:
-    """Tell requests that they are lost when the body, which sends them, ends without an answer."""
+def lost_on_error(*requests: Request) -> Iterator[None]:
+    """Mark the requests as lost if the body, which sends them, ends without a reply."""
     try:
         yield
     except (ResponseError, MaxConnectionsError):
-        raise  # An answer; or nothing was sent.
+        raise  # The server replied, or nothing was sent.
     except BaseException:
         for request in requests:
             request.lost()

@@ -11,8 +11,8 @@ from agentic.backends.redis.keys import Keys
 from agentic.backends.redis.requests import Command
 from agentic.backends.redis.servers import Scanned, Servers
 from agentic.backends.seen import Seen
+from agentic.concurrency import mark_retrieved
 from agentic.errors import BackendUnavailableError
-from agentic.exchange import retrieve
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ class Walk:
         if page is None:
             return await work(RecordPage([], None)), False
         self._ahead = ahead = asyncio.ensure_future(self._read())
-        ahead.add_done_callback(retrieve)
+        ahead.add_done_callback(mark_retrieved)
         try:
             await asyncio.sleep(0)  # Lets it send its request before the work begins.
             result = await work(page)

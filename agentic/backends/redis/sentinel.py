@@ -1,4 +1,4 @@
-"""Sentinels, which know the primary: how they are asked, with which password, and what their answers mean."""
+"""Find the primary through sentinels: their queries, credentials and replies."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-from agentic.backends.redis.server_info import MISREAD, OutOfStep, Refused
+from agentic.backends.redis.server_info import PARSE_ERRORS, OutOfStep, Refused
 from agentic.text import printable
 
-# As bytes, so that the driver gives the answer as it is: what it makes of it differs from release to release.
-SERVICES: Final = (b"SENTINEL", b"MASTERS")
+# As bytes, so that the driver returns the raw reply: its parsed form differs between releases.
+LIST_SERVICES: Final = (b"SENTINEL", b"MASTERS")
 
 
 class SentinelCredentials(CredentialProvider):
-    """The user and password that sentinels are given: their own; else none, or the servers' once they want some."""
+    """Credentials for sentinels: their own; or none at first, and the servers' once a sentinel requires some."""
 
     def __init__(self, own: tuple[str, ...], servers: tuple[str, ...]) -> None:
-        self.given = own
-        self._second = own or servers
+        self.current = own
+        self._fallback = own or servers
 
     async def get_credentials_async(self) -> Any:
-        """Return the words of AUTH, none where the sentinels are asked without."""
-        return self.given
+        """Return the arguments of AUTH; empty for no authentication."""
+        return self.current
 
-    def try_servers(self) -> None:
-        """Give the servers' from now on, unless the sentinels have some of their own."""
-        self.given = self._second
+    def use_fallback(self) -> None:
+        """Use the servers' credentials from now on, unless the sentinels have their own."""
+        self.current = self._fallback
 
 
 class Sentinels(Sentinel):
-    """Asks one sentinel after another which server is the primary; the one that answered is asked first next time."""
+    """Asks the sentinels in turn for the primary; the one that answered goes first next time."""
 
     def __init__(self, clients: Sequence[aioredis.Redis], credentials: SentinelCredentials) -> None:
         cast("Any", super()).__init__(())
@@ -45,8 +45,8 @@ class Sentinels(Sentinel):
         """Return the primary's host and port.
 
         Raises:
-            Refused: No sentinel names one, and one of them refuses to answer, or none knows the service.
-            MasterNotFoundError: No sentinel can be reached, or none of them takes a server for the primary at present.
+            Refused: No sentinel names a primary, and one refused the query, or none knows the service.
+            MasterNotFoundError: No sentinel can be reached, or none names a reachable primary at present.
         """
         failures: list[str] = []
         cause: RedisError | None = None
@@ -56,7 +56,7 @@ class Sentinels(Sentinel):
                 services = await self._services(sentinel)
             except RedisError as error:
                 cause = error
-                failures.append(_told(sentinel, error))
+                failures.append(_described(sentinel, error))
                 refused = refused or isinstance(error, (AuthenticationError, ResponseError))
                 continue
             known |= services.keys()
@@ -67,37 +67,37 @@ class Sentinels(Sentinel):
         if refused:
             raise Refused(f"the sentinels refuse to name the primary: {'; '.join(failures)}")
         if service_name not in known and not failures:
-            watched = ", ".join(map(printable, sorted(known))) or "none"
-            raise Refused(f"the sentinels know no service {printable(service_name)!r}; they watch: {watched}")
+            monitored = ", ".join(map(printable, sorted(known))) or "none"
+            raise Refused(f"the sentinels know no service {printable(service_name)!r}; they monitor: {monitored}")
         reasons = f": {'; '.join(failures)}" if failures else ""
         raise MasterNotFoundError(
             f"the sentinels name no primary of {printable(service_name)!r} at present{reasons}"
         ) from cause
 
     async def _services(self, sentinel: Any) -> dict[str, dict[str, str]]:
-        """Return what one sentinel says of the services that it watches, by name."""
-        given = self._credentials.given
+        """Return the state of each service that a sentinel monitors, by name."""
+        current = self._credentials.current
         try:
-            answer = await sentinel.execute_command(*SERVICES)
+            answer = await sentinel.execute_command(*LIST_SERVICES)
         except AuthenticationError:
-            self._credentials.try_servers()
-            if self._credentials.given == given:
+            self._credentials.use_fallback()
+            if self._credentials.current == current:
                 raise
-            answer = await sentinel.execute_command(*SERVICES)
+            answer = await sentinel.execute_command(*LIST_SERVICES)
         try:
             states = [{name.decode(): value.decode() for name, value in each.items()} for each in answer]
             return {state["name"]: state for state in states}
-        except MISREAD as error:
-            raise OutOfStep("the answer to SENTINEL MASTERS is of another form") from error
+        except PARSE_ERRORS as error:
+            raise OutOfStep("the reply to SENTINEL MASTERS has an unexpected form") from error
 
 
 def _is_up(state: dict[str, str]) -> bool:
-    """Tell whether a sentinel takes a service's server for a primary that can be reached."""
+    """Return whether a sentinel reports a service's server as a reachable primary."""
     flags = set(state["flags"].split(","))
     return "master" in flags and not flags & {"s_down", "o_down"}
 
 
-def _told(sentinel: aioredis.Redis, error: Exception) -> str:
+def _described(sentinel: aioredis.Redis, error: Exception) -> str:
     place = sentinel.connection_pool.connection_kwargs
     hint = ""
     if isinstance(error, AuthenticationError):

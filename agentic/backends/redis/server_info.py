@@ -1,4 +1,4 @@
-"""What a server says of itself, beside what it is asked for: its kind, its role, whether it is in sync, its time."""
+"""What a server reports about itself: its kind, role, replication state and time."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from typing import Any, Final, NamedTuple
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-# As bytes, so that the driver gives the answers as they are. Every user may send HELLO, whatever the ACL says.
+# As bytes, so that the driver returns raw replies. Every user may send HELLO, whatever the ACL.
 HELLO: Final = (b"HELLO",)
 TIME: Final = (b"TIME",)
 REPLICATION: Final = (b"INFO", b"replication")
 
 LATEST: Final = datetime.max.replace(tzinfo=UTC)
-"""The time of a server that does not tell it: no heartbeat is later."""
+"""Stands for an unknown server time: no heartbeat is later."""
 
-LONGEST_SILENCE: Final = 15
-"""Seconds after which a replica that hears nothing is not in sync: a primary sends something every 10 s by default."""
+MAX_SILENCE: Final = 15
+"""Seconds without data from the primary after which a replica is out of sync; a primary pings every 10 s by default."""
 
-MISREAD: Final = (ValueError, LookupError, TypeError, AttributeError)
-"""What the driver raises over answers of another form than those it asked for."""
+PARSE_ERRORS: Final = (ValueError, LookupError, TypeError, AttributeError)
+"""Errors that the driver raises when it parses a reply of an unexpected form."""
 
-DRIVER_ERRORS: Final = (RedisError, OSError, *MISREAD)
+DRIVER_ERRORS: Final = (RedisError, OSError, *PARSE_ERRORS)
 
 
 class Refused(ResponseError):
-    """The server will not do until an operator acts; the message is complete."""
+    """The server cannot be used until an operator acts; the message is complete."""
 
 
 class NotInSync(RedisConnectionError):
-    """The server may lack what its primary, or its successor, has acknowledged."""
+    """The server may lack writes that its primary, or its successor, has acknowledged."""
 
 
 class OutOfStep(RedisConnectionError):
-    """An answer is of another form than what was asked for: it may be that to an earlier command."""
+    """A reply has an unexpected form: it may belong to an earlier command."""
 
 
 class Kind(StrEnum):
-    """What a server can be, by the word that it has for it."""
+    """Kinds of servers, by their `mode` in the reply to HELLO."""
 
     SINGLE = "standalone"
     CLUSTER = "cluster"
@@ -56,35 +56,35 @@ _DESCRIBED: Final = {
 
 
 class Greeting(NamedTuple):
-    """The answer to HELLO."""
+    """The reply to HELLO."""
 
     kind: str
     role: str
 
     @classmethod
     def of(cls, reply: Any) -> Greeting:
-        """Read it; a refusal tells nothing, and any other error is raised.
+        """Parse a reply; a refusal gives empty fields, any other error is raised.
 
         Raises:
-            OutOfStep: It is no answer to HELLO.
+            OutOfStep: It is not a reply to HELLO.
         """
         if is_refusal(reply):
             return cls("", "")
-        facts = answered(reply)
+        facts = unwrap(reply)
         if isinstance(facts, list):
             facts = dict(zip(facts[::2], facts[1::2], strict=False))
         if not isinstance(facts, dict):
-            raise OutOfStep("the answer to HELLO is none: does a Redis server listen there?")
+            raise OutOfStep("unexpected reply to HELLO: is this a Redis server?")
         kind, role = (facts.get(name, b"") for name in (b"mode", b"role"))
         return cls(kind.decode(), role.decode())
 
     @property
     def is_primary(self) -> bool:
-        """Whether the server says that it copies no other one."""
+        """Whether the server reports itself as a primary."""
         return self.role == "master"
 
     def check_kind(self, wanted: Kind) -> None:
-        """Check that the server is one that can be used as `wanted`; one of a kind that is not known passes.
+        """Check that the server is of the wanted kind; an unknown kind passes.
 
         Raises:
             Refused: It is of another kind.
@@ -93,52 +93,52 @@ class Greeting(NamedTuple):
             raise Refused(f"the server is {_DESCRIBED[Kind(self.kind)]}")
 
     def check_in_sync(self, info: Any) -> None:
-        """Check by the answer to `REPLICATION` that a replica follows its primary.
+        """Check by the reply to `REPLICATION` that a replica is in sync with its primary.
 
         Raises:
-            NotInSync: It does not.
-            Refused: The user may not ask.
+            NotInSync: It is not.
+            Refused: The user may not send INFO.
         """
         if is_refusal(info):
             if self.role:
                 raise Refused(
-                    f"the server is a replica, and the user may not ask if it is in sync: grant +info ({info})"
+                    f"the server is a replica, and the user may not check that it is in sync: grant +info ({info})"
                 )
-            return  # A server without HELLO and INFO tells nothing of itself.
-        if b"role:master" in answered(info):
+            return  # A server without HELLO and INFO cannot be checked.
+        if b"role:master" in unwrap(info):
             return
         silence = re.search(rb"master_last_io_seconds_ago:(-?\d+)", info)
-        if silence is None or b"master_link_status:up" not in info or int(silence[1]) > LONGEST_SILENCE:
-            raise NotInSync("the server is a replica, and not in sync with its primary")
+        if silence is None or b"master_link_status:up" not in info or int(silence[1]) > MAX_SILENCE:
+            raise NotInSync("the server is a replica and not in sync with its primary")
 
 
 def is_refusal(reply: Any) -> bool:
-    """Tell whether the user may not send such a command, or the server has none."""
+    """Return whether the user may not send the command, or the server does not have it."""
     return isinstance(reply, NoPermissionError) or (
         isinstance(reply, ResponseError) and "unknown command" in str(reply)
     )
 
 
-def answered(reply: Any) -> Any:
-    """Return an answer; raises the error that it may be."""
+def unwrap(reply: Any) -> Any:
+    """Return a reply; raise it if it is an error."""
     if isinstance(reply, Exception):
         raise reply
     return reply
 
 
 def time_of(reply: Any) -> datetime:
-    """Return the instant that an answer to `TIME` tells."""
-    seconds, microseconds = map(int, in_step(reply, 2))
+    """Return the time in a reply to `TIME`."""
+    seconds, microseconds = map(int, checked_list(reply, 2))
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
 
 
-def in_step(reply: Any, length: int) -> Sequence[Any]:
-    """Return an answer that must be a list of so many items.
+def checked_list(reply: Any, length: int) -> Sequence[Any]:
+    """Return a reply that must be a list of `length` items.
 
     Raises:
-        OutOfStep: It is something else.
+        OutOfStep: It is not.
     """
-    answer: Sequence[Any] = answered(reply)
+    answer: Sequence[Any] = unwrap(reply)
     if not isinstance(answer, (list, tuple)) or len(answer) != length:
-        raise OutOfStep(f"an answer is not the list of {length} that was asked for: the connection is out of step")
+        raise OutOfStep(f"a reply is not the expected list of {length} items: the connection is out of step")
     return answer

@@ -1,4 +1,4 @@
-"""What a registry asks of Redis, and what of it may be sent twice; and how one server is asked, or a primary."""
+"""The commands a registry needs, which of them may be retried, and their form for one server."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ from agentic.backends.redis.server_info import (
     DRIVER_ERRORS,
     HELLO,
     LATEST,
-    MISREAD,
+    PARSE_ERRORS,
     REPLICATION,
     TIME,
     Greeting,
     Kind,
     NotInSync,
     OutOfStep,
-    answered,
-    in_step,
+    checked_list,
     is_refusal,
     time_of,
+    unwrap,
 )
 from agentic.errors import BackendError, RegistryClosedError
 
 T = TypeVar("T")
 
-PATIENCE: Final = 0.8
-"""For which part of `timeout` requests are sent again while their slot moves: some is left to say so."""
+RESEND_FRACTION: Final = 0.8
+"""Fraction of `timeout` in which requests are resent while their slot moves; the rest is left to report the error."""
 
 MOVING_PAUSE: Final = 0.01
-"""Seconds between those tries."""
+"""Seconds between these attempts."""
 
 POOL_PAUSE: Final = 0.005
-"""Seconds between tries to get a connection of a pool that others use as well."""
+"""Seconds between attempts to get a connection from an exhausted pool that other code shares."""
 
 _TOO_MANY: Final = "Too many connections"
-"""What the driver says of such a pool, up to 7.1 without an error class of its own."""
+"""The driver's message for an exhausted pool; up to redis-py 7.1 it has no error class of its own."""
 
 
 class Scanned(NamedTuple):
-    """A step of a scan: by which run of which server, where it goes on (0 at its end), and the keys that it found."""
+    """One SCAN reply: the run id of the server, the next cursor (0 at the end), and the keys."""
 
     server: bytes
     cursor: int
@@ -70,32 +70,32 @@ class Scanned(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What keys hold, None where it is not there or no string, the time of each one's server, and a step of a scan."""
+    """The values of keys (None if absent or not a string), the server time of each, and a SCAN reply."""
 
     records: Sequence[bytes | None]
     times: Sequence[datetime]
     scanned: Scanned | None
 
 
-# As bytes, so that the driver gives the answer as it is: it would read all of it, for one line.
-WHO_ARE_YOU: Final = (b"INFO", b"server")
+# As bytes, so that the driver returns the raw reply: it would parse all of it for one line.
+RUN_ID_QUERY: Final = (b"INFO", b"server")
 PING: Final = (b"PING",)
 
-BROKEN: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError, *MISREAD)
-"""Errors after which another server, or a new connection, may do."""
+RECONNECT_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, ClusterDownError, *PARSE_ERRORS)
+"""Errors after which a new connection, or another server, may work."""
 
 
 def scanned_by(info: Any, found: Any) -> Scanned:
-    """Return the step that a server's answers to `WHO_ARE_YOU` and to a `SCAN` make; raises the error of the latter."""
-    run = re.search(rb"run_id:(\w+)", info) if isinstance(info, bytes) else None  # Not every user may ask for it.
-    cursor, keys = in_step(found, 2)
+    """Combine the replies to `RUN_ID_QUERY` and `SCAN`; raise if the latter is an error."""
+    run = re.search(rb"run_id:(\w+)", info) if isinstance(info, bytes) else None  # Some users lack the permission.
+    cursor, keys = checked_list(found, 2)
     return Scanned(run[1] if run else b"", int(cursor), keys)
 
 
 class Servers(ABC):
-    """What a registry asks of Redis; each call is bounded by the caller's deadline.
+    """The commands that a registry sends to Redis; the caller bounds each call by its deadline.
 
-    A call that may be repeated is tried twice when its connection broke; every other one once.
+    After a lost connection, a repeatable call is tried once more; any other call fails.
 
     Attributes:
         database: The number of the database.
@@ -105,17 +105,17 @@ class Servers(ABC):
 
     def __init__(self, max_connections: int, timeout: float) -> None:
         self._timeout = timeout
-        # The driver's own pool that waits has been seen to leave a caller waiting beside free connections.
+        # Not the driver's blocking pool: it can leave a caller blocked although connections are free.
         self._free_connections = asyncio.Semaphore(max_connections)
-        self._time_question: tuple[Command, ...] = (TIME,)
+        self._time_query: tuple[Command, ...] = (TIME,)
         self._closed = False
 
     @abstractmethod
     async def ping(self) -> None:
-        """Connect, and check the servers; raises the driver's own errors."""
+        """Connect and check the servers; raises the driver's errors."""
 
     async def aclose(self) -> None:
-        """Close every connection; what is still under way fails, and makes no new one."""
+        """Close every connection; calls in progress fail and do not reconnect."""
         self._closed = True
         await self._close()
 
@@ -123,8 +123,8 @@ class Servers(ABC):
     async def _close(self) -> None: ...
 
     async def run(self, requests: Sequence[Request]) -> None:
-        """Send requests until each of their keys has its outcome, which may be its error."""
-        until = monotonic() + PATIENCE * self._timeout
+        """Send requests until each of their keys has an outcome, which may be an error."""
+        until = monotonic() + RESEND_FRACTION * self._timeout
         while requests:
             replies = await self._replies(requests)
             is_late = monotonic() > until
@@ -143,15 +143,15 @@ class Servers(ABC):
 
     @abstractmethod
     async def _replies(self, requests: Sequence[Request]) -> Sequence[Any]:
-        """Send each request once; return each one's reply, or its error. The reply of one that reads is timed."""
+        """Send each request once; return its reply or error, and for a read a pair of reply and server time."""
 
     @abstractmethod
     async def nodes(self) -> Sequence[Any]:
-        """Find out which servers hold the keys, each to be scanned by itself, and return them."""
+        """Find and return the servers that own keys; each must be scanned separately."""
 
     @abstractmethod
     def layout(self) -> object:
-        """Return which server holds which keys, as `nodes` has found; it changes when keys move."""
+        """Return a value that changes when keys move between servers, as far as known since `nodes`."""
 
     @abstractmethod
     async def ask(self, node: Any, *command: Any) -> Any:
@@ -163,22 +163,22 @@ class Servers(ABC):
 
     @abstractmethod
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
-        """Return the records of a scan's last keys, and take its next step, side by side."""
+        """Read the records of the scan's previous keys, and concurrently send its next SCAN."""
 
     @abstractmethod
-    async def broken(self, error: Exception) -> None:
-        """Make the next try reach another server, or the same one anew, after an error that asks for that."""
+    async def on_connection_lost(self, error: Exception) -> None:
+        """Prepare for the next attempt to use a new connection, perhaps to another server."""
 
-    def given_up(self, waited: float) -> None:  # noqa: B027  not every kind needs it
-        """Take note that a call was cancelled after so many seconds, perhaps since its server hangs."""
+    def on_abandoned(self, waited: float) -> None:  # noqa: B027  not every kind needs it
+        """Handle a call cancelled after `waited` seconds; its server may be hanging."""
 
     async def execute(self, call: Callable[..., Awaitable[T]], *args: Any, repeatable: bool) -> T:
-        """Await a call to the driver while one of its connections is free; raise this library's errors for its own.
+        """Wait for a free connection, then await a call to the driver; translate the driver's errors.
 
         Args:
             call: The call.
             *args: Its arguments.
-            repeatable: Call again, once, when the connection broke.
+            repeatable: Retry once after a lost connection.
         """
         began = inf
         is_repeated = False
@@ -190,7 +190,7 @@ class Servers(ABC):
                     began = min(began, monotonic())
                     try:
                         return await call(*args)
-                    except BROKEN as error:
+                    except RECONNECT_ERRORS as error:
                         if lacks_connection(error):
                             await asyncio.sleep(POOL_PAUSE)
                         elif is_repeated:
@@ -199,31 +199,31 @@ class Servers(ABC):
                             await self._recover(error, repeatable)
                             is_repeated = True
         except asyncio.CancelledError:
-            self.given_up(monotonic() - began)
+            self.on_abandoned(monotonic() - began)
             raise
         except DRIVER_ERRORS as error:
             raise backend_error(error, "Redis failed") from brief(error)
 
     async def _recover(self, error: Exception, repeatable: bool) -> None:
-        """Prepare for calls after a connection broke; raise the error where this one is not to be repeated."""
+        """Prepare for later calls after a lost connection; re-raise the error unless this call may be repeated."""
         if isinstance(error, AuthenticationError):
             raise error
         if self._closed:
             raise RegistryClosedError from error
-        await self.broken(error)
+        await self.on_connection_lost(error)
         if not repeatable or not isinstance(error, RedisConnectionError):
             raise error
 
-    def _time_in(self, reply: Any) -> datetime:
-        """Return the time of an answer to TIME; a user who may not ask is not asked again."""
+    def _parse_time(self, reply: Any) -> datetime:
+        """Return the time in a reply to TIME; after a refusal, stop sending TIME."""
         if is_refusal(reply):
-            self._time_question = ()
+            self._time_query = ()
             return LATEST
         return time_of(reply)
 
 
 class OneServer(Servers):
-    """One server and its replicas; with Sentinel, whichever of them is the primary."""
+    """A single server; with Sentinel, the current primary."""
 
     def __init__(self, client: aioredis.Redis, max_connections: int, timeout: float) -> None:
         pool = client.connection_pool
@@ -231,11 +231,11 @@ class OneServer(Servers):
         self.database = int(pool.connection_kwargs.get("db") or 0)
         self._client = client
         self._wants_primary = bool(getattr(pool, "is_master", False))
-        self._role_questions: tuple[Command, ...] = (HELLO,)
+        self._role_queries: tuple[Command, ...] = (HELLO,)
 
     async def ping(self) -> None:
         (reply,), _ = await with_connection(lambda: self._exchange(PING))
-        answered(reply)
+        unwrap(reply)
 
     async def _close(self) -> None:
         await self._client.aclose()
@@ -253,11 +253,11 @@ class OneServer(Servers):
 
     async def _send(self, request: Request) -> Any:
         try:
-            # Not by the client: one of the user's own would repeat it, and a repeated write comes late.
-            (reply,) = await piped(self._client.connection_pool, [request.command()])
+            # Bypass the client: a user's client may retry, and a retried write can arrive late.
+            (reply,) = await send_pipeline(self._client.connection_pool, [request.command()])
             request.check(reply)
         except (ResponseError, MaxConnectionsError):
-            raise  # An answer; or nothing was sent.
+            raise  # The server replied, or nothing was sent.
         except BaseException:
             request.lost()
             raise
@@ -268,7 +268,7 @@ class OneServer(Servers):
             replies, now = await self.execute(self._send_reads, requests, repeatable=True)
         except BackendError as error:
             return [error] * len(requests)
-        return [mapped(reply) if isinstance(reply, Exception) else (reply, now) for reply in replies]
+        return [translated(reply) if isinstance(reply, Exception) else (reply, now) for reply in replies]
 
     async def _send_reads(self, requests: Sequence[Request]) -> tuple[list[Any], datetime]:
         replies, now = await self._exchange(*(request.command() for request in requests))
@@ -278,26 +278,26 @@ class OneServer(Servers):
         return replies, now
 
     async def _exchange(self, *commands: Command) -> tuple[list[Any], datetime]:
-        """Send reads in one round trip with what tells whether their answers count; return those, and the time.
+        """Send reads in one round trip with queries for role and time; return the replies and the server time.
 
         Raises:
-            NotInSync: The server is a replica that does not follow its primary, or the primary was wanted.
-            Refused: It is of another kind, or a replica that may not be asked.
+            NotInSync: The server is a replica out of sync, or a replica where the primary is required.
+            Refused: It is of another kind, or a replica on which the user may not send INFO.
         """
-        questions = self._role_questions
-        replies = await piped(self._client.connection_pool, [*questions, *commands, *self._time_question])
+        queries = self._role_queries
+        replies = await send_pipeline(self._client.connection_pool, [*queries, *commands, *self._time_query])
         greeting = Greeting.of(replies[0])
         greeting.check_kind(Kind.SINGLE)
         if not greeting.is_primary and self._wants_primary:
             raise NotInSync("the server has become a replica")
-        # Of a replica it is asked as well whether it is in sync, from now on in the same round trip.
-        self._role_questions = (HELLO,) if greeting.is_primary else (HELLO, REPLICATION)
+        # For a replica, also check that it is in sync, from the next call on in the same round trip.
+        self._role_queries = (HELLO,) if greeting.is_primary else (HELLO, REPLICATION)
         if not greeting.is_primary:
-            if len(questions) == 1:
+            if len(queries) == 1:
                 return await self._exchange(*commands)
             greeting.check_in_sync(replies[1])
-        now = self._time_in(replies[-1]) if self._time_question else LATEST
-        return replies[len(questions) : len(questions) + len(commands)], now
+        now = self._parse_time(replies[-1]) if self._time_query else LATEST
+        return replies[len(queries) : len(queries) + len(commands)], now
 
     async def nodes(self) -> Sequence[Any]:
         return [None]
@@ -318,40 +318,41 @@ class OneServer(Servers):
     async def page(self, node: Any, keys: Sequence[bytes], scan: Command | None) -> Page:
         commands = [("MGET", *keys)] if keys else []
         if scan is not None:
-            commands += [WHO_ARE_YOU, scan]
+            commands += [RUN_ID_QUERY, scan]
 
         async def call() -> Page:
             replies, now = await self._exchange(*commands)
-            records = in_step(replies[0], len(keys)) if keys else ()
+            records = checked_list(replies[0], len(keys)) if keys else ()
             return Page(records, [now] * len(keys), None if scan is None else scanned_by(*replies[-2:]))
 
         return await self.execute(call, repeatable=True)
 
-    async def broken(self, error: Exception) -> None:
-        # New connections may find the new primary behind the same name; and what broke one may have broken all.
+    async def on_connection_lost(self, error: Exception) -> None:
+        # A new connection may reach a new primary at the same address; and the cause may have
+        # broken every connection.
         pool = self._client.connection_pool
         if isinstance(pool, Pool):
             pool.drop_idle()
-        elif isinstance(error, (ReadOnlyError, NotInSync, OutOfStep, *MISREAD)):
+        elif isinstance(error, (ReadOnlyError, NotInSync, OutOfStep, *PARSE_ERRORS)):
             await pool.disconnect(inuse_connections=False)
             if self._client.connection is not None:
                 await self._client.connection.disconnect()
 
-    def given_up(self, waited: float) -> None:
+    def on_abandoned(self, waited: float) -> None:
         pool = self._client.connection_pool
         if waited >= self._timeout / 2 and isinstance(pool, Pool):
             pool.drop_idle()
 
 
-async def piped(
+async def send_pipeline(
     pool: aioredis.ConnectionPool, commands: Sequence[Command], returned: tuple[type[Exception], ...] = (ResponseError,)
 ) -> list[Any]:
-    """Send commands in one go, as a pipeline of the driver does but with less about it.
+    """Send commands in one pipeline; faster than the driver's own pipeline.
 
     Args:
-        pool: Where a connection is taken from.
+        pool: The pool to take a connection from.
         commands: The commands.
-        returned: Errors that are returned in place of a reply; any other one is raised.
+        returned: Errors to return in place of a reply; any other error is raised.
     """
     connection: AbstractConnection = await cast("Any", pool).get_connection()
     try:
@@ -371,7 +372,7 @@ async def piped(
 
 
 async def with_connection(call: Callable[[], Awaitable[T]]) -> T:
-    """Await a call to the driver, again while its pool has no connection left."""
+    """Await a call to the driver; retry while its pool is exhausted."""
     while True:
         try:
             return await call()
@@ -382,14 +383,14 @@ async def with_connection(call: Callable[[], Awaitable[T]]) -> T:
 
 
 def lacks_connection(error: Exception) -> bool:
-    """Return whether the driver's pool had no connection left, so that nothing was sent."""
+    """Return whether the driver's pool was exhausted, so that nothing was sent."""
     return isinstance(error, MaxConnectionsError) or (
         isinstance(error, RedisConnectionError) and str(error) == _TOO_MANY
     )
 
 
-def mapped(answer: Any) -> Any:
-    """Return an answer, or the error of this library that stands for the driver's."""
+def translated(answer: Any) -> Any:
+    """Return a reply, with a driver's error translated into this library's."""
     if not isinstance(answer, Exception) or isinstance(answer, BackendError):
         return answer
     error = backend_error(answer, "Redis failed")

@@ -1,4 +1,4 @@
-"""Which node of a cluster holds which slot, as the nodes tell, and a client of each node."""
+"""The slot map of a cluster, as its nodes report it, and a client for each node."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseErr
 
 from agentic.backends.redis.connection import Pool
 from agentic.backends.redis.keys import SLOTS
-from agentic.backends.redis.server_info import DRIVER_ERRORS, MISREAD, OutOfStep
+from agentic.backends.redis.server_info import DRIVER_ERRORS, PARSE_ERRORS, OutOfStep
 
 Address = tuple[str, int]
 
-_NOT_OF_A_CONNECTION: Final = ("response_callbacks", "oss_cluster_maint_notifications_handler")
-"""What the driver keeps among the options of connections although no connection takes it."""
+_NOT_CONNECTION_OPTIONS: Final = ("response_callbacks", "oss_cluster_maint_notifications_handler")
+"""Entries of the driver's connection options that no connection accepts."""
 
 
 class Topology:
     """The nodes of a cluster and their slots, read from any node that answers.
 
-    Replaces the driver's own, which makes every connection anew whenever it reads the slots, twice in a walk of the
-    fleet. redis-py 7.1 also closes connections in use; 7.2 to 7.4 never close those of the nodes that they replace.
+    Replaces the driver's own, which reconnects everywhere whenever it reads the slots; a scan reads them twice.
+    redis-py 7.1 also closes connections in use; 7.2 to 7.4 never close the connections of replaced nodes.
 
     Attributes:
-        max_connections: To each node.
+        max_connections: Limit of connections to each node.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class Topology:
         options: Mapping[str, Any],
         remap: Callable[[str, int], Address] = lambda host, port: (host, port),
     ) -> None:
-        """Make ready to ask for the slots.
+        """Create a topology; send nothing yet.
 
         Args:
-            seeds: The nodes to ask first.
-            options: Options of each node's pool: `max_connections`, `connection_class` and those of a connection.
-            remap: Returns the address to use for one that a node tells.
+            seeds: The initial nodes.
+            options: Options of each node's pool: `max_connections`, `connection_class` and connection options.
+            remap: Maps an address reported by a node to the one to connect to.
         """
         self._seeds = tuple(seeds)
         self._options = options
@@ -56,23 +56,25 @@ class Topology:
 
     @classmethod
     def of_client(cls, client: aioredis.RedisCluster) -> Topology:
-        """Return the topology of a user's cluster, with connections like those of the user's client."""
-        options = {name: value for name, value in client.connection_kwargs.items() if name not in _NOT_OF_A_CONNECTION}
+        """Return the topology of a user's cluster client, with the same connection options."""
+        options = {
+            name: value for name, value in client.connection_kwargs.items() if name not in _NOT_CONNECTION_OPTIONS
+        }
         options["retry"] = Retry(NoBackoff(), 0)
         nodes = client.nodes_manager
         seeds = [(node.host, int(node.port)) for node in nodes.startup_nodes.values()]
         return cls(seeds, options, nodes.remap_host_port)
 
     def primaries(self) -> Sequence[Address | None]:
-        """Return the primary of each slot, None where it is not known."""
+        """Return the primary of each slot; None if unknown."""
         return tuple(self._primaries)
 
     def primary(self, slot: int) -> Address | None:
-        """Return the primary of a slot, None where it is not known."""
+        """Return the primary of a slot; None if unknown."""
         return self._primaries[slot]
 
     def client(self, address: Address) -> Any:
-        """Return the client of a node, which may be one that holds no slots."""
+        """Return the client for a node, also for one without slots."""
         client = self._clients.get(address)
         if client is None:
             host, port = address
@@ -80,26 +82,26 @@ class Topology:
             self._clients[address] = client
         return client
 
-    def referred(self, asked: Address, answer: AskError) -> Address:
-        """Return the node that another one has named, and remember it where a slot has moved there for good."""
+    def redirected(self, asked: Address, answer: AskError) -> Address:
+        """Return the target of a redirect; store it as the slot's primary if the redirect is permanent (MOVED)."""
         address = self._address(asked, *answer.node_addr)
         if isinstance(answer, MovedError):
             self._primaries[answer.slot_id] = address
         return address
 
     async def read(self) -> None:
-        """Ask one node after another for the slots, those that have failed last of all.
+        """Read the slot map from the first node that answers; nodes that failed before are tried last.
 
         Raises:
-            Exception: The driver's: a node's refusal, or else the last error.
+            Exception: The driver's error: a node's refusal if there is one, else the last error.
             ClusterDownError: Some slots have no primary.
         """
         errors = list[Exception]()
-        # In random order, so that not every client asks the same node.
+        # In random order, to spread clients over the nodes.
         for address in sorted({*self._known, *self._seeds}, key=lambda each: (each in self._failed, random())):
             try:
                 found = await self.client(address).execute_command(b"CLUSTER", b"SLOTS")
-                self._take(address, found)
+                self._apply(address, found)
             except DRIVER_ERRORS as error:
                 self._failed.add(address)
                 errors.append(error)
@@ -108,8 +110,8 @@ class Topology:
                 return
         raise next((each for each in errors if isinstance(each, ResponseError)), errors[-1])
 
-    def _take(self, asked: Address, found: Any) -> None:
-        """Take over what a node tells: ranges of slots, each with its primary and its replicas."""
+    def _apply(self, asked: Address, found: Any) -> None:
+        """Apply a node's reply to CLUSTER SLOTS: ranges of slots, each with a primary and its replicas."""
         primaries: list[Address | None] = [None] * SLOTS
         known = set[Address]()
         try:
@@ -117,8 +119,8 @@ class Topology:
                 addresses = [self._address(asked, (host or b"").decode(), port) for host, port, *_ in nodes]
                 primaries[first : last + 1] = [addresses[0]] * (last + 1 - first)
                 known.update(addresses)
-        except MISREAD as error:
-            raise OutOfStep("the answer to CLUSTER SLOTS is of another form") from error
+        except PARSE_ERRORS as error:
+            raise OutOfStep("the reply to CLUSTER SLOTS has an unexpected form") from error
         if None in primaries:
             raise ClusterDownError("some slots have no primary at present")
         self._primaries, self._known = primaries, known
@@ -126,7 +128,7 @@ class Topology:
             self._pool(address).drop_idle()
 
     def _address(self, asked: Address, host: str, port: int) -> Address:
-        # A node leaves out the host where it is its own, or where its clients are to use the one that they know.
+        # A node omits the host if clients should use the one through which they reached it.
         return self._remap(host or asked[0], port)
 
     def drop_idle(self) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from msgspec.structs import replace
 
 from agentic.abc import Backend, Cursor, Step
-from agentic.agent import AgentChanges, AgentInfo, check_size
+from agentic.agent import AgentChanges, AgentInfo
 from agentic.backends.seen import Seen
 from agentic.backends.sqlite.database import Database
 from agentic.backends.sqlite.diagnosis import CHECKS
 from agentic.backends.sqlite.file import DEFAULT_PATH
-from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, json_text, later, row_of
+from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, later, row_of, stored
 from agentic.backends.sqlite.sweep import due_rows, sweep_rows
 from agentic.backends.sqlite.writes import delete_rows, insert_rows, update_rows
 from agentic.clock import Clock, format_instant, read, system_clock
@@ -25,6 +26,7 @@ from agentic.errors import ConfigurationError, InvalidAgentError, RegistryClosed
 from agentic.findings import Finding
 from agentic.options import flag, function, text
 from agentic.urls import file_path
+from agentic.validation import check_size
 
 PAGE_SIZE: Final = 500
 _PLAIN_IN_A_PATH: Final = "/:@+,;=!$&'()*[]"
@@ -106,13 +108,16 @@ class SQLiteBackend(Backend):
     async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
         def work(db: sqlite3.Connection) -> list[AgentInfo]:
             now = self._now()
-            stored = [agent.stamped(now) for agent in agents]
+            inserted = [agent.stamped(now) for agent in agents]
             stamp, expires_at = format_instant(now), later(now, self.ttl)
             insert_rows(
                 db,
-                [(*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp) for agent in stored],
+                (
+                    [*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp]
+                    for agent in inserted
+                ),
             )
-            return stored
+            return inserted
 
         return await self.database.write(work)
 
@@ -169,7 +174,7 @@ class SQLiteBackend(Backend):
             return now, rows, strange
 
         now, rows, strange = await self.database.read(work)
-        agents = self._agents([*(row[:-1] for row in rows[:limit]), *strange], now)
+        agents = self._agents(chain((row[:-1] for row in rows[:limit]), strange), now)
         return agents, rows[limit - 1][-1].decode(errors="surrogateescape") if len(rows) > limit else None
 
     async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
@@ -182,7 +187,7 @@ class SQLiteBackend(Backend):
             return now, db.execute(_PAGE, (format_instant(now), upto)).fetchall()
 
         now, rows = await self.database.read(work)
-        agents = self._agents([row[:-1] for row in rows], now)
+        agents = self._agents((row[:-1] for row in rows), now)
         new = set(seen.only_new([agent.id for agent in agents]))
         page = [agent for agent in agents if agent.id in new]
         if len(rows) == PAGE_SIZE:
@@ -190,7 +195,7 @@ class SQLiteBackend(Backend):
         await seen.forget()
         return page, None
 
-    def _agents(self, rows: Sequence[tuple[Any, ...]], now: datetime) -> list[AgentInfo]:
+    def _agents(self, rows: Iterable[tuple[Any, ...]], now: datetime) -> list[AgentInfo]:
         """Return the agent of each row; a corrupt one is skipped."""
         agents = []
         for row in rows:
@@ -263,6 +268,6 @@ def _patch_one(
         check_size(changed)
     except InvalidAgentError as error:
         return error
-    values = [json_text(value) if name in ("capabilities", "metadata") else value for name, value in fields.items()]
-    update_rows(db, ", ".join(f"{name} = ?" for name in fields), "id IN (?)", tuple(values), [agent_id])
+    values = tuple(stored(name, value) for name, value in fields.items())
+    update_rows(db, ", ".join(f"{name} = ?" for name in fields), "id IN (?)", values, [agent_id])
     return changed

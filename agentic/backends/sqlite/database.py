@@ -1,4 +1,4 @@
-"""A registry's database: transactions on a connection that writes, and on one that reads while writes wait."""
+"""A registry's database: a connection for writes, and one for reads while a write waits."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from contextlib import suppress
 from time import monotonic
 from typing import Final, TypeVar
 
-from agentic.backends.sqlite.connection import GRACE, Connection, Job
+from agentic.backends.sqlite.connection import CANCEL_WAIT, Connection, Job
 from agentic.backends.sqlite.errors import DriverError, backend_error
 from agentic.backends.sqlite.file import DatabaseFile
 from agentic.backends.sqlite.schema import check_table, prepare, prepare_reader
+from agentic.concurrency import result_within
 from agentic.errors import BackendUnavailableError, RegistryClosedError
-from agentic.exchange import outcome
 
 T = TypeVar("T")
 
 IN_MEMORY: Final = ":memory:"
 
 _PATIENCE: Final = 0.9
-"""Part of the timeout that a call waits for others' locks, so that it ends with an error that says so."""
+"""Fraction of the timeout to wait for locks; the rest is left to report the error."""
 
 
 class Database:
     """The file at a path, or a database in memory.
 
-    A file has two connections: with one alone, a read would wait behind a write that waits for another process's lock.
-    A database in memory has one, which nobody else can lock.
+    A file has two connections; with only one, a read would wait behind a write that waits for another process's lock.
+    A database in memory has one connection, as no other process can lock it.
 
     Attributes:
         file: The file; None in memory.
-        synchronous: As given.
-        patience: Seconds that a call waits for others' locks.
-        sound_ids: The ids of rows in which `write` has found an agent, for as long as nobody else changes the file.
+        synchronous: The value of `PRAGMA synchronous`.
+        patience: Seconds that a call waits for locks.
+        sound_ids: The ids of rows in which `write` has found a valid agent; cleared when another connection changes the
+            file.
     """
 
     def __init__(self, path: str, *, create: bool, timeout: float, synchronous: str) -> None:
@@ -53,10 +54,10 @@ class Database:
     # --- opening and closing ---
 
     async def open(self) -> None:
-        """Open and prepare the file, all of it within the timeout.
+        """Open and prepare the database within the timeout.
 
         Raises:
-            BackendError: It cannot be opened or used; nothing stays open.
+            BackendError: It cannot be opened or used; nothing is left open.
         """
         what = f"failed to open {self._path!r}"
         try:
@@ -64,7 +65,7 @@ class Database:
                 await self._open(monotonic() + self.patience)
         except BaseException as error:
             with suppress(BackendUnavailableError):
-                await outcome(asyncio.ensure_future(self.close()), GRACE, finish=True)
+                await result_within(asyncio.ensure_future(self.close()), CANCEL_WAIT, finish=True)
             if isinstance(error, TimeoutError):
                 raise BackendUnavailableError(f"{what}: it did not answer within {self._timeout:g} s") from error
             if isinstance(error, DriverError):
@@ -93,7 +94,7 @@ class Database:
         return connection
 
     async def close(self) -> None:
-        """Close the file, when what is under way has ended; a cancelled call lets that happen by itself.
+        """Close the database after the current jobs; if cancelled, closing continues in the background.
 
         Raises:
             BackendError: SQLite failed to close it.
@@ -107,29 +108,29 @@ class Database:
             raise backend_error(error, f"failed to close {self._path!r}") from error
 
     async def _close(self) -> None:
-        # The one that writes last: the last connection of all copies the log into the file.
+        # The writer last: the last connection to close checkpoints the log into the file.
         for connection in reversed(self._connections):
             await connection.close()
 
     # --- transactions ---
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function that reads, in the connection's thread: everything it reads is of one instant.
+        """Run a function in a read transaction: it sees one snapshot.
 
         Raises:
-            BackendError: The database failed, or its file was deleted, replaced or altered.
+            BackendError: The database failed, or its file was deleted or replaced, or its table altered.
             RegistryClosedError: It is not open.
         """
         return await self._run(self._reader, work)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function that writes, in one transaction: all of it happens, or nothing where this raises.
+        """Run a function in a write transaction: if this raises, nothing is written.
 
-        Nothing happens either when the call is cancelled before the COMMIT has begun; during it, its outcome is
-        returned all the same.
+        If the call is cancelled before the COMMIT begins, nothing is written; if during the COMMIT, its outcome is
+        returned anyway.
 
         Raises:
-            BackendError: As of `read`. What was written to a file that had been deleted or replaced is lost.
+            BackendError: As for `read`. Writes to a deleted or replaced file are lost.
             RegistryClosedError: It is not open.
         """
         return await self._run(self._writer, work)
@@ -139,14 +140,14 @@ class Database:
             raise RegistryClosedError
         try:
             return await access.connection.run(
-                lambda job: self._decoding(access, job, work), self.patience, finish=access.writes
+                lambda job: self._transact_decoding(access, job, work), self.patience, finish=access.writes
             )
         except DriverError as error:
             raise backend_error(error, f"SQLite failed on {self._path!r}") from error
 
     # --- in the thread ---
 
-    def _decoding(self, access: _Access, job: Job[T], work: Callable[[sqlite3.Connection], T]) -> T:
+    def _transact_decoding(self, access: _Access, job: Job[T], work: Callable[[sqlite3.Connection], T]) -> T:
         try:
             return self._transact(access, job, work)
         except sqlite3.OperationalError as error:
@@ -160,12 +161,12 @@ class Database:
             job.db.text_factory = str
 
     def _transact(self, access: _Access, job: Job[T], work: Callable[[sqlite3.Connection], T]) -> T:
-        # Before, since a write to a log that another process uses by now would ruin both; after, since what was written
-        # to a file without a name is lost.
+        # Before: writing to a log that another process has taken over corrupts both files. After: writes to a deleted
+        # file are lost.
         if self.file is not None:
             self.file.check()
         with job.transaction() if access.writes else job.snapshot():
-            if access.sees_changes(job) and access.writes:
+            if access.detects_changes(job) and access.writes:
                 self.sound_ids.clear()
             result = work(job.db)
         if self.file is not None:
@@ -174,20 +175,20 @@ class Database:
 
 
 class _Access:
-    """A connection, what it is for, and what it has seen of others' changes."""
+    """A connection, its purpose, and the last change by other connections that it has seen."""
 
     def __init__(self, connection: Connection, *, writes: bool) -> None:
         self.connection = connection
         self.writes = writes
         self._data_version = self._schema_version = -1
 
-    def sees_changes(self, job: Job[T]) -> bool:
-        """Tell, in a transaction, whether another connection has changed the file since the last one.
+    def detects_changes(self, job: Job[T]) -> bool:
+        """Return, in a transaction, whether another connection changed the file since the previous call.
 
         Raises:
-            BackendRejectedError: The table was altered, and calls on it would not do any more what they say.
+            BackendRejectedError: The table was altered in a way that breaks calls on it.
         """
-        # The first read of a transaction, which waits for others' locks.
+        # The first read of the transaction: it waits for locks.
         (data_version,) = job.execute("PRAGMA data_version").fetchone()
         if data_version == self._data_version:
             return False

@@ -1,4 +1,4 @@
-"""What an operator should know of a SQLite file that holds a registry."""
+"""Findings of `agentic doctor` about a SQLite file."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def _facts(db: sqlite3.Connection) -> list[Finding]:
         Finding(Level.OK, "file", f"{pages * page_size:,} bytes"),
         Finding(Level.OK, "journal", journal)
         if journal in ("wal", "memory")
-        else Finding(Level.NOTE, "journal", journal, "without WAL, readers and writers wait for one another"),
+        else Finding(Level.NOTE, "journal", journal, "without WAL, readers and writers block each other"),
     ]
 
 
 async def _integrity(database: Database) -> list[Finding]:
-    """Read all of the database, or as much as fits into a call's time."""
+    """Check the whole database, or as much as the timeout allows."""
     try:
         async with asyncio.timeout(database.patience):
             problems = await database.read(_problems)
     except TimeoutError:
-        found = f"not checked to the end within {database.patience:g} s"
+        found = f"not finished within {database.patience:g} s"
         return [Finding(Level.NOTE, "integrity", found, "give the check more time with `timeout`")]
     if problems:
         return [Finding(Level.BAD, "integrity", "; ".join(problems), hint(sqlite3.SQLITE_CORRUPT))]
@@ -45,7 +45,7 @@ def _problems(db: sqlite3.Connection) -> list[str]:
     try:
         return [text for (text,) in db.execute("PRAGMA integrity_check(5)").fetchall() if text != "ok"]
     except sqlite3.DatabaseError as error:
-        # A file so damaged that the check itself cannot go on.
+        # The file is too damaged for the check itself.
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
             raise
         return [str(error)]
@@ -57,9 +57,10 @@ async def _names(database: Database) -> list[Finding]:
         return []
     reason = await database.read(lambda _: file.other_names())
     if reason:
-        return [Finding(Level.BAD, "names", reason, "programs that open it by two names lose one another's agents")]
+        advice = "programs that open it by different names lose each other's agents"
+        return [Finding(Level.BAD, "names", reason, advice)]
     return [Finding(Level.OK, "names", "one")]
 
 
 CHECKS: Final = (_state, _integrity, _names)
-"""What is looked at, one exchange with the database each."""
+"""The checks, each one call to the database."""

@@ -1,4 +1,4 @@
-"""What a failure of SQLite, or of the file system below it, means to callers."""
+"""Translate errors of SQLite and the file system into this library's."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from agentic.errors import BackendError, BackendRejectedError, BackendUnavailabl
 from agentic.text import printable
 
 _HINTS: Final = {
-    sqlite3.SQLITE_FULL: "free some space on its disk",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite database: name another file",
-    sqlite3.SQLITE_CORRUPT: "it is damaged: close every program that has it open, move it away with its -wal and -shm "
-    "files, and put a copy in its place or let the agents register anew",
-    sqlite3.SQLITE_READONLY: "it, or its folder, cannot be written: check their permissions",
-    sqlite3.SQLITE_CANTOPEN: "check that its folder exists, and that the file and the folder can be read and written",
-    sqlite3.SQLITE_IOERR: "check its disk, and that no program still has an earlier file of this name open",
+    sqlite3.SQLITE_FULL: "free some disk space",
+    sqlite3.SQLITE_NOTADB: "it is not a SQLite database: name another file",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: stop every program that has it open, move it away with its -wal and -shm "
+    "files, and restore a backup or let the agents register again",
+    sqlite3.SQLITE_READONLY: "the file or its folder is not writable: check their permissions",
+    sqlite3.SQLITE_CANTOPEN: "check that its folder exists, and that the file and the folder are readable and writable",
+    sqlite3.SQLITE_IOERR: "check its disk, and that no program still has an earlier file with this name open",
 }
 
 DriverError = (sqlite3.Error, OSError, MemoryError)
-"""What Python's `sqlite3` and the file system raise."""
+"""Errors raised by `sqlite3` and the file system."""
 
 
 def is_locked(error: sqlite3.Error) -> bool:
-    """Tell whether another connection's lock was in the way, so that a later attempt may succeed."""
+    """Return whether another connection's lock caused the error, so that a retry may succeed."""
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 
 
 def backend_error(error: sqlite3.Error | OSError | MemoryError, what: str) -> BackendError:
-    """Return the error to raise for a driver's error; `what` says what failed."""
+    """Translate a driver's error; `what` says what failed."""
     if isinstance(error, MemoryError):
         return BackendUnavailableError(f"{what}: out of memory")
     text = printable(str(error), 300)
     if isinstance(error, sqlite3.Error) and is_locked(error):
-        return BackendUnavailableError(f"{what}: {text}: another process keeps it locked")
+        return BackendUnavailableError(f"{what}: {text}: locked by another process")
     advice = hint(_code(error))
     return BackendRejectedError(f"{what}: {text}{advice and '; '}{advice}")
 
 
 def hint(code: int) -> str:
-    """Return what to do about one of SQLite's errors; empty where that is not known."""
+    """Return advice for one of SQLite's error codes; empty if there is none."""
     return _HINTS.get(code, "")
 
 

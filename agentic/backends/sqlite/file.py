@@ -1,4 +1,4 @@
-"""The file of a registry: what its path may name, who may read it, and whether it is still the one that was opened."""
+"""A registry's file: which paths are valid, who may read it, and whether it is still the file that was opened."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ logger = logging.getLogger("agentic.sqlite")
 
 
 class DatabaseFile:
-    """A registry's file, by its path.
+    """A registry's file, addressed by its path.
 
-    Nothing but SQLite opens it: closing any file descriptor of a file drops every lock that the process has on it, and
-    without SQLite's locks another process may remove the log in use.
+    Only SQLite opens it: closing any file descriptor of a file drops all POSIX locks of the process on it, and without
+    SQLite's locks another process may delete the log in use.
     """
 
     def __init__(self, path: str) -> None:
-        """Resolve the path now: the working directory may change, where the file is does not.
+        """Resolve the path now: the working directory may change later.
 
         Raises:
-            BackendRejectedError: It is the default path, and the user has no home.
+            BackendRejectedError: It is the default path, and the user has no home directory.
         """
         self._path = path
         self._private = path == DEFAULT_PATH
@@ -39,16 +39,16 @@ class DatabaseFile:
         self._identities: dict[str, tuple[int, int] | None] = {}
 
     def connect(self, *, create: bool) -> sqlite3.Connection:
-        """Return a new connection; with `create`, make the file where there is none.
+        """Return a new connection; with `create`, create a missing file.
 
         Raises:
-            BackendRejectedError: The path names no file that may be opened.
+            BackendRejectedError: The path does not name a usable file.
             sqlite3.Error: SQLite cannot open it.
         """
         if self._private and create:
             self._make_private_folder()
         self._check_name(create)
-        # A URI that quotes the path: SQLite would take some relative paths for URIs with a meaning of their own.
+        # A URI with the path quoted: SQLite would interpret some plain paths as URIs.
         uri = f"file://{quote(os.fsencode(self._name))}?mode={'rwc' if create else 'rw'}"
         db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)
         if self._private and create:
@@ -57,16 +57,16 @@ class DatabaseFile:
         return db
 
     def remember(self, *, has_log: bool) -> None:
-        """Take note of the file as it is now, and of its log: what `check` compares with."""
-        real = os.path.realpath(self._name)  # SQLite keeps the log beside the file that a symbolic link names.
+        """Store the identity of the file and its log, for `check` to compare with."""
+        real = os.path.realpath(self._name)  # SQLite puts the log next to the target of a symbolic link.
         names = [self._name, *(real + suffix for suffix in LOG_SUFFIXES if has_log)]
         self._identities = {name: _identity(name) for name in names}
 
     def check(self) -> None:
-        """Refuse to go on with a file or a log that was deleted or replaced: what is written to it is lost.
+        """Check that the file and its log were not deleted or replaced: writes to them would be lost.
 
         Raises:
-            BackendRejectedError: It was.
+            BackendRejectedError: One of them was.
         """
         for name, identity in self._identities.items():
             if _identity(name) != identity:
@@ -75,17 +75,17 @@ class DatabaseFile:
                 )
 
     def other_names(self) -> str:
-        """Return why the file may be reached by a second name; empty where it has one only.
+        """Return why the file may have a second name; empty if it has only one.
 
-        The log lies beside the name by which the file was opened. Programs that open it by two names keep two logs, and
-        lose one another's writes.
+        The log is named after the name by which the file was opened. Programs that open it by different names use
+        different logs and lose each other's writes.
         """
         real = os.path.realpath(self._name)
         links = os.stat(real).st_nlink  # noqa: PTH116
         if links > 1:
-            return f"it has {links} names (hard links): remove the others, or copy it"
+            return f"it has {links} names (hard links): remove the other ones, or copy it"
         if _is_mount_point(real):
-            return "it is a mount of a single file: mount its folder instead"
+            return "it is mounted as a single file: mount its folder instead"
         return ""
 
     def _check_name(self, create: bool) -> None:
@@ -94,7 +94,7 @@ class DatabaseFile:
         except (FileNotFoundError, NotADirectoryError):
             if not create:
                 raise BackendRejectedError(
-                    f"there is no file {self._path!r}: the first program that registers an agent creates it"
+                    f"there is no file {self._path!r}: registering the first agent creates it"
                 ) from None
             folder = os.path.dirname(self._name)  # noqa: PTH120
             if not os.path.isdir(folder):  # noqa: PTH112
@@ -124,7 +124,7 @@ def _default_name() -> str:
 
 
 def _make_private(name: str) -> None:
-    """Take every right on a file or a folder from all but its owner."""
+    """Remove all permissions on a file or folder for everybody but its owner."""
     try:
         mode = stat.S_IMODE(os.stat(name).st_mode)  # noqa: PTH116
         if mode & 0o077:
@@ -132,19 +132,19 @@ def _make_private(name: str) -> None:
     except FileNotFoundError:
         pass
     except PermissionError as error:
-        logger.warning("others than its owner may read %r: %s", name, error)
+        logger.warning("users other than the owner may read %r: %s", name, error)
 
 
 def _identity(name: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(name)  # noqa: PTH116  twice as fast as Path.stat, and asked for in every hop
+        found = os.stat(name)  # noqa: PTH116  twice as fast as Path.stat; runs in every job
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
 
 
 def _is_mount_point(name: str) -> bool:
-    # Not by comparing devices: a file may be mounted from the same one, and overlay file systems show several.
+    # Comparing devices does not work: a mount may be on the same device, and overlay file systems show several.
     try:
         mounts = _MOUNTS.read_bytes()
     except OSError:

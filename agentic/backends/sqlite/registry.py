@@ -78,4 +78,5 @@ class SQLiteRegistry(AgentRegistry):
     def scratch(cls, **options: Any) -> Iterator[Self]:
         """Make a registry in a temporary file."""
         with TemporaryDirectory(prefix="agentic-demo-", ignore_cleanup_errors=True) as folder:
-            yield cls(**options | {"path": Path(folder) / "registry.db", "create": True})
+            options |= {"path": Path(folder) / "registry.db", "create": True}
+            yield cls(**options)

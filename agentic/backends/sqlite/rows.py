@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+from msgspec.structs import astuple
 
-from agentic.agent import AgentInfo, status_of
+from agentic.agent import FIELDS, HEARTBEAT, STATUSES, AgentInfo, AgentStatus, Kind
 from agentic.clock import NEVER, checked_utc, format_instant
 from agentic.errors import CorruptRecordError
 from agentic.text import printable
 
-AGENT_COLUMNS: Final = "id, name, capabilities, status, last_heartbeat, current_load, max_load, metadata"
+AGENT_COLUMNS: Final = ", ".join(field.name for field in FIELDS)
 
-
-class _Row(msgspec.Struct, array_like=True):
-    """The columns of `AGENT_COLUMNS`, checked: SQLite keeps whatever a writer put into them."""
-
-    id: str
-    name: str
-    capabilities: str
-    status: str
-    last_heartbeat: datetime
-    current_load: int
-    max_load: int
-    metadata: str
-
+_STORED: Final = {Kind.NUMBER: int, Kind.INSTANT: datetime}
+# The columns of `AGENT_COLUMNS`, checked: SQLite keeps whatever a writer put into them.
+_Row: Final = msgspec.defstruct(
+    "_Row", [(field.name, _STORED.get(field.kind, str)) for field in FIELDS], array_like=True, gc=False
+)
 
 _NEVER_TEXT: Final = format_instant(NEVER)
-_decode_capabilities = msgspec.json.Decoder(tuple[str, ...] | None).decode
-_decode_metadata = msgspec.json.Decoder(dict[str, str] | None).decode
+_READ: Final[Mapping[Kind, Callable[[str], Any]]] = {
+    Kind.TEXTS: msgspec.json.Decoder(tuple[str, ...] | None).decode,
+    Kind.STATUS: STATUSES.get,
+    Kind.ENTRIES: msgspec.json.Decoder(dict[str, str] | None).decode,
+}
+_READERS: Final = [
+    (at, _READ[field.kind], AgentStatus.UNKNOWN if field.kind is Kind.STATUS else field.default)
+    for at, field in enumerate(FIELDS)
+    if field.kind in _READ
+]
+"""Places of columns that hold another form than `AgentInfo`, what reads them, and what stands for nothing read."""
+
+
+def _json_text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+_WRITE: Final[Mapping[Kind, Callable[[Any], object]]] = {
+    Kind.TEXTS: _json_text,
+    Kind.STATUS: str.__str__,  # SQLite takes a plain text faster.
+    Kind.ENTRIES: _json_text,
+}
+_WRITE_FIELD: Final = {field.name: _WRITE[field.kind] for field in FIELDS if field.kind in _WRITE}
+_WRITERS: Final = [(at, _WRITE[field.kind]) for at, field in enumerate(FIELDS) if field.kind in _WRITE]
 
 
 def agent_of(row: tuple[object, ...], now: datetime) -> AgentInfo | CorruptRecordError:
@@ -49,43 +64,31 @@ def agent_of(row: tuple[object, ...], now: datetime) -> AgentInfo | CorruptRecor
 
 
 def _converted(row: tuple[object, ...], now: datetime) -> AgentInfo:
-    if not row[4]:  # No time at all, which is what the year 1 stands for.
-        row = (*row[:4], _NEVER_TEXT, *row[5:])
-    found = msgspec.convert(row, _Row)
-    instant = found.last_heartbeat
+    if not row[HEARTBEAT]:  # No time at all, which is what the year 1 stands for.
+        row = (*row[:HEARTBEAT], _NEVER_TEXT, *row[HEARTBEAT + 1 :])
+    values: list[Any] = [*astuple(msgspec.convert(row, _Row))]
+    instant = values[HEARTBEAT]
     if instant.tzinfo is not UTC:
         instant = checked_utc(instant)
-    if instant > now:
-        instant = now
-    return AgentInfo(
-        id=found.id,
-        name=found.name,
-        capabilities=(_decode_capabilities(found.capabilities) or ()) if found.capabilities not in ("", "[]") else (),
-        status=status_of(found.status),
-        last_heartbeat=instant,
-        current_load=found.current_load,
-        max_load=found.max_load,
-        metadata=(_decode_metadata(found.metadata) or {}) if found.metadata not in ("", "{}") else {},
-    )
+    values[HEARTBEAT] = min(now, instant)
+    for at, read, empty in _READERS:
+        values[at] = read(values[at] or "null") or empty
+    return AgentInfo(*values)
 
 
-def row_of(agent: AgentInfo, last_heartbeat: str) -> tuple[object, ...]:
+def row_of(agent: AgentInfo, last_heartbeat: str) -> list[object]:
     """Return the values of `AGENT_COLUMNS` for an agent with the given heartbeat."""
-    return (
-        agent.id,
-        agent.name,
-        json_text(agent.capabilities),
-        agent.status.value,
-        last_heartbeat,
-        agent.current_load,
-        agent.max_load,
-        json_text(agent.metadata),
-    )
+    values: list[Any] = [*astuple(agent)]
+    values[HEARTBEAT] = last_heartbeat
+    for at, written in _WRITERS:
+        values[at] = written(values[at])
+    return values
 
 
-def json_text(value: object) -> str:
-    """Return a value's JSON as the text that a column holds."""
-    return msgspec.json.encode(value).decode()
+def stored(name: str, value: object) -> object:
+    """Return the form in which a column holds a field."""
+    write = _WRITE_FIELD.get(name)
+    return value if write is None else write(value)
 
 
 def later(now: datetime, seconds: float | None) -> str | None:

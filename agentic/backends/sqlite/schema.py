@@ -6,11 +6,10 @@ import sqlite3
 from collections.abc import Container
 from typing import Final
 
+from agentic.agent import FIELDS, Kind
 from agentic.backends.sqlite.connection import Job
 from agentic.errors import BackendRejectedError
 from agentic.text import printable
-
-SCHEMA_VERSION: Final = 1
 
 # Heartbeats of agents that lie scattered in the file change a page each. With SQLite's own limits, of 1,000 pages and
 # 2 MiB, a third of their time went into copying the log back too often.
@@ -31,21 +30,26 @@ CREATE TABLE agents (
     max_load       INTEGER NOT NULL DEFAULT 0,
     registered_at  TEXT NOT NULL DEFAULT '0001-01-01T00:00:00.000000Z'
 )"""
-_OWN_COLUMNS: Final = {"metadata": "TEXT NOT NULL DEFAULT '{}'", "expires_at": "TEXT"}
+_DECLARED: Final = {
+    Kind.TEXT: "TEXT NOT NULL DEFAULT ''",
+    Kind.TEXTS: "TEXT NOT NULL DEFAULT '[]'",
+    Kind.STATUS: "TEXT NOT NULL DEFAULT 'available'",
+    Kind.INSTANT: "TEXT NOT NULL DEFAULT '0001-01-01T00:00:00.000000Z'",
+    Kind.NUMBER: "INTEGER NOT NULL DEFAULT 0",
+    Kind.ENTRIES: "TEXT NOT NULL DEFAULT '{}'",
+}
+_OWN_COLUMNS: Final = {field.name: _DECLARED[field.kind] for field in FIELDS[7:]} | {"expires_at": "TEXT"}
+
+SCHEMA_VERSION: Final = len(_OWN_COLUMNS) - 1
+"""Version 1 had two columns; each further one is a version."""
 
 _KEEPS_TEXT: Final = ("TEXT", "BLOB")
 _KEEPS_INTEGERS: Final = ("INTEGER", "NUMERIC", "BLOB")
 _KEEPS_TIMES: Final = ("TEXT", "BLOB", "NUMERIC")  # No time looks like a number.
+_KEEP: Final = {Kind.NUMBER: _KEEPS_INTEGERS, Kind.INSTANT: _KEEPS_TIMES}
 _AFFINITIES: Final = {
-    "id": _KEEPS_TEXT,
-    "name": _KEEPS_TEXT,
-    "capabilities": _KEEPS_TEXT,
-    "status": _KEEPS_TEXT,
-    "last_heartbeat": _KEEPS_TIMES,
-    "current_load": _KEEPS_INTEGERS,
-    "max_load": _KEEPS_INTEGERS,
+    **{field.name: _KEEP.get(field.kind, _KEEPS_TEXT) for field in FIELDS},
     "registered_at": _KEEPS_TIMES,
-    "metadata": _KEEPS_TEXT,
     "expires_at": _KEEPS_TIMES,
 }
 """Which affinities of a column give back what was written to it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from agentic.agent import AgentInfo, AgentStatus
+from agentic.agent import HEARTBEAT, AgentInfo, AgentStatus
 from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, later
 from agentic.backends.sqlite.writes import delete_rows, update_each_row, update_rows
 from agentic.clock import NEVER, format_instant, is_stale, stale_before
@@ -82,7 +82,7 @@ def sweep_rows(
             continue
         if silent:
             marked.append(rowid)
-        if (stamp := format_instant(heartbeat)) != columns[4]:
+        if (stamp := format_instant(heartbeat)) != columns[HEARTBEAT]:
             # It was in the future and ages from now on, or was written in another form.
             ahead = heartbeat == now and latest is not None and isinstance(expires_at, str) and expires_at > latest
             restamped.append((stamp, latest if ahead else expires_at, rowid))

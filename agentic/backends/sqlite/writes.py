@@ -6,19 +6,18 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from agentic.backends.sqlite.rows import AGENT_COLUMNS, for_all
+from agentic.agent import FIELDS
+from agentic.backends.sqlite.rows import for_all
 
+_REPLACED: Final = [*(field.name for field in FIELDS if field.name != "id"), "expires_at"]
 _INSERT: Final = f"""
-INSERT INTO agents ({AGENT_COLUMNS}, expires_at, registered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET
-    name = excluded.name, capabilities = excluded.capabilities, status = excluded.status,
-    last_heartbeat = excluded.last_heartbeat, current_load = excluded.current_load, max_load = excluded.max_load,
-    metadata = excluded.metadata, expires_at = excluded.expires_at"""
+INSERT INTO agents (id, {", ".join(_REPLACED)}, registered_at) VALUES (?, {"?, " * len(_REPLACED)} ?)
+ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _REPLACED)}"""
 
 Keys = Sequence[str] | Sequence[int]
 
 
-def insert_rows(db: sqlite3.Connection, rows: Iterable[tuple[object, ...]]) -> None:
+def insert_rows(db: sqlite3.Connection, rows: Iterable[Sequence[object]]) -> None:
     """Insert rows; of a row with the same id, replace everything but `registered_at`.
 
     Args:
@@ -43,7 +42,7 @@ def update_rows(
     return for_all(db, f"UPDATE agents SET {assignments} WHERE {condition}", parameters, keys).rowcount
 
 
-def update_each_row(db: sqlite3.Connection, assignments: str, rows: Iterable[tuple[object, ...]]) -> None:
+def update_each_row(db: sqlite3.Connection, assignments: str, rows: Iterable[Sequence[object]]) -> None:
     """Update rows to values of their own.
 
     Args:

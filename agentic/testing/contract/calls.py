@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from agentic.agent import AgentInfo, AgentStatus, encode_agent
+from agentic.agent import AgentInfo, AgentStatus
 from agentic.errors import AgentNotFoundError, BackendError, CorruptRecordError, InvalidAgentError
 from agentic.registry import AgentRegistry
 from agentic.testing.contract.base import Contract
 from agentic.testing.store import StoreUnderTest
 from agentic.validation import MAX_RECORD_BYTES
+from agentic.wire import encode_agent
 
 FULL = AgentInfo(
     "full",

@@ -1,5 +1,7 @@
 -- Records as JSON (RFC 8259): which are an agent's, and how they are changed with every other byte kept.
 -- `agentic/wire.py` reads the same ones and refuses the same ones; its tests compare the two.
+-- FIELDS, which `scripts.py` puts before this: the name and the kind of each field of an agent, in the order in which they
+-- are written in a record that nobody else has written to.
 
 local MAX_DEPTH, MAX_DIGITS = 64, 4300
 
@@ -57,10 +59,8 @@ end
 
 -- --- which records are an agent's ---
 
--- The order of the fields in a record that nobody else has written to.
-local ORDER = {'id', 'name', 'capabilities', 'status', 'last_heartbeat', 'current_load', 'max_load', 'metadata'}
 local IS_FIELD = {}
-for _, name in ipairs(ORDER) do IS_FIELD[name] = true end
+for _, field in ipairs(FIELDS) do IS_FIELD[field[1]] = true end
 
 -- The text that a JSON string stands for.
 local function decoded(json)
@@ -116,23 +116,27 @@ local function text_of(text, field)
   return field and byte(text, field.from) == 34 and decoded(sub(text, field.from, field.to)) or nil
 end
 
+-- By kind: whether a value that is not null is one of that kind. An instant may be the empty text.
+local IS_VALUE = {
+  text = function(text, field) return byte(text, field.from) == 34 end,
+  texts = function(text, field, plain) return byte(text, field.from) == 91 and holds_strings(plain, field) end,
+  instant = function(text, field)
+    local instant = text_of(text, field)
+    return instant and (instant == '' or is_instant(instant))
+  end,
+  number = function(text, field) return find(sub(text, field.from, field.to), '^%-?%d+$') end,
+  entries = function(text, field) return byte(text, field.from) == 123 end,
+}
+IS_VALUE.status = IS_VALUE.text
+
 -- Whether a record is that of the agent whose key it has. Each field may be absent or null but the id.
 local function is_agent(text, record, key)
-  local named = record.named
-  local function is(name, char)
-    local found = named[name] and byte(text, named[name].from)
-    return not found or found == 110 or found == char
+  if text_of(text, record.named.id) ~= sub(key, ID_AT) then return false end
+  for _, each in ipairs(FIELDS) do
+    local field = record.named[each[1]]
+    if field and byte(text, field.from) ~= 110 and not IS_VALUE[each[2]](text, field, record.plain) then return false end
   end
-  local function is_integer(name)
-    return is(name) or find(sub(text, named[name].from, named[name].to), '^%-?%d+$')
-  end
-  if text_of(text, named.id) ~= sub(key, ID_AT) then return false end
-  if not (is('name', 34) and is('status', 34) and is('last_heartbeat', 34)) then return false end
-  if not (is('capabilities', 91) and is('metadata', 123)) then return false end
-  if not (is_integer('current_load') and is_integer('max_load')) then return false end
-  if not is('capabilities') and not holds_strings(record.plain, named.capabilities) then return false end
-  local heartbeat = text_of(text, named.last_heartbeat)
-  return not heartbeat or heartbeat == '' or is_instant(heartbeat)
+  return true
 end
 
 -- A record as of `parsed`; nil where it is not an agent's.
@@ -147,10 +151,11 @@ end
 -- The entries of changes for fields that a record does not have: by the field that they go before, and those at the end.
 local function additions(record, changes)
   local before, last = {}, ''
-  for rank, name in ipairs(ORDER) do
-    local json, following = changes[name], nil
+  for rank, field in ipairs(FIELDS) do
+    local name, following = field[1], nil
+    local json = changes[name]
     if json and json ~= '' and not record.named[name] then
-      for later = #ORDER, rank + 1, -1 do following = record.named[ORDER[later]] or following end
+      for later = #FIELDS, rank + 1, -1 do following = record.named[FIELDS[later][1]] or following end
       local entry = '"' .. name .. '":' .. json
       if following then
         before[following] = (before[following] or '') .. entry .. ','

@@ -1,4 +1,4 @@
-"""A reaper's callbacks, called beside its sweeps: one at a time, in order."""
+"""Run a reaper's callbacks concurrently with its sweeps, one at a time and in order."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ OnReaped = Callable[[list[str]], Awaitable[object] | object]
 OnHeld = Callable[[int, int], Awaitable[object] | object]
 
 MAX_WAITING: Final = 65_536
-"""How many ids may wait for `on_reaped`; when there are more, those that wait are logged as not delivered."""
+"""The most ids that may wait for `on_reaped`. If there are more, all waiting ids are logged as not delivered."""
 
-IDS_PER_LINE: Final = 100
-"""How many ids one line of the log holds at most."""
+IDS_PER_RECORD: Final = 100
+"""The most ids in one log record."""
 
 
 class Callbacks:
-    """Calls `on_reaped` and `on_held`, each call in a task of its own, in a copy of the context of `__init__`.
+    """Calls `on_reaped` and `on_held`, each call in its own task and in a copy of the context of `__init__`.
 
-    While a call lasts, further ids are gathered for the next one, each once, as are the latest numbers for `on_held`.
-    Whatever a call raises is logged.
+    While a call is running, further ids are collected for the next one without duplicates; `on_held` gets only the
+    latest numbers. All errors of a call are logged.
     """
 
     def __init__(
         self, logger: FieldLogger, on_reaped: OnReaped | None, on_held: OnHeld | None, slow_after: float
     ) -> None:
-        """Warn of each call that lasts longer than `slow_after` seconds."""
+        """Log a warning for each call that takes longer than `slow_after` seconds."""
         self._logger = logger
         self._on_reaped = on_reaped
         self._on_held = on_held
@@ -44,7 +44,7 @@ class Callbacks:
         self._closed = False
 
     def reaped(self, ids: Sequence[str]) -> None:
-        """Call `on_reaped` with these ids as soon as its turn comes."""
+        """Queue these ids for the next call of `on_reaped`."""
         if self._on_reaped is None:
             return
         call = self._waiting.setdefault("on_reaped", _Call("on_reaped", self._on_reaped))
@@ -54,13 +54,13 @@ class Callbacks:
         self._call_next()
 
     def held(self, stale: int, live: int) -> None:
-        """Call `on_held` with these numbers as soon as its turn comes."""
+        """Queue a call of `on_held`, replacing one that is waiting."""
         if self._on_held is not None:
             self._waiting["on_held"] = _Call("on_held", self._on_held, (stale, live))
             self._call_next()
 
     async def aclose(self, seconds: float) -> None:
-        """Let all calls end, within so many seconds together; then cancel the last and log what was not delivered."""
+        """Wait up to `seconds` for all calls; then cancel the running one, and log what was not delivered."""
         end = monotonic() + seconds
         try:
             while self._running is not None and (left := end - monotonic()) > 0:
@@ -70,7 +70,7 @@ class Callbacks:
             if self._running is not None:
                 call, task = self._running
                 task.cancel()
-                self._log(call, "was cancelled, because it had not returned when the reaper ended")
+                self._log(call, "was cancelled because it had not returned when the reaper ended")
             for call in self._waiting.values():
                 self._log(call, "was not called")
             self._waiting.clear()
@@ -79,9 +79,9 @@ class Callbacks:
         if self._running is not None or self._closed or not self._waiting:
             return
         call = self._waiting.pop(next(iter(self._waiting)))
-        task = asyncio.create_task(call.make(), context=self._context.copy())
+        task = asyncio.create_task(call.run(), context=self._context.copy())
         self._running = (call, task)
-        slow = asyncio.get_running_loop().call_later(self._slow_after, self._warn, call)
+        slow = asyncio.get_running_loop().call_later(self._slow_after, self._warn_slow, call)
         task.add_done_callback(lambda _: slow.cancel())
         task.add_done_callback(self._ended)
 
@@ -97,22 +97,22 @@ class Callbacks:
             self._log(call, "failed", error)
         self._call_next()
 
-    def _warn(self, call: _Call) -> None:
-        self._logger.warning("%s has not returned for %g s; sweeps go on meanwhile", call.name, self._slow_after)
+    def _warn_slow(self, call: _Call) -> None:
+        self._logger.warning("%s has been running for %g s; sweeps continue meanwhile", call.name, self._slow_after)
 
     def _log(self, call: _Call, what: str, error: BaseException | None = None) -> None:
         if not call.ids:
             self._logger.error("%s %s", call.name, what, exc_info=error)
         ids = [printable(agent_id) for agent_id in call.ids]
-        for start in range(0, len(ids), IDS_PER_LINE):
-            some = ids[start : start + IDS_PER_LINE]
+        for start in range(0, len(ids), IDS_PER_RECORD):
+            part = ids[start : start + IDS_PER_RECORD]
             self._logger.error(
                 "%s %s; its agents, now offline: %s",
                 call.name,
                 what,
-                ", ".join(some),
+                ", ".join(part),
                 exc_info=error,
-                extra={"count": len(some)},
+                extra={"count": len(part)},
             )
 
 
@@ -123,7 +123,7 @@ class _Call:
     numbers: tuple[int, ...] = ()
     ids: dict[str, None] = field(default_factory=dict)
 
-    async def make(self) -> None:
+    async def run(self) -> None:
         result = self.function(*self.numbers) if self.numbers else self.function(list(self.ids))
         if inspect.isawaitable(result):
             await result

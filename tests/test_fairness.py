@@ -1,4 +1,4 @@
-"""The reaper's guards: agents that could not beat get their time, and a mass expiry is held back for a while."""
+"""Grace periods after faults, and the limit on how many agents one sweep may mark."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from agentic import (
 )
 from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
-from agentic.guard import Deadline, GracePeriod, StallDetector, deadline_that_fits
+from agentic.fairness import GracePeriod, StallDetector, SweepDeadline, valid_guard_deadline
 from agentic.testing import FakeClock, StoreUnderTest, wait_until
 from agentic.testing.servers import RedisServer, free_port
 from tests.support.proxy import Proxy
@@ -36,7 +36,7 @@ def after(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def test_a_step_of_any_servers_clock_is_a_reason() -> None:
+def test_a_clock_step_of_any_server_is_a_reason() -> None:
     grace = GracePeriod(ttl=30, interval=10)
     assert grace.reason(0, 0, [NOW, NOW, NOW]) is None
     assert grace.reason(10, 0, [after(10), after(3610), after(10)]) == "the store's clock was stepped by +3600.0 s"
@@ -44,11 +44,11 @@ def test_a_step_of_any_servers_clock_is_a_reason() -> None:
     assert grace.reason(30, 0, [after(30), after(30)]) is None  # another number of servers: nothing to compare
 
 
-def test_grace_finds_what_kept_agents_from_beating() -> None:
+def test_reasons_for_a_grace_period() -> None:
     grace = GracePeriod(ttl=30, interval=10)
     assert grace.reason(0, 0, [NOW]) is None
     assert grace.reason(10, 10, [after(10)]) is None
-    assert grace.reason(20, 10.1, [after(20)]) == "the reaper was held up for 10.1 s"
+    assert grace.reason(20, 10.1, [after(20)]) == "the reaper was stalled for 10.1 s"
     assert grace.reason(30, 0, [after(40)]) is None
     assert grace.reason(40, 0, [after(3650)]) == "the store's clock was stepped by +3600.0 s"
     assert grace.reason(50, 0, [after(60)]) == "the store's clock was stepped by -3600.0 s"
@@ -57,28 +57,28 @@ def test_grace_finds_what_kept_agents_from_beating() -> None:
     assert grace.reason(70, 0, [after(80)]) is None
 
 
-def test_a_store_that_failed_before_the_first_look_is_a_reason() -> None:
+def test_a_store_failure_before_the_first_call_is_a_reason() -> None:
     grace = GracePeriod(ttl=30, interval=10)
     grace.store_failed()
     assert grace.reason(0, 0, [NOW]) == "the store had failed"
 
 
 @pytest.mark.parametrize("interval", [0.001, 2.5, 60])
-def test_what_is_a_fault_depends_on_the_ttl_alone(interval: float) -> None:
+def test_the_tolerance_depends_only_on_the_ttl(interval: float) -> None:
     grace = GracePeriod(ttl=3, interval=interval)
     assert grace.reason(0, 0.9, [NOW]) is None
-    assert grace.reason(1, 1.1, [after(1.9)]) == "the reaper was held up for 1.1 s"
+    assert grace.reason(1, 1.1, [after(1.9)]) == "the reaper was stalled for 1.1 s"
     assert grace.reason(2, 0, [after(4)]) == "the store's clock was stepped by +1.1 s"
 
 
 @pytest.mark.parametrize(("interval", "length"), [(0.1, 10), (10, 10), (60, 60)])
-def test_grace_lasts_as_long_as_the_longest_pause_between_two_beats(interval: float, length: float) -> None:
+def test_the_length_is_a_third_of_the_ttl_or_the_interval(interval: float, length: float) -> None:
     grace = GracePeriod(ttl=30, interval=interval)
     grace.begin(0)
     assert grace.left(0) == grace.length == length
 
 
-def test_grace_ends_by_itself() -> None:
+def test_a_grace_period_ends_by_itself() -> None:
     grace = GracePeriod(ttl=30, interval=10)
     assert grace.left(0) == 0
     grace.begin(0)
@@ -88,8 +88,8 @@ def test_grace_ends_by_itself() -> None:
     assert grace.left(14) == 0
 
 
-def test_a_deadline_counts_from_the_first_time_a_sweep_is_put_off() -> None:
-    deadline = Deadline(25, after_outage=10)
+def test_the_deadline_counts_from_the_first_postponement() -> None:
+    deadline = SweepDeadline(25, after_outage=10)
     assert deadline.left(100) == 25
     assert deadline.left(110) == 15
     assert deadline.left(130) == 0
@@ -97,8 +97,8 @@ def test_a_deadline_counts_from_the_first_time_a_sweep_is_put_off() -> None:
     assert deadline.left(200) == 25
 
 
-def test_a_deadline_does_not_count_outages_and_leaves_time_after_one() -> None:
-    deadline = Deadline(25, after_outage=10)
+def test_the_deadline_excludes_outages_and_leaves_time_after_each() -> None:
+    deadline = SweepDeadline(25, after_outage=10)
     deadline.store_failed(0)
     assert deadline.left(100) == 25
     assert deadline.left(110) == 15
@@ -108,7 +108,7 @@ def test_a_deadline_does_not_count_outages_and_leaves_time_after_one() -> None:
     deadline.store_failed(310)
     assert deadline.left(400) == 10
     assert deadline.left(409) == 1
-    short = Deadline(25, after_outage=60)
+    short = SweepDeadline(25, after_outage=60)
     assert short.left(0) == 25
     short.store_failed(20)
     assert short.left(30) == 25
@@ -119,11 +119,11 @@ def test_a_deadline_does_not_count_outages_and_leaves_time_after_one() -> None:
 REDIS_DEFAULTS = {"ttl": 30, "interval": 10, "expires_after": 300}
 
 
-def test_what_fits_by_default() -> None:
-    assert deadline_that_fits(None, **REDIS_DEFAULTS) == pytest.approx(0.9 * (300 - 30 - 11))
-    assert deadline_that_fits(None, ttl=30, interval=10, expires_after=None) == 300
-    assert deadline_that_fits(None, ttl=30, interval=10, expires_after=3600) == 300
-    assert deadline_that_fits(timedelta(minutes=20), ttl=30, interval=10, expires_after=3600) == 1200
+def test_default_guard_deadlines() -> None:
+    assert valid_guard_deadline(None, **REDIS_DEFAULTS) == pytest.approx(0.9 * (300 - 30 - 11))
+    assert valid_guard_deadline(None, ttl=30, interval=10, expires_after=None) == 300
+    assert valid_guard_deadline(None, ttl=30, interval=10, expires_after=3600) == 300
+    assert valid_guard_deadline(timedelta(minutes=20), ttl=30, interval=10, expires_after=3600) == 1200
 
 
 @pytest.mark.parametrize(
@@ -137,16 +137,16 @@ def test_what_fits_by_default() -> None:
         (259, {}, "guard_deadline below 259 s"),
     ],
 )
-def test_settings_with_which_agents_are_gone_before_they_are_marked_are_refused(
+def test_settings_that_let_agents_expire_before_they_are_marked_are_refused(
     deadline: float | None, options: dict[str, float], advice: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=advice) as caught:
-        deadline_that_fits(deadline, **(REDIS_DEFAULTS | options))
+        valid_guard_deadline(deadline, **(REDIS_DEFAULTS | options))
     assert len(str(caught.value)) < 400
-    assert deadline_that_fits(258, **REDIS_DEFAULTS) == 258
+    assert valid_guard_deadline(258, **REDIS_DEFAULTS) == 258
 
 
-async def five_fall_silent(registry: AgentRegistry) -> list[str]:
+async def register_five_agents(registry: AgentRegistry) -> list[str]:
     ids = [f"agent-{number}" for number in range(5)]
     await asyncio.gather(*(registry.register(AgentInfo(agent_id)) for agent_id in ids))
     return ids
@@ -158,13 +158,13 @@ async def test_a_sweep_that_is_held_back_marks_every_agent_before_it_is_gone(
     store: StoreUnderTest, restarts: int
 ) -> None:
     reaped: list[str] = []
-    held: list[tuple[int, int]] = []
+    held_back: list[tuple[int, int]] = []
 
     def on_held(stale: int, live: int) -> None:
-        held.append((stale, live))
+        held_back.append((stale, live))
 
     async with store.make(ttl=6, stale_after=0.4) as registry:
-        ids = await five_fall_silent(registry)
+        ids = await register_five_agents(registry)
         for number in range(restarts + 1):
             async with Reaper(
                 registry,
@@ -174,26 +174,26 @@ async def test_a_sweep_that_is_held_back_marks_every_agent_before_it_is_gone(
                 guard_deadline=3.6,
                 on_held=on_held,
             ):
-                await wait_until(lambda number=number: len(held) > number, "the sweep is held back")  # type: ignore[misc]
+                await wait_until(lambda number=number: len(held_back) > number, "the sweep is held back")  # type: ignore[misc]
                 if number == restarts:
                     await wait_until(lambda: len(reaped) == 5, "all are marked")
                 else:
                     await asyncio.sleep(0.3)
         assert {agent.id for agent in await registry.list()} == set(ids)
-    assert [live for _, live in held] == [5] * (restarts + 1)
+    assert [live for _, live in held_back] == [5] * (restarts + 1)
     assert sorted(reaped) == ids
 
 
-async def test_grace_given_again_and_again_ends_before_agents_are_gone() -> None:
+async def test_repeated_grace_periods_end_before_agents_are_gone() -> None:
     reaped: list[str] = []
 
     async def stall_again_and_again() -> None:
         while True:
             await asyncio.sleep(0.02)
-            time.sleep(0.2)  # noqa: ASYNC251  the fault itself
+            time.sleep(0.2)  # noqa: ASYNC251  the fault under test
 
     async with MemoryRegistry(ttl=4, stale_after=0.4) as registry:
-        ids = await five_fall_silent(registry)
+        ids = await register_five_agents(registry)
         async with Reaper(registry, interval=0.1, on_reaped=reaped.extend, guard_deadline=2):
             stalling = asyncio.create_task(stall_again_and_again())
             await wait_until(lambda: len(reaped) == 5, "all are marked")
@@ -202,7 +202,7 @@ async def test_grace_given_again_and_again_ends_before_agents_are_gone() -> None
 
 
 class Down(MemoryBackend):
-    """It does not answer the reaper while it is down."""
+    """A store that does not answer the reaper while it is down."""
 
     down = False
 
@@ -212,7 +212,7 @@ class Down(MemoryBackend):
         return await super().times()
 
 
-async def test_a_sweep_that_is_held_back_goes_ahead_although_the_store_fails_now_and_then() -> None:
+async def test_a_sweep_that_is_held_back_runs_in_the_end_despite_short_outages() -> None:
     reaped: list[str] = []
     store = Down()
     async with AgentRegistry(store) as registry:
@@ -229,15 +229,15 @@ async def test_a_sweep_that_is_held_back_goes_ahead_although_the_store_fails_now
             await wait_until(all_marked, "all are marked")
 
 
-async def test_an_outage_while_a_sweep_is_held_back_costs_no_living_agent_its_life(
+async def test_an_outage_while_a_sweep_is_held_back_marks_no_living_agent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "agentic")
     reaped: list[str] = []
-    held: list[int] = []
+    held_back: list[int] = []
 
     def on_held(stale: int, live: int) -> None:
-        held.append(stale)
+        held_back.append(stale)
 
     store = Down()
     async with AgentRegistry(store, stale_after=1.2) as registry:
@@ -247,33 +247,33 @@ async def test_an_outage_while_a_sweep_is_held_back_costs_no_living_agent_its_li
             registry, interval=0.05, on_reaped=reaped.extend, max_fraction=0.5, guard_deadline=0.6, on_held=on_held
         )
         async with reaper:
-            await wait_until(lambda: bool(held), "the sweep is held back")
+            await wait_until(lambda: bool(held_back), "the sweep is held back")
             store.down = True
             await asyncio.sleep(reaper.guard_deadline)
             store.down = False
-            await wait_until(lambda: "more to send a heartbeat" in caplog.text, "agents get their time")
+            await wait_until(lambda: "for agents to send a heartbeat" in caplog.text, "agents get a grace period")
             await registry.heartbeat("alive")
             await wait_until(lambda: bool(reaped), "the agent that is silent is marked")
     assert reaped == ["silent"]
 
 
-@pytest.mark.parametrize("turns", [0, 5])
-async def test_a_stall_of_the_loop_is_noticed_once_and_at_once(turns: int) -> None:
+@pytest.mark.parametrize("iterations", [0, 5])
+async def test_a_stall_of_the_event_loop_is_reported_once_and_immediately(iterations: int) -> None:
     stalls = StallDetector(ttl=1.2)
-    assert stalls.longest() == 0
+    assert stalls.take_longest() == 0
     with stalls.running():
         await asyncio.sleep(0)
-        time.sleep(0.7)  # noqa: ASYNC251  the fault itself
-        for _ in range(turns):
+        time.sleep(0.7)  # noqa: ASYNC251  the fault under test
+        for _ in range(iterations):
             await asyncio.sleep(0)
-        noticed = stalls.longest()
+        noticed = stalls.take_longest()
         assert noticed > 0.4, "a third of the ttl"
         for _ in range(5):
             await asyncio.sleep(0)
-        assert stalls.longest() < noticed
+        assert stalls.take_longest() < noticed
 
 
-async def test_a_held_loop_costs_no_living_agent_its_life() -> None:
+async def test_a_stall_of_the_event_loop_marks_no_living_agent() -> None:
     reaped: list[str] = []
     async with MemoryRegistry() as registry, Reaper(registry, ttl=1.2, interval=0.05, on_reaped=reaped.extend):
         await registry.register(AgentInfo("long silent", last_heartbeat=LONG_AGO))
@@ -281,8 +281,8 @@ async def test_a_held_loop_costs_no_living_agent_its_life() -> None:
         for agent_id in ("alive", "silent"):
             await registry.register(AgentInfo(agent_id))
         for _ in range(2):
-            time.sleep(1.5)  # noqa: ASYNC251  the fault itself
-            # As an agent of another process on this host, which was held as long and has its turn later than the reaper.
+            time.sleep(1.5)  # noqa: ASYNC251  the fault under test
+            # As an agent in another process on this host, which was stalled as long and runs later than the reaper.
             await asyncio.sleep(0.15)
             await registry.heartbeat("alive")
 
@@ -294,32 +294,32 @@ async def test_a_held_loop_costs_no_living_agent_its_life() -> None:
     assert reaped == ["long silent", "silent"]
 
 
-class HeldInItsWalk(MemoryBackend):
-    """Its event loop can be held once, in the midst of a walk, as any other task might hold it there."""
+class StallsDuringScan(MemoryBackend):
+    """A store that can block the event loop once during a scan, as any other task might."""
 
-    hold = 0.0
+    stall = 0.0
 
     async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
         page = await super().scan(cursor)
-        seconds, self.hold = self.hold, 0.0
-        time.sleep(seconds)  # noqa: ASYNC251  the fault itself
+        seconds, self.stall = self.stall, 0.0
+        time.sleep(seconds)  # noqa: ASYNC251  the fault under test
         return page
 
 
-async def test_a_loop_held_while_the_fleet_is_counted_costs_no_living_agent_its_life() -> None:
+async def test_a_stall_while_the_fleet_is_counted_marks_no_living_agent() -> None:
     reaped: list[str] = []
-    store = HeldInItsWalk()
+    store = StallsDuringScan()
     async with AgentRegistry(store) as registry, AsyncExitStack() as stack:
         for number in range(5):
             await stack.enter_async_context(registry.session(AgentInfo(f"alive-{number}"), interval=0.2))
         await registry.register(AgentInfo("silent"))
-        store.hold = 2
+        store.stall = 2
         async with Reaper(registry, ttl=1.5, interval=0.1, on_reaped=reaped.extend, max_fraction=0.5):
             await wait_until(lambda: bool(reaped), "the agent that is silent is marked all the same")
     assert reaped == ["silent"]
 
 
-async def test_a_store_that_answers_late_costs_no_living_agent_its_life(
+async def test_a_late_answer_of_the_store_marks_no_living_agent(
     own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     reaped: list[str] = []
@@ -332,7 +332,7 @@ async def test_a_store_that_answers_late_costs_no_living_agent_its_life(
             own_redis_server.pause()
             await asyncio.sleep(2)
             own_redis_server.resume()
-            await wait_until(lambda: "the reaper was held up" in caplog.text, "the late answer is noticed")
+            await wait_until(lambda: "the reaper was stalled" in caplog.text, "the late answer is noticed")
 
             async def marked() -> bool:
                 await registry.heartbeat("alive")
@@ -343,7 +343,7 @@ async def test_a_store_that_answers_late_costs_no_living_agent_its_life(
 
 
 class Line(Proxy):
-    """A line to the store that can be down: nothing of what is sent meanwhile arrives, then or later."""
+    """A connection to the store that can be cut: nothing that is sent meanwhile ever arrives."""
 
     def cut(self) -> None:
         self._up, self.target = self.target, free_port()
@@ -355,7 +355,7 @@ class Line(Proxy):
 
 
 @pytest.mark.parametrize("started", ["before", "meanwhile"])
-async def test_an_outage_costs_no_living_agent_its_life(
+async def test_an_outage_marks_no_living_agent(
     redis_store: RedisStore, redis_server: RedisServer, started: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ttl, reaped = 2.4, list[str]()
@@ -387,7 +387,7 @@ async def test_an_outage_costs_no_living_agent_its_life(
         await wait_until(lambda: all(session.healthy for session in alive), "the sessions see the store again")
 
 
-async def test_a_step_forward_of_the_stores_clock_costs_no_living_agent_its_life(
+async def test_a_step_forward_of_the_stores_clock_marks_no_living_agent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()
@@ -407,7 +407,7 @@ async def test_a_step_forward_of_the_stores_clock_costs_no_living_agent_its_life
         assert (await registry.get("alive")).status is AgentStatus.AVAILABLE
 
 
-async def test_a_step_back_of_the_stores_clock_is_told_and_silent_agents_are_still_marked(
+async def test_a_step_back_of_the_stores_clock_is_logged_and_silent_agents_are_still_marked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()
@@ -420,15 +420,15 @@ async def test_a_step_back_of_the_stores_clock_is_told_and_silent_agents_are_sti
         await registry.register(AgentInfo("long silent", last_heartbeat=LONG_AGO))
         await wait_until(lambda: bool(reaped), "the reaper knows the time before the step")
         clock.advance(-3600)
-        await wait_until(lambda: "the store's clock was stepped by -3600.0 s" in caplog.text, "the step is told")
+        await wait_until(lambda: "the store's clock was stepped by -3600.0 s" in caplog.text, "the step is logged")
         await registry.register(AgentInfo("silent"))
         await wait_until(lambda: len(reaped) > 1, "an agent that falls silent by the new time is marked")
         assert reaped == ["long silent", "silent"]
         assert (await registry.get("alive")).status is AgentStatus.AVAILABLE
 
 
-async def test_a_mass_expiry_is_held_back_told_and_goes_ahead(caplog: pytest.LogCaptureFixture) -> None:
-    held: list[tuple[int, int]] = []
+async def test_a_mass_expiry_is_held_back_and_reported_until_the_deadline(caplog: pytest.LogCaptureFixture) -> None:
+    held_back: list[tuple[int, int]] = []
     reaped: list[str] = []
     async with MemoryRegistry() as registry:
         for number in range(10):
@@ -440,13 +440,13 @@ async def test_a_mass_expiry_is_held_back_told_and_goes_ahead(caplog: pytest.Log
             on_reaped=reaped.extend,
             max_fraction=0.5,
             guard_deadline=0.5,
-            on_held=lambda stale, live: held.append((stale, live)),
+            on_held=lambda stale, live: held_back.append((stale, live)),
         )
         async with reaper:
-            await wait_until(lambda: bool(held), "the sweep is held back")
+            await wait_until(lambda: bool(held_back), "the sweep is held back")
             assert reaped == []
             await wait_until(lambda: bool(reaped), "it goes ahead after the deadline")
-    assert held == [(6, 10)]
+    assert held_back == [(6, 10)]
     assert sorted(reaped) == [f"agent-{number}" for number in range(6)]
     assert caplog.text.count("sweeps are held back: 6 of 10 live agents are stale") == 1
 

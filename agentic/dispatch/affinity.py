@@ -1,4 +1,4 @@
-"""Refuse use outside the process and event loop that opened a registry: its connections work nowhere else."""
+"""Refuse use outside the process and event loop that opened a registry, because its connections only work there."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import os
 from agentic.errors import RegistryClosedError
 
 
-class Home:
-    """The process and the running event loop in which it is made."""
+class Affinity:
+    """The process and event loop in which it was created."""
 
     def __init__(self) -> None:
-        """Record both.
+        """Record the current process and event loop.
 
         Raises:
             RegistryClosedError: No asyncio event loop is running.
@@ -21,21 +21,21 @@ class Home:
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RegistryClosedError(
-                "no asyncio event loop is running here: agentic works with asyncio, not with trio"
+                "no asyncio event loop is running: agentic works with asyncio, not with trio"
             ) from None
         self._pid = os.getpid()
 
     def is_gone(self) -> bool:
-        """Return whether nothing can run there any more, as seen from here."""
+        """Return whether the event loop is closed or belongs to another process, so that nothing can run in it."""
         return self._loop.is_closed() or self._pid != os.getpid()
 
     def check(self) -> None:
-        """Refuse to go on elsewhere.
+        """Check that the current process and event loop are the same.
 
         Raises:
-            RegistryClosedError: This is another process, forked since, or another event loop; the message says which.
+            RegistryClosedError: They are not; the message says which.
         """
-        # No event loop runs in a forked process until one is started there, so a fork is noticed as well.
+        # This also detects a fork, because no event loop runs in the child until it starts one.
         try:
             if asyncio.get_running_loop() is self._loop:
                 return
