@@ -98,7 +98,7 @@ class Backend(ABC):
 
     @abstractmethod
     async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
-        """Store each agent in place of the one with its id, and start its `ttl`; return them as stored.
+        """Store each agent in place of the one with its id, or of a corrupt record, and start its `ttl`; return them.
 
         A `last_heartbeat` of None, or one in the store's future, becomes the store's now.
         """
@@ -118,12 +118,16 @@ class Backend(ABC):
     async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         """Change the given fields of each agent that is there, and nothing else; return it as it then is.
 
-        Where the record would be longer than 64 KiB, nothing changes, and the outcome is `InvalidAgentError`.
+        Where the record would be longer than 64 KiB, nothing changes, and the outcome is the `InvalidAgentError` that
+        `agentic.validation.check_size` raises.
         """
 
     @abstractmethod
     async def delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        """Remove each agent that is there; return whether it was."""
+        """Remove each agent that is there, or its corrupt record; return whether it was.
+
+        One that is gone, but not yet reported by a sweep, stays for the next sweep.
+        """
 
     @abstractmethod
     async def times(self) -> Sequence[datetime]:
@@ -156,11 +160,15 @@ class Backend(ABC):
         remaining time in the store is kept. Every mark is returned once among all sweeps, whatever ends this one: where
         it was lost on its way, by the next one. An agent that was gone before it was ever marked is returned where the
         store still has it, and removed.
+
+        Silence is measured up to the beginning of the walk, so that time that passes between two pages takes nobody
+        offline. A time in the store's future, whose clock was set back, becomes now, so that the agent ages from then
+        on.
         """
 
     @abstractmethod
     async def clear(self, cursor: Cursor) -> Step[int]:
-        """Delete a page of agents, and return how many there were."""
+        """Delete a page of agents, and return how many there were; those that are gone do not count."""
 
     async def diagnose(self, cursor: Cursor) -> Step[Sequence[Finding]]:
         """Look at the store itself and change nothing; return what one exchange with it has shown."""

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 
 from agentic import AgentInfo, open_registry
 from agentic.testing.servers import RedisServer, free_port
+from examples import fastapi_app
 from tests.support.documents import ROOT, run_python
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("index", "quickstart", "embed", "observe"))]
@@ -118,9 +119,6 @@ def test_the_worker_leaves_after_the_item_in_hand_when_it_is_told_to_stop(
 def test_the_fastapi_application_serves_the_fleet(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    import fastapi_app  # noqa: PLC0415
-
     for url in ("memory://", f"sqlite:///{tmp_path}/app.db", f"{redis_url}?prefix=test-fastapi"):
         monkeypatch.setenv("AGENTIC_URL", url)
         with TestClient(fastapi_app.app) as client:
@@ -140,9 +138,6 @@ def test_the_fastapi_application_serves_the_fleet(
 def test_the_fastapi_application_answers_with_the_code_of_the_error(
     monkeypatch: pytest.MonkeyPatch, own_redis_server: RedisServer
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    import fastapi_app  # noqa: PLC0415
-
     monkeypatch.setenv("AGENTIC_URL", own_redis_server.url)
     with TestClient(fastapi_app.app) as client:
         own_redis_server.stop()

@@ -9,7 +9,7 @@ import pytest
 
 import agentic
 
-DRIVERS = ("redis", "hiredis", "aiosqlite", "sqlite3", "typer", "rich", "pydantic")
+DRIVERS = ("redis", "hiredis", "aiosqlite", "sqlite3", "typer", "rich", "pydantic", "pytest")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -22,7 +22,7 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize(
     ("code", "drivers"),
     [
-        ("import agentic, agentic.asgi, agentic.abc", set()),
+        ("import agentic, agentic.asgi, agentic.abc, agentic.doctor", set()),
         ("from agentic import MemoryRegistry, open_registry; open_registry('memory://')", set()),
         ("from agentic import open_registry; open_registry('sqlite:///x.db')", {"aiosqlite", "sqlite3"}),
         ("from agentic import open_registry; open_registry('redis://h')", {"redis", "hiredis"}),

@@ -25,10 +25,13 @@ def documented_acl(user: str = "agentic") -> list[str]:
 
 
 def run_python(*arguments: str, cwd: Path, fails: bool = False) -> str:
-    """Run Python with warnings as errors and without AGENTIC_* variables; return its output."""
+    """Run Python with warnings as errors and without AGENTIC_* variables; return its output.
+
+    With `fails`, it must end with exit code 1.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTIC_")}
     command = [sys.executable, "-W", "error", *arguments]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode != 0) is fails, done.stdout + done.stderr
+    assert done.returncode == fails, done.stdout + done.stderr
     assert fails or not done.stderr
     return done.stdout

@@ -69,9 +69,7 @@ def prepare(job: Job[None], *, create: bool, synchronous: str) -> None:
         job.execute("PRAGMA schema_version")  # The first read, which waits for others' locks.
         exists = _has_table(job.db)
         if not exists and not create:
-            raise BackendRejectedError(
-                "the file has no registry: registering the first agent creates it"
-            )
+            raise BackendRejectedError("the file has no registry: registering the first agent creates it")
         current = exists and _version(job.db) == SCHEMA_VERSION
     job.execute("PRAGMA journal_mode = WAL").fetchall()
     job.db.execute(f"PRAGMA synchronous = {synchronous}")
