@@ -376,6 +376,7 @@ class Bounds(Contract):
                 caller.set(name)
                 await asyncio.gather(*(ends(make_call(registry)) for _ in range(3)))
             await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
+            caller.set("the reaper")
             await registry.reap(timedelta(days=1), on_marked=lambda _: marked.append(caller.get()))
-            assert marked == [name]
+            assert marked == ["the reaper"]
         assert seen == {primitive: {"nobody"} for primitive in primitives}
