@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import astuple
 
@@ -238,7 +238,7 @@ def _check_entries(field: str, number: int) -> None:
         raise InvalidAgentError(field, f"{field}: must have at most {MAX_ENTRIES} entries, got {number}")
 
 
-_CHECK_OF: Final[Mapping[Kind, Callable[[str, object], object]]] = {
+_CHECK_OF: Final[Mapping[Kind, Callable[[str, object], Any]]] = {
     Kind.TEXT: _text,
     Kind.TEXTS: _texts,
     Kind.STATUS: _status,
@@ -246,5 +246,8 @@ _CHECK_OF: Final[Mapping[Kind, Callable[[str, object], object]]] = {
     Kind.NUMBER: _number,
     Kind.ENTRIES: _entries,
 }
-_CHECKS: Final = {field.name: _CHECK_OF[field.kind] for field in FIELDS} | {"id": lambda _, value: valid_id(value)}
+_CHECKS: Final[Mapping[str, Callable[[str, object], Any]]] = {
+    **{field.name: _CHECK_OF[field.kind] for field in FIELDS},
+    "id": lambda _, value: valid_id(value),
+}
 _CHANGE_CHECKS: Final = {name: _CHECKS[name] for name in CHANGEABLE}

@@ -9,8 +9,9 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import astuple
 
-from agentic.agent import FIELDS, AgentInfo, AgentStatus, Kind, status_of
+from agentic.agent import FIELDS, AgentInfo, Kind, status_of
 from agentic.clock import NEVER, format_instant, parse_instant
+from agentic.frozen import FrozenDict
 
 MAX_DEPTH: Final = 64
 """How deeply objects and arrays may be nested in a record, the record itself included."""
@@ -62,32 +63,34 @@ def _encoded(agent: AgentInfo, last_heartbeat: str) -> bytes:
 
 # --- read; `lua/json.lua` accepts and refuses the same records ---
 
-_LOOSE: Final[Mapping[Kind, Any]] = {
-    Kind.TEXT: str | None,
-    Kind.TEXTS: tuple[str, ...] | None,
-    Kind.STATUS: str | None,
-    Kind.INSTANT: str | None,
-    Kind.NUMBER: int | None,
-    Kind.ENTRIES: dict[str, Any] | None,
+_LOOSE: Final[Mapping[Kind, tuple[Any, Any]]] = {
+    Kind.TEXT: (str | None, ""),
+    Kind.TEXTS: (tuple[str, ...] | None, ()),
+    Kind.STATUS: (str | None, ""),
+    Kind.INSTANT: (str | None, ""),
+    Kind.NUMBER: (int | None, 0),
+    Kind.ENTRIES: (dict[str, Any] | None, FrozenDict()),
 }
-# The same fields as loosely as any writer may have left them. An absent status is available; one that is null, unknown.
+"""What any writer may have left in a field, and what stands for null."""
+
+_NULLS: Final = [_LOOSE[field.kind][1] for field in FIELDS]
 _ForeignAgent: Final = msgspec.defstruct(
     "_ForeignAgent",
     [
         ("id", str),
         *(
-            (field.name, _LOOSE[field.kind], field.default.value if field.kind is Kind.STATUS else None)
-            for field in FIELDS[1:]
+            (field.name, _LOOSE[field.kind][0], _NULLS[at] if field.default is None else field.default)
+            for at, field in enumerate(FIELDS)
+            if field.name != "id"
         ),
     ],
 )
 _READ: Final[Mapping[Kind, Callable[[Any], Any]]] = {
     Kind.STATUS: status_of,
-    Kind.INSTANT: parse_instant,
+    Kind.INSTANT: lambda text: parse_instant(text) if text else NEVER,
     Kind.ENTRIES: lambda entries: {key: _as_text(value) for key, value in entries.items()},
 }
-_EMPTY: Final[Mapping[Kind, Any]] = {Kind.STATUS: AgentStatus.UNKNOWN, Kind.INSTANT: NEVER}
-_READERS: Final = [(_READ.get(field.kind), _EMPTY.get(field.kind, field.default)) for field in FIELDS]
+_READERS: Final = [(at, _READ[field.kind]) for at, field in enumerate(FIELDS) if field.kind in _READ]
 
 _decode_own = msgspec.json.Decoder(AgentInfo).decode
 _decode_any = msgspec.json.Decoder().decode
@@ -123,8 +126,12 @@ def _decode_tolerantly(record: bytes | str) -> AgentInfo:
         if _is_too_deep(whole):
             raise CorruptRecord(f"it is nested more than {MAX_DEPTH} levels deep")
         found = msgspec.convert(whole, _ForeignAgent)
-        values = zip(_READERS, astuple(found), strict=True)
-        return AgentInfo(*[(read(value) if read else value) if value else empty for (read, empty), value in values])
+        values: list[Any] = [*astuple(found)]
+        if None in values:
+            values = [null if value is None else value for value, null in zip(values, _NULLS, strict=True)]
+        for at, read in _READERS:
+            values[at] = read(values[at])
+        return AgentInfo(*values)
     except (ValueError, RecursionError) as error:
         raise CorruptRecord(str(error)) from error
 

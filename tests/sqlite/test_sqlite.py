@@ -430,7 +430,7 @@ async def test_without_create_a_file_that_holds_no_registry_is_left_alone(path: 
         with closing(sqlite3.connect(path)) as db:
             db.execute(content)
     before = path.read_bytes()
-    with pytest.raises(BackendRejectedError, match="holds no registry"):
+    with pytest.raises(BackendRejectedError, match="has no registry"):
         await SQLiteRegistry(path, create=False).open()
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

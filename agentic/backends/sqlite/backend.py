@@ -110,13 +110,10 @@ class SQLiteBackend(Backend):
             now = self._now()
             inserted = [agent.stamped(now) for agent in agents]
             stamp, expires_at = format_instant(now), later(now, self.ttl)
-            insert_rows(
-                db,
-                (
-                    [*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp]
-                    for agent in inserted
-                ),
-            )
+            rows = [
+                (*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp) for agent in inserted
+            ]
+            insert_rows(db, rows)
             return inserted
 
         return await self.database.write(work)

@@ -47,8 +47,12 @@ _WRITE: Final[Mapping[Kind, Callable[[Any], object]]] = {
     Kind.STATUS: str.__str__,  # SQLite takes a plain text faster.
     Kind.ENTRIES: _json_text,
 }
-_WRITE_FIELD: Final = {field.name: _WRITE[field.kind] for field in FIELDS if field.kind in _WRITE}
-_WRITERS: Final = [(at, _WRITE[field.kind]) for at, field in enumerate(FIELDS) if field.kind in _WRITE]
+_WRITE_FIELD: Final[Mapping[str, Callable[[Any], object]]] = {
+    field.name: _WRITE[field.kind] for field in FIELDS if field.kind in _WRITE
+}
+_WRITERS: Final[Sequence[tuple[int, Callable[[Any], object]]]] = [
+    (at, _WRITE[field.kind]) for at, field in enumerate(FIELDS) if field.kind in _WRITE
+]
 
 
 def agent_of(row: tuple[object, ...], now: datetime) -> AgentInfo | CorruptRecordError:
@@ -85,7 +89,7 @@ def row_of(agent: AgentInfo, last_heartbeat: str) -> list[object]:
     return values
 
 
-def stored(name: str, value: object) -> object:
+def stored(name: str, value: Any) -> object:
     """Return the form in which a column holds a field."""
     write = _WRITE_FIELD.get(name)
     return value if write is None else write(value)

@@ -70,7 +70,7 @@ def prepare(job: Job[None], *, create: bool, synchronous: str) -> None:
         exists = _has_table(job.db)
         if not exists and not create:
             raise BackendRejectedError(
-                "the file holds no registry: the first program that registers an agent creates it"
+                "the file has no registry: registering the first agent creates it"
             )
         current = exists and _version(job.db) == SCHEMA_VERSION
     job.execute("PRAGMA journal_mode = WAL").fetchall()
