@@ -227,7 +227,7 @@ def test_every_command_but_register_creates_no_file(command: str, tmp_path: Path
         done = CliRunner().invoke(app, [*command.split(), "--url", url])
         assert (done.exit_code, done.stdout) == (1, "")
         assert ".db'" in done.stderr or "the file holds no registry" in done.stderr
-        assert "registering the first agent creates it" in done.stderr
+        assert "the first program that registers an agent creates it" in done.stderr
         assert done.stderr.count("\n") == 1
     assert CliRunner().invoke(app, [*command.split(), "--url", "sqlite://"]).exit_code == 1
     assert [file.stat().st_size for file in tmp_path.iterdir()] == [0]

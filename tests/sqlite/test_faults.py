@@ -276,7 +276,7 @@ async def test_a_read_only_folder_is_rejected(tmp_path: Path) -> None:
         for name in ("there.db", "new.db"):
             with pytest.raises(
                 BackendRejectedError,
-                match="check that its folder exists, and that the file and the folder can be read and written",
+                match="check that its folder exists, and that the file and the folder are readable and writable",
             ):
                 await SQLiteRegistry(folder / name).open()
 

@@ -83,7 +83,7 @@ class DatabaseFile:
         real = os.path.realpath(self._name)
         links = os.stat(real).st_nlink  # noqa: PTH116
         if links > 1:
-            return f"it has {links} names (hard links): remove the other ones, or copy it"
+            return f"it has {links} names (hard links): remove the others, or copy it"
         if _is_mount_point(real):
             return "it is mounted as a single file: mount its folder instead"
         return ""
@@ -94,7 +94,7 @@ class DatabaseFile:
         except (FileNotFoundError, NotADirectoryError):
             if not create:
                 raise BackendRejectedError(
-                    f"there is no file {self._path!r}: registering the first agent creates it"
+                    f"there is no file {self._path!r}: the first program that registers an agent creates it"
                 ) from None
             folder = os.path.dirname(self._name)  # noqa: PTH120
             if not os.path.isdir(folder):  # noqa: PTH112
