@@ -188,8 +188,8 @@ class Backend(ABC):
         """Mark offline the agents of a page whose last heartbeat is older than `ttl`, and return their ids.
 
         - An agent whose last heartbeat is exactly `ttl` old is alive.
-        - An agent is marked in one atomic step; a heartbeat that is stored first prevents the mark. The mark does not
-          change when the agent is gone.
+        - An agent is marked in one atomic step; a heartbeat that is stored first prevents the mark. Marking does not
+          affect the agent's remaining time in the store.
         - Exactly one sweep returns each mark, even if this one fails or is cancelled: a mark whose answer was lost is
           returned by the next sweep.
         - Remove agents that are gone and still stored. Return the id of each that was not marked offline before.
