@@ -40,7 +40,7 @@ def store_class(name: str) -> type[AgentRegistry]:
     try:
         found = resolve_name(target)
         if not (isinstance(found, type) and issubclass(found, AgentRegistry)):
-            raise TypeError(f"{target} is no AgentRegistry class")
+            raise TypeError(f"{target} is not an AgentRegistry class")
         options_of(found)  # Fails here if its annotations use names that are not imported at run time.
     except Exception as error:
         problem = f"{type_name(error)}: {printable(str(error))}"
