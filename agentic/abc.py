@@ -1,4 +1,4 @@
-"""What a store implements. Provisional: it may change until presence, placement and watching stand on it."""
+"""The interface of a store. Provisional: it may change until presence, placement and watching are built on it."""
 
 from __future__ import annotations
 
@@ -15,57 +15,65 @@ from agentic.findings import Finding
 T = TypeVar("T")
 
 Cursor = Any
-"""Where a walk goes on, in whatever form suits the store; None begins a walk, and ends it."""
+"""The position of a walk, in any form that suits the store. None starts a walk, and is returned at its end."""
 
 Step = tuple[T, Cursor]
-"""What a call of a walk returns: one page, and the cursor for the next call."""
+"""The result of one call of a walk: a page, and the cursor for the next call."""
 
 
 class Backend(ABC):
-    """A store of agents, as `AgentRegistry` drives it: batches in, one outcome each out, in order.
+    """A store of agents. `AgentRegistry` passes it batches of items and expects one outcome per item, in order.
 
-    **Arguments** are checked before they get here: ids are texts of 1 to 512 bytes of UTF-8, agents are complete, of
-    plain types and at most 64 KiB as JSON.
+    **Arguments** have been checked. Ids are strings of 1 to 512 bytes in UTF-8. Agents and changes have exactly the
+    types of `AgentInfo`, with times in UTC. An agent is at most 64 KiB as JSON. Changes name at least one field.
 
-    **Batches** have 1 to 256 items. In `touch` and `fetch` an id may occur twice; each occurrence gets its outcome. In
-    `insert`, `patch` and `delete` ids are distinct. Batches overlap: up to `max_batches` of each kind are under way at
-    once, and walks beside them. Two of them have an agent in common only where both are `touch`, or both `fetch`.
+    **Batches** contain 1 to 256 items. In `touch` and `fetch`, an id may repeat: return an outcome for each occurrence.
+    In `insert`, `patch` and `delete`, all ids are distinct. Calls overlap: up to `max_batches` batches of each kind
+    (and shard) run concurrently, together with walks and all other calls. Two concurrent batches contain the same agent
+    only if both are `touch` or both are `fetch`.
 
-    **Outcomes**: the fact that was asked for; None or False where there is no such agent; or a `RegistryError` that is
-    this agent's alone, such as `CorruptRecordError`. What fails the batch is raised, as a `BackendError`:
-    `BackendUnavailableError` where trying again may help, `BackendRejectedError` where somebody must act. A store that
-    cannot be reached never answers with nothing or with less. Any other exception is a bug, and reaches the callers.
+    **Outcomes**: return the result; None or False if the agent does not exist or is gone; or a `RegistryError` that
+    concerns only this agent, such as `CorruptRecordError`. If the whole call fails, raise a `BackendError`:
+    `BackendUnavailableError` if a retry may help, `BackendRejectedError` if an operator must act. Never return an empty
+    or partial result because the store cannot be read. Any other exception is a bug, and is raised to the callers.
 
-    **Clock**: the store's own decides who is alive, stale or gone, never the caller's. A heartbeat in the store's
-    future is stored and read as one of now.
+    **Clock**: the store's clock decides whether an agent is alive, stale or gone, never the caller's. The backend
+    clamps: a `last_heartbeat` later than the store's current time is stored, and read, as the current time.
+    `AgentInfo.stamped` does this.
 
-    **Atomicity**: the change of one agent is one step, its precondition included; nothing is promised for a batch.
+    **Atomicity**: a change to one agent is one atomic step that includes its precondition. A batch as a whole need not
+    be atomic.
 
-    **Time**: an agent is gone `ttl` seconds after its last `insert` or `touch`: for every call, though a store may keep
-    what it holds of it until the next `sweep`. A registry cancels what takes longer than `timeout`. A cancelled or
-    failed write may have happened; it must not take effect after a later call on that agent has been answered.
+    **Expiry**: an agent is gone `ttl` seconds after its last `insert` or `touch`. All primitives treat it as absent
+    from then on, even if its record stays in the store until the next `sweep`.
 
-    **Walks** of the whole fleet are `scan`, `sweep`, `clear` and `diagnose`: each call returns one page, which may be
-    empty, and the cursor for the next call. A walk begins with the cursor None. It ends where None is returned, where a
-    call fails or is cancelled, or where it is not continued. So nothing may be under way between two calls, and no
-    cursor holds what has to be closed. A cursor is used once, in the process and event loop that it comes from.
+    **Cancellation**: the registry cancels a call that takes longer than `timeout`. A cancelled or failed write may or
+    may not have taken effect, but it must not take effect after a later call on the same agent has returned.
 
-    **Corrupt records** that a walk or a `page` meets are passed to `on_corrupt`, left as they are and skipped.
+    **Walks** of the whole fleet are `scan`, `sweep`, `clear` and `diagnose`. Each call returns one page, which may be
+    empty, and the cursor for the next call. The first call gets the cursor None. A walk ends when a call returns the
+    cursor None, fails or is cancelled, or when the caller stops. Therefore nothing may keep running between two calls,
+    and a cursor must not contain anything that needs closing. Each cursor is used at most once, in the process and
+    event loop that it comes from.
+
+    **Corrupt records** that a walk or a `page` reads are passed to `on_corrupt`, left unchanged, and skipped. `clear`
+    may delete them instead.
 
     Attributes:
         ttl: Seconds; None keeps agents until they are removed.
         timeout: Seconds that a batch, a page, opening or closing may take.
-        on_corrupt: Called with each corrupt record that is skipped; set by the registry.
-        is_immediate: Whether no primitive for agents ever waits. Then each call is made at once, as a batch of one.
-        shard_of: Which part of the store, failing by itself, holds an agent; None where there is but one. A batch has
-            agents of one shard.
+        on_corrupt: Call it with the error for each corrupt record that is skipped. Set by the registry.
+        is_immediate: Set it to True if `insert`, `touch`, `fetch`, `patch` and `delete` never wait. The registry then
+            makes each call immediately, as a batch of one.
+        shard_of: Returns the name of an agent's shard, a part of the store that can fail independently; None if there
+            is only one. All agents of a batch are in the same shard. May be set in `open`.
     """
 
     max_batches: ClassVar[int] = 1
-    """How many batches of one kind may be under way at once."""
+    """The most batches of one kind, and one shard, that run concurrently."""
 
     def __init__(self, *, ttl: float | timedelta | None, timeout: float | timedelta) -> None:
-        """Check the options that every store has.
+        """Check the options that all stores have.
 
         Raises:
             ConfigurationError: `ttl` or `timeout` is not a finite number of seconds greater than 0.
@@ -77,101 +85,129 @@ class Backend(ABC):
         self.shard_of: Callable[[str], str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy of a backend that is not open needs; its registry sets `on_corrupt` anew."""
+        """Return the state for a copy of a backend that is not open; the registry of the copy sets `on_corrupt`."""
         return vars(self) | {"on_corrupt": _ignore}
 
     @property
     @abstractmethod
     def store(self) -> str:
-        """What names the store in messages and logs: a URL without its secrets."""
+        """The name of the store in messages and logs: a URL without secrets."""
 
     @abstractmethod
     async def open(self) -> None:
-        """Open the store and prove that it answers, within `timeout`.
+        """Open the store, and verify that it answers, within `timeout`.
 
-        Where it fails, takes longer or is cancelled, `close` follows as soon as it has ended. May be opened again.
+        If this fails, times out or is cancelled, the registry calls `close` as soon as this has ended. A closed store
+        can be opened again.
+
+        Raises:
+            BackendError: The store cannot be reached or used.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Close what `open` opened: all of it, or what a failed `open` or an interrupted call has left."""
+        """Close everything that is open, including what a failed `open` or an interrupted call has left open.
+
+        May be called more than once, and when nothing is open.
+        """
 
     @abstractmethod
     async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
-        """Store each agent in place of the one with its id, or of a corrupt record, and start its `ttl`; return them.
+        """Store each agent, replacing any record with its id, even a corrupt one, and restart its `ttl`.
 
-        A `last_heartbeat` of None, or one in the store's future, becomes the store's now.
+        If `last_heartbeat` is None or later than the store's current time, store the current time.
+
+        Returns:
+            For each agent: the agent as stored.
         """
 
     @abstractmethod
     async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        """Stamp the store's now on each agent that is there, and start its `ttl` anew; return whether it was.
+        """Set `last_heartbeat` of each agent that exists to the store's current time, and restart its `ttl`.
 
-        An offline one becomes available.
+        An offline agent becomes available. Nothing else changes, and no agent is created.
+
+        Returns:
+            For each id: whether the agent exists.
         """
 
     @abstractmethod
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
-        """Return each agent that is there."""
+        """Return each agent, or None if it does not exist."""
 
     @abstractmethod
     async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
-        """Change the given fields of each agent that is there, and nothing else; return it as it then is.
+        """Change the given fields of each agent that exists, and nothing else: neither its heartbeat nor its `ttl`.
 
-        Where the record would be longer than 64 KiB, nothing changes, and the outcome is the `InvalidAgentError` that
-        `agentic.validation.check_size` raises.
+        If the record would exceed 64 KiB, change nothing, and return the `InvalidAgentError` that
+        `agentic.validation.check_size` raises as the outcome.
+
+        Returns:
+            For each id: the agent after the change, or None if it does not exist.
         """
 
     @abstractmethod
     async def delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        """Remove each agent that is there, or its corrupt record; return whether it was.
+        """Remove each agent that exists, or its corrupt record.
 
-        One that is gone, but not yet reported by a sweep, stays for the next sweep.
+        Keep the record of an agent that is gone but has not been returned by a sweep: the next sweep returns it.
+
+        Returns:
+            For each id: whether a record was removed.
         """
 
     @abstractmethod
     async def times(self) -> Sequence[datetime]:
-        """Return the time of each of the store's servers, in an order that stays while the servers do."""
+        """Return the current time of each server of the store, in the same order while the servers are the same."""
 
     @abstractmethod
     async def page(self, after: str, limit: int, walk: str) -> tuple[Sequence[AgentInfo], str | None]:
-        """Return the agents that come next in the order of their ids, and the id after which to go on; None at the end.
+        """Return the next agents in the order of their ids, and the id to continue after, or None at the end.
 
-        The order is that of Python strings, which is that of UTF-8. So an agent that stays is returned once, whatever
-        comes and goes meanwhile, and whichever process asks for the next page. Not a walk: each call stands alone.
+        Ids are ordered as Python strings, which is also the order of their UTF-8. An agent that exists throughout a
+        series of pages is therefore returned exactly once, whatever is registered or removed in the meantime and
+        whichever process requests each page. This is not a walk with a `Cursor`: each call is independent.
 
         Args:
-            after: Only agents with a higher id; empty for all.
-            limit: How many agents to return at most. Fewer may be returned, even none, although there are more.
-            walk: What all pages of one walk have in common, and those of no other. A store that keeps no order may
-                remember under it which ids come next, and must work without that too. What it has found for one walk
-                is not valid for another: agents may have been registered between the two.
+            after: Return only agents with higher ids; empty for all.
+            limit: The most agents to return. Fewer may be returned, even none, although there are more.
+            walk: A key that is common to all pages of one series. A store that cannot find ids in order may cache the
+                ids that come next under this key, but must also work without the cache. Never use the ids of one key
+                for another: agents may have been registered in between.
         """
 
     @abstractmethod
     async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
-        """Return a page of some hundred agents, in any order; an agent that stays is in exactly one page of a walk."""
+        """Return a page of a few hundred agents, in any order.
+
+        An agent that exists throughout the walk is in exactly one page.
+        """
 
     @abstractmethod
     async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
-        """Mark offline the agents of a page whose last heartbeat is more than `ttl` ago, and return their ids.
+        """Mark offline the agents of a page whose last heartbeat is older than `ttl`, and return their ids.
 
-        One exactly `ttl` old is alive. Each is marked in one step that a heartbeat landing first prevents; its
-        remaining time in the store is kept. Every mark is returned once among all sweeps, whatever ends this one: where
-        it was lost on its way, by the next one. An agent that was gone before it was ever marked is returned where the
-        store still has it, and removed.
+        - An agent whose last heartbeat is exactly `ttl` old is alive.
+        - An agent is marked in one atomic step; a heartbeat that is stored first prevents the mark. Marking does not
+          affect the agent's remaining time in the store.
+        - Exactly one sweep returns each mark, even if this one fails or is cancelled: a mark whose answer was lost is
+          returned by the next sweep.
+        - Remove agents that are gone and still stored. Return the id of each that was not marked offline before.
+        - Silence is measured up to the start of the walk, so that a delay between two pages marks no agent offline.
+        - If the store's clock was set back, replace stored times in its future by its current time. Otherwise those
+          agents would not age until the clock catches up.
 
-        Silence is measured up to the beginning of the walk, so that time that passes between two pages takes nobody
-        offline. A time in the store's future, whose clock was set back, becomes now, so that the agent ages from then
-        on.
+        Args:
+            ttl: The age of a heartbeat above which its agent is marked; not the store's `ttl`.
+            cursor: As in every walk.
         """
 
     @abstractmethod
     async def clear(self, cursor: Cursor) -> Step[int]:
-        """Delete a page of agents, and return how many there were; those that are gone do not count."""
+        """Delete a page of agents. Return how many there were, not counting those that were gone."""
 
     async def diagnose(self, cursor: Cursor) -> Step[Sequence[Finding]]:
-        """Look at the store itself and change nothing; return what one exchange with it has shown."""
+        """Examine the store itself, changing nothing. Return the findings of one request to it; by default, none."""
         return (), None
 
 

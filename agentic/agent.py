@@ -1,4 +1,4 @@
-"""What an agent is: its fields, from which checks, the JSON record, SQL columns and the Lua scripts are derived."""
+"""The agent model. Validation, the JSON record, SQL columns and Lua scripts are derived from its fields."""
 
 from __future__ import annotations
 
@@ -13,50 +13,49 @@ import msgspec.structs
 from agentic.frozen import FrozenDict
 
 OMIT_EMPTY: Final = "left out of a record's JSON when empty"
-"""Marks a field, in its annotation."""
+"""Annotates a field."""
 
 _set: Final = msgspec.structs.force_setattr
 _NO_METADATA: Final = FrozenDict[str, str]()
 
 
 class AgentStatus(StrEnum):
-    """What an agent says of itself, and what a reaper says of a silent one."""
+    """The status of an agent. The agent sets it; a reaper sets silent agents to `OFFLINE`."""
 
     AVAILABLE = "available"
     BUSY = "busy"
     OFFLINE = "offline"
     UNKNOWN = "unknown"
-    """Read in place of a value that somebody else wrote; the stored value itself is kept."""
+    """Returned for a stored value that this library does not know; the stored value is kept."""
 
 
 StatusName = Literal["available", "busy", "offline", "unknown"]
-"""A status as its plain text, which stands for the member of `AgentStatus` wherever a caller gives one."""
+"""The value of an `AgentStatus` member. Callers can pass it in place of the member."""
 
 STATUSES: Final = {status.value: status for status in AgentStatus}
 
 
 def status_of(stored: str) -> AgentStatus:
-    """Return the status that a stored text stands for: `UNKNOWN` where this library does not write it."""
+    """Return the status for a stored text: `UNKNOWN` if this library does not know it."""
     return STATUSES.get(stored, AgentStatus.UNKNOWN)
 
 
 class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """One agent as the registry knows it.
+    """One agent in the registry.
 
-    Immutable, and hashable where its fields are: a list of capabilities becomes a tuple, the text of a status its
-    `AgentStatus`, a mapping of metadata an immutable copy. Constructing one checks nothing else;
-    `AgentRegistry.register` checks every field. Pydantic, and so FastAPI, takes it as the type of a field or a
-    response.
+    Immutable, and hashable if its fields are. The constructor converts a list of capabilities to a tuple, the text of a
+    status to an `AgentStatus`, and a mapping of metadata to an immutable copy. It checks nothing else;
+    `AgentRegistry.register` checks every field. Pydantic and FastAPI accept it as the type of a field or a response.
 
     Attributes:
-        id: Unique in the registry; 1 to 512 bytes of UTF-8.
-        name: What people call it.
-        capabilities: What it can do; at most 256.
-        status: `AVAILABLE` unless said otherwise.
-        last_heartbeat: An aware instant. None when registering: the store stamps its own time. Never None when read.
-        current_load: The work it has, 0 to 2**63 - 1.
-        max_load: The work it can take at once, 0 to 2**63 - 1; 0 means unlimited.
-        metadata: Whatever else belongs to it, text to text; at most 256 entries.
+        id: Unique in the registry; 1 to 512 bytes in UTF-8.
+        name: A name for people.
+        capabilities: What the agent can do; at most 256.
+        status: `AVAILABLE` by default.
+        last_heartbeat: An aware instant. If None in a registration, the store sets its own time. Never None when read.
+        current_load: The current amount of work, 0 to 2**63 - 1.
+        max_load: The most work at once, 0 to 2**63 - 1; 0 means unlimited.
+        metadata: Any other strings, by name; at most 256 entries.
     """
 
     id: str
@@ -69,7 +68,7 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
     metadata: Annotated[Mapping[str, str], OMIT_EMPTY] = _NO_METADATA
 
     if TYPE_CHECKING:
-        # What a caller may give is more than what is read.
+        # The constructor accepts more types than the fields have.
         def __init__(
             self,
             id: str,  # noqa: A002
@@ -83,7 +82,7 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        # Called for each agent that is read: what is usual is told by its exact type.
+        # Hot path: runs for each agent that is read. Exact type checks are fastest, so the common types come first.
         metadata = self.metadata
         if type(metadata) is not FrozenDict and (type(metadata) is dict or isinstance(metadata, Mapping)):
             _set(self, "metadata", FrozenDict(metadata))
@@ -93,25 +92,25 @@ class AgentInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
             _set(self, "status", STATUSES.get(self.status, self.status))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field in the types of JSON: texts, ints, a list and a dict; the instant as ISO 8601 in UTC."""
+        """Return all fields as JSON types: strings, ints, a list and a dict; the instant in ISO 8601, in UTC."""
         return dict(msgspec.to_builtins(self), capabilities=list(self.capabilities))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: Callable[[object], Any]) -> Any:
-        """Tell pydantic how to read, write and describe an agent."""
-        from agentic.pydantic_schema import agent_schema  # noqa: PLC0415  needs pydantic, which its caller has
+        """Return the schema with which pydantic validates, serializes and describes an agent."""
+        from agentic.pydantic_schema import agent_schema  # noqa: PLC0415  needs pydantic, which is optional
 
         return agent_schema(cls, handler)
 
     def stamped(self, now: datetime) -> AgentInfo:
-        """Return the agent as a store whose time is `now` keeps it: never heard from later than that."""
+        """Return the agent with `last_heartbeat` set to `now`, the store's time, if it is None or later than that."""
         if self.last_heartbeat is None or self.last_heartbeat > now:
             return msgspec.structs.replace(self, last_heartbeat=now)
         return self
 
 
 class AgentChanges(TypedDict, total=False):
-    """The fields that `AgentRegistry.update` can change, each left alone unless given."""
+    """The fields that `AgentRegistry.update` can change; those not given stay unchanged."""
 
     name: str
     capabilities: Sequence[str]
@@ -125,7 +124,7 @@ class AgentChanges(TypedDict, total=False):
 
 
 class Kind(StrEnum):
-    """What a field holds."""
+    """The type of a field's value."""
 
     TEXT = "text"
     TEXTS = "texts"
@@ -150,8 +149,8 @@ class Field(NamedTuple):
 
     Attributes:
         name: As in `AgentInfo`, in a record and in a table.
-        kind: What it holds.
-        default: `msgspec.NODEFAULT` where it must be given.
+        kind: The type of its value.
+        default: `msgspec.NODEFAULT` if the field is required.
         omit_empty: Whether a record's JSON leaves it out when it is empty.
     """
 
@@ -171,10 +170,10 @@ def _fields() -> tuple[Field, ...]:
 
 
 FIELDS: Final = _fields()
-"""Every field, in the order in which it is written: first the seven of the Go original."""
+"""All fields, in the order in which they are written: first the seven of the Go original."""
 
 HEARTBEAT: Final = AgentInfo.__struct_fields__.index("last_heartbeat")
-"""The place of `last_heartbeat`, which each store writes in a form of its own."""
+"""The index of `last_heartbeat`, which each store writes in its own form."""
 
 CHANGEABLE: Final = tuple(AgentChanges.__annotations__)
 """The fields that `AgentRegistry.update` can change."""

@@ -1,4 +1,4 @@
-"""Which store, with which options: from a URL, a path, a mapping or the environment."""
+"""Choose a store and its options from a URL, a path, a mapping or the environment."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ logger = logging.getLogger("agentic.config")
 
 ENVIRONMENT_PREFIX: Final = "AGENTIC_"
 
-_BY_DEFAULT: Final = "memory"
-_OF_A_PATH: Final = "sqlite"
+_DEFAULT_STORE: Final = "memory"
+_STORE_FOR_PATH: Final = "sqlite"
 
 _EXPECTED: Final = {str: "a string", float: "a number of seconds", int: "a whole number"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RegistryConfig:
-    """Which store to use and with which options; `open_registry` checks it.
+    """A store and its options. `open_registry` checks them.
 
-    A field that is None or empty is not given. The store is the one that `url` or `backend` names; without either,
-    `path` stands for SQLite, and the options of Redis are refused. Options of another store are always refused.
+    A field that is None or empty counts as not given. `url` or `backend` names the store. Without either, the store is
+    SQLite if `path` is given, and memory otherwise. Options that the store does not have are refused.
 
     Attributes:
-        backend: The store: `"memory"`, `"sqlite"`, `"redis"`, or the scheme of another one that is installed.
-        url: The store's URL, as `open_registry` takes it; what it says counts where a field says something else.
-        ttl: As of every store, like the next three.
-        timeout: As of every store.
-        stale_after: As of every store.
-        wait: As of every store.
-        path: As of `SQLiteRegistry`, like `synchronous` and `create`; not beside a `url`.
-        synchronous: As of `SQLiteRegistry`.
-        create: As of `SQLiteRegistry`.
-        prefix: As of `RedisRegistry`, like all fields that follow.
-        max_connections: As of `RedisRegistry`.
-        db: As of `RedisRegistry`.
-        password: As of `RedisRegistry`; never shown.
-        ca: As of `RedisRegistry`.
-        cert: As of `RedisRegistry`.
-        key: As of `RedisRegistry`.
-        sentinel_username: As of `RedisRegistry`.
-        sentinel_password: As of `RedisRegistry`; never shown.
-        sentinel_tls: As of `RedisRegistry`.
-        options: Options of a store that none of these fields has, by name; a text is converted to what the store takes.
+        backend: The store: `"memory"`, `"sqlite"`, `"redis"`, or the scheme of another installed store.
+        url: The store's URL, as in `open_registry`. Options in it override the other fields.
+        ttl: As in every store, like the next three.
+        timeout: As in every store.
+        stale_after: As in every store.
+        wait: As in every store.
+        path: As in `SQLiteRegistry`, like `synchronous` and `create`; cannot be combined with a `url`.
+        synchronous: As in `SQLiteRegistry`.
+        create: As in `SQLiteRegistry`.
+        prefix: As in `RedisRegistry`, like all fields that follow.
+        max_connections: As in `RedisRegistry`.
+        db: As in `RedisRegistry`.
+        password: As in `RedisRegistry`; never shown.
+        ca: As in `RedisRegistry`.
+        cert: As in `RedisRegistry`.
+        key: As in `RedisRegistry`.
+        sentinel_username: As in `RedisRegistry`.
+        sentinel_password: As in `RedisRegistry`; never shown.
+        sentinel_tls: As in `RedisRegistry`.
+        options: Other options of the store, by name. Text is converted to the type that the store expects.
     """
 
     backend: str = ""
@@ -86,13 +86,14 @@ class RegistryConfig:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Read a mapping such as a table of a TOML or YAML file.
+        """Read a mapping, such as a table of a TOML or YAML file.
 
-        Numbers may be text, and `yes`, `no`, `true` and `false` stand for a `bool`; None and an empty text stand for a
-        value that is not given.
+        Numbers may be text. `yes`, `no`, `true` and `false` are read as a `bool`. None and empty text count as not
+        given.
 
         Raises:
-            ConfigurationError: A key is none of the fields, or a value has the wrong type; the message shows neither.
+            ConfigurationError: A key is not the name of a field, or a value has the wrong type; the message shows
+                neither.
         """
         names = [field.name for field in fields(cls)]
         values: dict[str, Any] = {}
@@ -105,13 +106,13 @@ class RegistryConfig:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Read the environment: one variable for each option, such as `AGENTIC_URL`; an empty one is not given.
+        """Read one environment variable per option, such as `AGENTIC_URL`. An empty one counts as not given.
 
-        Variables that begin with `AGENTIC_` and are none of these are logged where the others name no store.
+        If no variable names a store, unknown variables that begin with `AGENTIC_` are logged.
 
         Raises:
-            ConfigurationError: A value has the wrong type; the message does not show it. Or there are other variables,
-                and the store, whose options they may be, is not installed.
+            ConfigurationError: A value has the wrong type; the message does not show it. Or there are unknown
+                variables, and the store is not installed, so its options are not known.
         """
         environ = os.environ if environ is None else _mapping(environ)
         given = {
@@ -139,7 +140,7 @@ class RegistryConfig:
             store = choose(self)
             store.registry()
         except ConfigurationError:
-            # What is wrong may be a secret in the wrong place.
+            # The invalid value may be a misplaced secret.
             shown: dict[str, object] = dict.fromkeys(given, "***")
         else:
             shown = _shown(given) | ({} if store.url is None else {"url": str(store.url)})
@@ -147,11 +148,11 @@ class RegistryConfig:
 
 
 _FIELDS: Final = plain_arguments(RegistryConfig.__init__)
-"""What each field holds where it is given, but for `options`."""
+"""The type of each field that is given, except `options`."""
 
 
 class RegistryOptions(TypedDict, total=False):
-    """The keywords of `open_registry` for the stores of this package, which are those of their classes."""
+    """The keywords of `open_registry` for the stores of this package: the arguments of their classes."""
 
     ttl: float | timedelta | None
     timeout: float | timedelta
@@ -172,46 +173,45 @@ class RegistryOptions(TypedDict, total=False):
 
 
 Source = str | os.PathLike[str] | RegistryConfig | Mapping[str, Any] | None
-"""What `open_registry` takes."""
+"""The first argument of `open_registry`."""
 
 
 def open_registry(source: Source = None, **options: Unpack[RegistryOptions]) -> AgentRegistry:
-    """Return the registry that a URL, a path or a configuration names, not yet open.
+    """Return a registry, not yet open, for a URL, a path or a configuration.
 
-    Enter it with `async with`, or `await` it, which opens it and returns it.
+    Open it with `async with`, or with `await`, which returns it.
 
     URLs: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite://` (the default file),
     `redis[s]://[[user]:password@]host[:port][/db]`, `redis[s]+sentinel://…host[:port],host…/service[/db]`,
-    `redis[s]+cluster://…host[:port],host…`, the same with `valkey[s]`, and `unix:///path/to/socket[?db=0]`. Every other
-    option of the store is a query parameter of its name: `redis://host/0?prefix=fleet&ttl=60`. Other distributions add
-    stores with schemes of their own.
+    `redis[s]+cluster://…host[:port],host…`, the same with `valkey[s]`, and `unix:///path/to/socket[?db=0]`. All other
+    options of the store are query parameters: `redis://host/0?prefix=fleet&ttl=60`. Other distributions can add stores
+    with their own schemes.
 
-    Opening it fails with `BackendUnavailableError` where the store does not answer. With `wait=30`, it tries again for
-    30 seconds before it does, for a store that starts later than its programs.
+    Opening fails with `BackendUnavailableError` if the store does not answer. With `wait=30`, it retries for 30 seconds
+    first, in case the store starts later than the program.
 
     Args:
-        source: A URL; a `pathlib.Path`, which names a SQLite file; a `RegistryConfig`; a mapping with its fields; or
-            None for the environment's `AGENTIC_*` variables. Where nothing names a store, it is the memory store.
-        **options: The options of the store's class, but for `url` and `path`; each counts where `source` says something
-            else.
+        source: A URL; a `pathlib.Path` of a SQLite file; a `RegistryConfig`; a mapping with its fields; or None for the
+            environment variables `AGENTIC_*`. If nothing names a store, the memory store is used.
+        **options: The arguments of the store's class, except `url` and `path`. They override `source`.
 
     Raises:
-        ConfigurationError: It names no store that is installed, or contradicts itself, or an option is wrong; no
-            secret appears in the message.
+        ConfigurationError: The store is not installed, the configuration contradicts itself, or an option is invalid.
+            The message contains no secret.
     """
     return choose(as_config(source)).with_options(**options).registry()
 
 
 @dataclass(frozen=True, repr=False)
 class StoreChoice:
-    """A store, and what its class is called with.
+    """A store, and the arguments for its class.
 
     Attributes:
         name: The scheme, or the `backend`, that names the store.
         kind: Its class.
-        options: The arguments of the class, each a known one; the class checks their values.
-        url: The URL, where one is given.
-        is_default: Whether nothing names a store.
+        options: Arguments of the class. Their names have been checked; the class checks their values.
+        url: The URL, if one is given.
+        is_default: Whether the store was chosen because nothing names one.
     """
 
     name: str
@@ -221,7 +221,7 @@ class StoreChoice:
     is_default: bool = False
 
     def with_options(self, **options: Any) -> StoreChoice:
-        """Return the same with options that count before these.
+        """Return a copy in which `options` override the present ones.
 
         Raises:
             ConfigurationError: The store has no such option.
@@ -230,24 +230,24 @@ class StoreChoice:
         return replace(self, options={**self.options, **options})
 
     def registry(self) -> AgentRegistry:
-        """Make the registry.
+        """Create the registry.
 
         Raises:
-            ConfigurationError: An option is wrong.
+            ConfigurationError: An option is invalid.
         """
         return self.kind(**self.options)
 
 
 def choose(config: RegistryConfig) -> StoreChoice:
-    """Return the store that a configuration names; an option of its URL counts before a field.
+    """Return the store for a configuration. Options in its URL override its fields.
 
     Raises:
-        ConfigurationError: It names no store that is installed, or contradicts itself, or has an option that the store
-            does not have, or one of the wrong type.
+        ConfigurationError: The store is not installed, the configuration contradicts itself, or an option is unknown to
+            the store or has the wrong type.
     """
     given = {name: _read(name, _FIELDS[name], value) for name, value in _given(config).items() if name in _FIELDS}
     backend, written = given.pop("backend", "").lower(), given.pop("url", "")
-    name = store_name(written) if written else backend or (_OF_A_PATH if "path" in given else _BY_DEFAULT)
+    name = store_name(written) if written else backend or (_STORE_FOR_PATH if "path" in given else _DEFAULT_STORE)
     store = StoreChoice(name, store_class(name), is_default=not (written or backend or "path" in given))
     if written and backend and store_class(backend) is not store.kind:
         raise ConfigurationError(f"backend: {backend} does not agree with the URL, which names {name}")
@@ -260,7 +260,7 @@ def choose(config: RegistryConfig) -> StoreChoice:
 
 
 def _by_url(store: StoreChoice, url: StoreURL) -> StoreChoice:
-    """Return the choice with the options of a URL in place of those of fields."""
+    """Return a copy in which the options of a URL override those of fields."""
     in_url = store.kind.options_in(url)
     known = [name for name in options_of(store.kind) if name not in (*in_url, "password")]
     for name in url.parameters:
@@ -282,16 +282,16 @@ def _check_names(names: Iterable[str], store: StoreChoice, without: Sequence[str
 
 
 def _from_text(values: Mapping[str, Any], kind: type[AgentRegistry]) -> dict[str, Any]:
-    """Return options with each text converted to what the store takes."""
+    """Convert the text among options to the types that the store expects."""
     types = options_of(kind)
     return {name: _read(name, types[name], value, strict=False) for name, value in values.items()}
 
 
 def as_config(source: Source) -> RegistryConfig:
-    """Return the configuration that `open_registry` makes of its argument.
+    """Convert the first argument of `open_registry` to a configuration.
 
     Raises:
-        ConfigurationError: It is none of the types, or has a wrong option.
+        ConfigurationError: It has the wrong type, or an invalid option.
     """
     match source:
         case None:
@@ -321,7 +321,7 @@ def _given(config: RegistryConfig) -> dict[str, Any]:
 
 
 def _shown(options: Mapping[str, Any]) -> dict[str, object]:
-    """Return options without what must not be shown of them."""
+    """Return options with secrets replaced by `***`."""
     return {
         name: "***" if is_secret(name) else _shown(value) if isinstance(value, Mapping) else plain(value)
         for name, value in options.items()
@@ -329,7 +329,7 @@ def _shown(options: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _read(name: str, kind: type, value: object, *, strict: bool = True) -> Any:
-    """Return the value of an option, checked; text is converted to what the option holds unless `strict`."""
+    """Check the type of an option and return its value. Text is converted to that type unless `strict`."""
     value = plain(os.fspath(value) if isinstance(value, os.PathLike) else value)
     if kind is bool:
         return flag_of(value, name) if isinstance(value, str) and not strict else flag(value, name)

@@ -1,4 +1,4 @@
-"""A look at a store by somebody who has to run it: what was found, and what to do about it."""
+"""Examine a store for the person who operates it, and give advice."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 
 async def examine(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
-    """Yield what is found of an open registry's store, the store's own facts first.
+    """Yield findings about the store of an open registry, starting with the store's own diagnosis.
 
-    Registers and removes one agent of its own, to see that the rights suffice; changes nothing else, also when
-    cancelled. What the store refuses, and what cannot be examined, is a finding. Each step ends within the registry's
-    `timeout`, the count of the fleet within `timeout` for each page; after a step that got no answer, the others are
-    skipped unless the store answers again.
+    Registers and removes one temporary agent to check the permissions. Changes nothing else, and removes the agent even
+    if cancelled. Calls that the store refuses, and steps that fail, become findings. Each step ends within the
+    registry's `timeout`; counting the fleet ends within `timeout` for each page. After a step without an answer, the
+    remaining steps are skipped unless the store answers again.
     """
     yield Finding(Level.OK, "store", registry.store)
     steps: list[tuple[str, Callable[[], AsyncGenerator[Finding, None]]]] = [
@@ -88,7 +88,7 @@ async def _latency(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
 
     middle = await _in_time(registry, measured())
     if middle > SLOW:
-        advice = "calls made together share this; put the store nearer"
+        advice = "concurrent calls share this latency; move the store closer"
         yield Finding(Level.NOTE, "latency", f"{middle * 1000:.1f} ms", advice)
     else:
         yield Finding(Level.OK, "latency", f"{middle * 1000:.2f} ms")
@@ -115,7 +115,7 @@ async def _rights(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
 
 
 async def _refused(registry: AgentRegistry) -> list[Finding]:
-    """Try each kind of call, for only the store knows what it refuses; one refused does not keep the next from it."""
+    """Try each kind of call, even after one is refused, because only the store knows which calls it permits."""
     agent = AgentInfo(f"doctor-{uuid4().hex[:12]}")
     offline = replace(agent, status=AgentStatus.OFFLINE)
     refused = []
@@ -127,7 +127,7 @@ async def _refused(registry: AgentRegistry) -> list[Finding]:
             refused.append(Finding(Level.BAD, "rights", f"{what} is refused", str(error)))
             return False
         except AgentNotFoundError:
-            pass  # Its registration was refused, which is a finding already.
+            pass  # Its registration was refused, which is already a finding.
         return True
 
     removal = f"deregister of {agent.id!r}, which may stay,"
@@ -141,12 +141,14 @@ async def _refused(registry: AgentRegistry) -> list[Finding]:
         await attempt("heartbeat of an offline agent", registry.heartbeat(agent.id))
         await attempt("update", registry.update(agent.id, status=AgentStatus.BUSY))
     finally:
-        # Also where the registration failed: the store may have made it.
+        # Also after a failed registration, which may have taken effect.
         with anyio.CancelScope(shield=True):
             try:
                 await attempt(removal, registry.deregister(agent.id))
             except BackendUnavailableError as error:
-                raise BackendUnavailableError(f"agent {agent.id!r} may stay, its removal failed: {error}") from error
+                raise BackendUnavailableError(
+                    f"agent {agent.id!r} may stay, because its removal failed: {error}"
+                ) from error
     return refused
 
 

@@ -1,4 +1,4 @@
-"""Checks of options that are no durations; those are in `agentic.clock`."""
+"""Check options, except durations, which `agentic.clock` checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agentic.errors import ConfigurationError
 from agentic.text import plain, type_name
 
 MAX_TEXT: Final = 4096
-"""Characters of a text option: as many as a path may have."""
+"""The most characters of a text option: the limit for paths on Linux."""
 
 _FLAGS: Final = {"yes": True, "true": True, "no": False, "false": False}
 
@@ -17,10 +17,10 @@ C = TypeVar("C", bound=Callable[..., object])
 
 
 def count(value: object, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
-    """Return a whole number of things.
+    """Check a whole number, and return it as a plain `int`.
 
     Raises:
-        ConfigurationError: It is no int, or not from `least` to `most`; the message begins with `name`.
+        ConfigurationError: It is not an int from `least` to `most`; the message begins with `name`.
     """
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -31,10 +31,10 @@ def count(value: object, name: str, least: int = 1, most: int = 2**31 - 1) -> in
 
 
 def fraction(value: object, name: str) -> float:
-    """Return a part of a whole, from a millionth to 1.
+    """Check a fraction from 0.000001 to 1, and return it as a `float`.
 
     Raises:
-        ConfigurationError: It is no number, or not in that range; the message begins with `name`.
+        ConfigurationError: It is not a number in that range; the message begins with `name`.
     """
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -45,7 +45,7 @@ def fraction(value: object, name: str) -> float:
 
 
 def flag(value: object, name: str) -> bool:
-    """Return a `bool`.
+    """Check a `bool`, and return it.
 
     Raises:
         ConfigurationError: It is anything else; the message begins with `name`.
@@ -56,10 +56,10 @@ def flag(value: object, name: str) -> bool:
 
 
 def flag_of(text: str, name: str) -> bool:
-    """Return the `bool` that a text stands for: `yes`, `no`, `true` or `false`.
+    """Convert `yes`, `no`, `true` or `false` to a `bool`.
 
     Raises:
-        ConfigurationError: It is another text; the message begins with `name`.
+        ConfigurationError: It is any other text; the message begins with `name`.
     """
     if text not in _FLAGS:
         raise ConfigurationError(f"{name}: must be yes, no, true or false")
@@ -67,11 +67,11 @@ def flag_of(text: str, name: str) -> bool:
 
 
 def text(value: object, name: str) -> str:
-    """Return a text that is not empty, as a plain `str`.
+    """Check text that must not be empty, and return it as a plain `str`.
 
     Raises:
-        ConfigurationError: It is anything else, longer than 4,096 characters, or holds a lone surrogate; the message
-            begins with `name` and never shows the text, which may be a secret.
+        ConfigurationError: It is anything else, exceeds 4,096 characters, or contains a lone surrogate; the message
+            begins with `name`, and does not show the text, which may be a secret.
     """
     value = plain(value)
     if not isinstance(value, str):
@@ -86,10 +86,10 @@ def text(value: object, name: str) -> str:
 
 
 def function(value: C, name: str) -> C:
-    """Return something that can be called.
+    """Check a callable, and return it.
 
     Raises:
-        ConfigurationError: It cannot; the message begins with `name`.
+        ConfigurationError: It is not callable; the message begins with `name`.
     """
     if not callable(value):
         raise ConfigurationError(f"{name}: must be callable, got {type_name(value)}")
@@ -97,7 +97,7 @@ def function(value: C, name: str) -> C:
 
 
 def shown_number(value: float) -> str:
-    """Return a plain number as a message shows it; the digits of a large int may be too many to convert at all."""
+    """Format a number for a message. Python may refuse to convert a large int to text, so its bits are counted."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
     return str(value)

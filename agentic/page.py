@@ -1,4 +1,4 @@
-"""A page of the fleet, and the cursor with which its caller asks for the next one."""
+"""A page of the fleet, and the cursor for the next page."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from agentic.options import text
 from agentic.validation import MAX_ID_BYTES
 
 MAX_PAGE: Final = 10_000
-"""How many agents a page has at most."""
+"""The most agents in a page."""
 
 _CHECKSUM: Final = 4
 _WALK: Final = 6
 _BEYOND: Final = b"\xff"
-"""Higher than what any UTF-8 begins with."""
+"""Higher than the first byte of any UTF-8 character."""
 
 
 class Page(msgspec.Struct, frozen=True):
     """A part of the fleet, as `AgentRegistry.page` returns it.
 
     Attributes:
-        agents: In the order of their ids.
-        cursor: What `page` takes to return the next part; None where this was the last one.
+        agents: Ordered by id.
+        cursor: Pass it to `page` for the next part; None in the last page.
     """
 
     agents: tuple[AgentInfo, ...]
@@ -36,12 +36,12 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Position(NamedTuple):
-    """Where a walk by pages goes on.
+    """The position at which the next page starts.
 
     Attributes:
-        walk: What all pages of the walk have in common, and those of no other.
-        after: The id that the walk has come to; empty at its beginning. May have lone surrogates, which stand for
-            bytes, where a store holds a record whose id is no text.
+        walk: A random key that is common to all pages of one walk.
+        after: The id after which to continue; empty at the start. May contain lone surrogates, which represent bytes,
+            if the store contains a record whose id is not valid UTF-8.
     """
 
     walk: str
@@ -49,15 +49,15 @@ class Position(NamedTuple):
 
     @classmethod
     def first(cls) -> Position:
-        """Begin a walk."""
+        """Return the start of a new walk."""
         return cls(secrets.token_hex(_WALK), "")
 
     @classmethod
     def of(cls, cursor: object) -> Position:
-        """Return what a cursor stands for.
+        """Return the position that a cursor represents.
 
         Raises:
-            ConfigurationError: It is none that a page has had.
+            ConfigurationError: The cursor did not come from a page.
         """
         given = text(cursor, "cursor")
         try:
@@ -70,9 +70,9 @@ class Position(NamedTuple):
         return cls(position[:_WALK].hex(), position[_WALK:].decode(errors="surrogateescape"))
 
     def cursor(self) -> str:
-        """Return a text that stands for the position, and that URLs take as it is."""
+        """Return the position as a string that needs no escaping in URLs."""
         after = self.after.encode(errors="surrogateescape")
-        if len(after) > MAX_ID_BYTES:  # No agent's, so it need not be exact.
+        if len(after) > MAX_ID_BYTES:  # Not the id of an agent, so it may be shortened.
             after = after[:MAX_ID_BYTES] + _BEYOND
         position = bytes.fromhex(self.walk) + after
         return base64.urlsafe_b64encode(_checksum_of(position) + position).decode().rstrip("=")

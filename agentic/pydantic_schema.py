@@ -1,4 +1,4 @@
-"""How pydantic reads, writes and describes an agent; imported for pydantic's users alone."""
+"""The schema with which pydantic validates, serializes and describes an agent. Imported only when pydantic asks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ T = TypeVar("T")
 
 
 def agent_schema(agent_class: type[T], handler: Callable[[object], Any]) -> core_schema.CoreSchema:
-    """Return the schema of an agent: read from an `AgentInfo` or from its fields, written as its fields.
+    """Return the schema of an agent, which is validated from an `AgentInfo` or its fields and serialized as its fields.
 
     Args:
         agent_class: `AgentInfo`.
-        handler: Pydantic's, which returns the schema of a type.
+        handler: Pydantic's function that returns the schema of a type.
     """
     fields = {name: handler(hint) for name, hint in get_type_hints(agent_class).items()}
 
-    def described(always_there: bool) -> core_schema.CoreSchema:
+    def described(all_required: bool) -> core_schema.CoreSchema:
         return core_schema.typed_dict_schema(
             {
-                name: core_schema.typed_dict_field(field, required=always_there or name == "id")
+                name: core_schema.typed_dict_field(field, required=all_required or name == "id")
                 for name, field in fields.items()
             },
             extra_behavior="forbid",

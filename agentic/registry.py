@@ -1,4 +1,4 @@
-"""The contract every store keeps: what each call promises, checked here, stored by a backend's primitives."""
+"""The registry: validates each call, and passes it to a `Backend`. The behaviour is the same for every store."""
 
 from __future__ import annotations
 
@@ -48,58 +48,59 @@ from agentic.validation import valid_agent, valid_changes, valid_id
 T = TypeVar("T")
 
 LONGEST_PAUSE: Final = 5.0
-"""Seconds between two tries to open a registry whose store is late, at most."""
+"""The most seconds between two attempts to open a registry whose store is unavailable."""
 
 
 class AgentRegistry:
-    """A registry of live agents; one contract, kept by every store.
+    """A registry of live agents. It behaves the same for every store.
 
-    Constructing does no I/O; entering (`async with registry:`) opens it, leaving closes only what it opened. Where
-    `async with` cannot be used, `await registry` opens it and returns it, and `aclose` closes it. Every call
+    Creating one does no I/O. `async with registry:` opens it and closes it. Without `async with`, open it with
+    `await registry`, which returns it, and close it with `aclose`. Every call
 
-    - checks its arguments before any I/O and raises `InvalidAgentError` or `ConfigurationError`, with nothing changed;
-    - is atomic for one agent: its precondition is part of the write in the store;
+    - checks its arguments before any I/O, and raises `InvalidAgentError` or `ConfigurationError` without any change;
+    - is atomic for one agent: the store checks the precondition and writes in one step;
     - takes effect on one agent in the order in which this registry's calls on it were issued;
-    - ends within `timeout` seconds (those that walk the fleet: within `timeout` for each page) and raises
-      `BackendError` when the store fails or does not answer: an outage is never an empty answer;
-    - may be cancelled without harm to any other caller; a cancelled or failed write may still have happened;
-    - raises `RegistryClosedError` outside `async with`.
+    - ends within `timeout` seconds, or within `timeout` for each page if it walks the fleet, and raises `BackendError`
+      if the store fails or does not answer; an outage never looks like an empty result;
+    - can be cancelled without affecting other callers; a cancelled or failed write may still have happened;
+    - raises `RegistryClosedError` if the registry is not open.
 
-    A store is a subclass, registered as an entry point of the group `agentic.backends` under its scheme. The arguments
-    of its constructor are its options, `ttl`, `timeout`, `stale_after` and `wait` among them. It overrides
-    `options_in`, `scratch` and `is_shared` where the defaults do not fit.
+    To add a store, register a subclass as an entry point in the group `agentic.backends`, under the scheme of its URLs.
+    The arguments of its constructor are its options, including `ttl`, `timeout`, `stale_after` and `wait`. Override
+    `options_in`, `scratch` and `is_shared` if the defaults do not fit.
 
-    An agent is alive while it heartbeats, offline (still listed) once `reap` finds it silent, and gone when nobody
-    registered it or sent its heartbeat for the registry's `ttl`. The store's clock decides, never the caller's.
+    An agent is alive while it sends heartbeats, offline (but still listed) when `reap` has found it silent, and gone
+    when it was neither registered nor sent a heartbeat for the registry's `ttl`. The store's clock decides, never the
+    caller's.
 
     Attributes:
-        ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it until
-            deregistered. Longer than `stale_after`.
+        ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it until it is
+            deregistered. Make it longer than `stale_after`.
         timeout: Seconds a call may take.
         stale_after: Seconds of silence after which a reaper of this registry marks an agent **offline**, unless the
-            reaper is given a `ttl` of its own. Longer than the `interval` of sessions.
-        wait: Seconds for which `open` tries again while the store is unavailable.
-        corrupt_records: How many corrupt records `list`, `scan`, `reap` and `flush` have skipped so far.
+            reaper has its own `ttl`. Make it longer than the `interval` of sessions.
+        wait: Seconds for which `open` retries while the store is unavailable.
+        corrupt_records: How many corrupt records `list`, `scan`, `page`, `reap` and `flush` have skipped so far.
     """
 
     is_shared: ClassVar[bool] = True
-    """Whether other processes see the agents of such a registry."""
+    """Whether other processes can see the agents of this kind of registry."""
 
     _logger: ClassVar[logging.Logger] = logging.getLogger("agentic.registry")
 
     def __init__(
         self, backend: Backend, *, stale_after: float | timedelta = 30.0, wait: float | timedelta = 0.0
     ) -> None:
-        """Take a store, and check the options that every registry has.
+        """Use a store, and check the options that all registries have.
 
         Args:
-            backend: The store, for this registry alone.
+            backend: The store, not shared with another registry.
             stale_after: Seconds of silence after which a reaper marks an agent offline, by default.
-            wait: Seconds for which opening tries again while the store is unavailable.
+            wait: Seconds for which opening retries while the store is unavailable.
 
         Raises:
-            ConfigurationError: `backend` is none, `stale_after` is not a finite number of seconds greater than 0, or
-                `wait` is negative or not finite.
+            ConfigurationError: `backend` is not a `Backend`, `stale_after` is not a finite number of seconds greater
+                than 0, or `wait` is negative or not finite.
         """
         if not isinstance(backend, Backend):
             raise ConfigurationError(f"backend: must be a Backend, got {type_name(backend)}")
@@ -111,40 +112,40 @@ class AgentRegistry:
         self.wait = duration(wait, "wait").total_seconds()
         self.corrupt_records = 0
         self._affinity: Affinity | None = None
-        """Where this registry is open, being opened, or not yet closed."""
+        """The process and event loop in which this registry is open, opening or closing."""
         self._open_dispatcher: Dispatcher | None = None
-        # An overdue call ends a little after `timeout`.
+        # A call that times out ends slightly after `timeout`.
         self.deregistration_budget = DeregistrationBudget(1.1 * self.timeout)
 
     @classmethod
     def options_in(cls, url: StoreURL) -> dict[str, Any]:
-        """Return the arguments of the class that a URL gives outside its query, for `open_registry`.
+        """Return the constructor arguments that `open_registry` takes from a URL, apart from its query.
 
-        They count before the fields of a configuration, and keywords count before them. By default `url`, the URL
-        without its query.
+        They override the fields of a configuration, and keywords override them. By default, the only argument is
+        `url`, the URL without its query.
 
         Raises:
-            ConfigurationError: The URL has a part that this store does not take; the message shows no part of it.
+            ConfigurationError: The URL has a part that this store does not support; the message shows no part of it.
         """
         return {"url": url.without_parameters()}
 
     @classmethod
     def scratch(cls, **options: Any) -> AbstractContextManager[Self]:
-        """Make a registry for the demo, on the store that `options` name and apart from its agents; not yet open.
+        """Create a registry for the demo in the store that `options` name, separate from the agents there; not open.
 
-        Leaving the context deletes what the store keeps beside the agents, such as a temporary file.
+        Leaving the context deletes what remains besides the agents, such as a temporary file.
 
         Args:
             **options: Arguments of the class.
 
         Raises:
-            ConfigurationError: The store has no such registry, as by default.
+            ConfigurationError: The store does not support this, as by default.
         """
         raise ConfigurationError(f"{cls.__name__} has no scratch registry, which the demo needs: name another store")
 
     @property
     def store(self) -> str:
-        """What names the store in messages and logs: a URL without its secrets."""
+        """The name of the store in messages and logs: a URL without secrets."""
         return self.backend.store
 
     def __repr__(self) -> str:
@@ -153,13 +154,14 @@ class AgentRegistry:
     # --- lifecycle ---
 
     async def open(self) -> None:
-        """Connect, and prove that the store answers; for those who cannot use `async with`.
+        """Connect, and verify that the store answers. Use it if `async with` is not possible.
 
-        Each try has `timeout`. While the store is unavailable, tries follow at growing pauses for `wait` seconds.
+        Each attempt takes at most `timeout`. While the store is unavailable, retry for `wait` seconds, with growing
+        pauses.
 
         Raises:
             BackendError: The store cannot be reached or used, or did not answer in time; nothing stays open.
-            RegistryOpenError: The registry is open already, or still closing.
+            RegistryOpenError: The registry is already open, or still closing.
             RegistryClosedError: No asyncio event loop is running, as under trio.
         """
         end = monotonic() + self.wait
@@ -171,7 +173,7 @@ class AgentRegistry:
             except BackendUnavailableError as error:
                 failure = error
             except RegistryOpenError:
-                if failure is None:  # Else what the try before has left is still being closed.
+                if failure is None:  # Otherwise the previous attempt is still closing.
                     raise
             else:
                 backoff.succeeded()
@@ -188,19 +190,20 @@ class AgentRegistry:
         self._affinity = affinity = Affinity()
         connecting = start_detached(self.backend.open())
         try:
-            await result_within(connecting, self.timeout * (1 + SLACK))  # The store's own errors say more.
+            # Later than the store's own timeout, because its error is more specific.
+            await result_within(connecting, self.timeout * (1 + SLACK))
             self._open_dispatcher = Dispatcher(self.backend, affinity)
-            # Not __del__: at the end of a process, Python collects no registry that its own backend refers to.
+            # Not __del__: when the process exits, Python does not collect a registry that its backend refers to.
             self._unclosed = weakref.finalize(self, _warn_unclosed, repr(self))
         except BaseException:
             await wait_shielded(self._end(self._abandon(connecting)), self.timeout)
             raise
 
     async def aclose(self) -> None:
-        """Close what `open` opened, even when cancelled; does nothing when the registry is not open.
+        """Close what `open` opened, even if cancelled. Does nothing if the registry is not open.
 
-        Calls already issued, walks of the fleet included, have `timeout` to finish; the rest fail with
-        `RegistryClosedError`. Where the event loop of `open` has ended, connections are dropped as they are.
+        Calls already issued, including walks of the fleet, have `timeout` to finish; the rest fail with
+        `RegistryClosedError`. If the event loop of `open` has ended, connections are dropped without being closed.
 
         Raises:
             BackendError: The store did not close within `timeout`.
@@ -218,13 +221,13 @@ class AgentRegistry:
         await result_within(self._end(self._close(dispatcher)), 4 * self.timeout, finish=True)
 
     def _forget(self) -> None:
-        """Drop what was opened in an event loop or a process that is gone."""
+        """Drop what was opened in an event loop or process that no longer exists."""
         if self._open_dispatcher is not None:
             self._unclosed.detach()
         self._open_dispatcher = self._affinity = None
 
     def _end(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start to close; the registry can be opened again when that has ended, however long the store takes."""
+        """Start closing. The registry can be opened again when this has ended, however long the store takes."""
         task = start_detached(closing)
 
         def closed(_: object) -> None:
@@ -234,17 +237,17 @@ class AgentRegistry:
         return task
 
     async def _abandon(self, connecting: asyncio.Task[None]) -> None:
-        """Close what a failed or cancelled `_connect` has left, once it has ended."""
+        """Wait for a failed or cancelled `Backend.open` to end, then close what it has left open."""
         try:
             try:
                 await asyncio.wait([connecting])
             finally:
                 await self.backend.close()
-        except Exception as error:  # noqa: BLE001  the caller of open gets the first one
-            self._log.warning("what a failed open had left could not be closed: %s", error)
+        except Exception as error:  # noqa: BLE001  the caller of `open` gets the first error
+            self._log.warning("failed to close the store after a failed open: %s", error)
 
     async def _close(self, dispatcher: Dispatcher) -> None:
-        # A program may cancel every task. Then what that has interrupted is disconnected by the second call.
+        # A program may cancel every task, and thereby interrupt this. The second call then closes the rest.
         with suppress(asyncio.CancelledError):
             await dispatcher.close()
             await self._disconnect_in_time()
@@ -262,7 +265,7 @@ class AgentRegistry:
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:
-        """Open the registry, and return it: `registry = await open_registry(...)`; close it with `aclose`."""
+        """Open the registry and return it: `registry = await open_registry(...)`. Close it with `aclose`."""
         return self._opened().__await__()
 
     async def __aenter__(self) -> Self:
@@ -274,7 +277,7 @@ class AgentRegistry:
         await self.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Refuse to copy or pickle an open registry: the copy would wait for answers that only the original gets."""
+        """Refuse to copy or pickle an open registry: its connections and pending calls cannot be copied."""
         if self._affinity is not None:
             raise TypeError("an open registry cannot be copied or pickled")
         budget = DeregistrationBudget(1.1 * self.timeout)
@@ -289,47 +292,47 @@ class AgentRegistry:
     # --- one agent ---
 
     async def register(self, agent: AgentInfo) -> AgentInfo:
-        """Add an agent, or replace the one with its id, and start its `ttl` anew.
+        """Add an agent, or replace the one with its id, and restart its `ttl`.
 
-        A `last_heartbeat` of None, or one in the store's future, is stored as the store's now.
+        If `last_heartbeat` is None or later than the store's current time, the current time is stored.
 
         Returns:
             The agent as stored.
 
         Raises:
-            InvalidAgentError: A field is wrong; the message names it.
-            BackendError: The store failed; the agent may be registered all the same.
+            InvalidAgentError: A field is invalid; the message names it.
+            BackendError: The store failed; the agent may still have been registered.
         """
         agent = valid_agent(agent)
         stored = await self._dispatcher.insert(agent.id, agent)
-        return _settled(stored, agent.id)
+        return _unwrap(stored, agent.id)
 
     async def heartbeat(self, agent_id: str) -> None:
-        """Stamp the store's time on an agent and start its `ttl` anew; an offline one becomes available.
+        """Set an agent's `last_heartbeat` to the store's current time and restart its `ttl`.
 
-        Never creates an agent, and changes nothing else of it: a busy one stays busy.
+        An offline agent becomes available. Nothing else changes, and no agent is created.
 
         Raises:
-            AgentNotFoundError: No such agent: never registered, deregistered, or gone after its `ttl`.
-            InvalidAgentError: The id is wrong.
-            BackendError: The store failed; the heartbeat may have been stamped all the same.
+            AgentNotFoundError: The agent was never registered, was deregistered, or is gone after its `ttl`.
+            InvalidAgentError: The id is invalid.
+            BackendError: The store failed; the heartbeat may still have been stored.
         """
         agent_id = valid_id(agent_id)
         present = await self._dispatcher.touch(agent_id, agent_id)
-        if present is not True:  # The one call of a fleet that is made all the time, and nearly always so.
-            _settled(present, agent_id)
+        if present is not True:  # Hot path: skip the call below in the common case.
+            _unwrap(present, agent_id)
 
     async def heartbeat_many(self, ids: Iterable[str]) -> set[str]:
-        """Do what `heartbeat` does for many agents, in as few round trips as the store allows.
+        """Send the heartbeats of many agents, in as few round trips as the store allows.
 
         Atomic for each agent, not for all together.
 
         Returns:
-            The ids that were not there.
+            The ids of agents that do not exist.
 
         Raises:
-            InvalidAgentError: One of the ids is wrong; no heartbeat was stamped.
-            BackendError: The store failed, or the record of one agent is corrupt; others may have been stamped.
+            InvalidAgentError: One of the ids is invalid; no heartbeat was stored.
+            BackendError: The store failed, or one agent's record is corrupt; other heartbeats may have been stored.
         """
         if isinstance(ids, str) or not isinstance(ids, Iterable):
             raise InvalidAgentError("ids", f"ids: must be an iterable of ids, got {type_name(ids)}")
@@ -345,55 +348,55 @@ class AgentRegistry:
         """Return an agent.
 
         Raises:
-            AgentNotFoundError: No such agent.
-            InvalidAgentError: The id is wrong.
+            AgentNotFoundError: The agent does not exist.
+            InvalidAgentError: The id is invalid.
             BackendError: The store failed, or the stored record is corrupt.
         """
         agent_id = valid_id(agent_id)
         found = await self._dispatcher.fetch(agent_id, agent_id)
-        return _settled(found, agent_id)
+        return _unwrap(found, agent_id)
 
     async def update(self, agent_id: str, **changes: Unpack[AgentChanges]) -> AgentInfo:
-        """Change the named fields of an agent in one atomic step and leave every other one as it is.
+        """Change the named fields of an agent in one atomic step, and no others.
 
-        Neither a heartbeat nor a renewal of the `ttl`. Fields: `status`, `current_load`, `name`, `capabilities`,
-        `max_load`, `metadata` (replaced whole).
+        This does not count as a heartbeat and does not restart the `ttl`. Fields: `status`, `current_load`, `name`,
+        `capabilities`, `max_load`, `metadata` (replaced as a whole).
 
         Returns:
             The agent after the change.
 
         Raises:
-            AgentNotFoundError: No such agent.
-            InvalidAgentError: A value is wrong, or the record would be too long.
-            TypeError: A name is none of the fields above.
-            BackendError: The store failed; the change may have been made all the same.
+            AgentNotFoundError: The agent does not exist.
+            InvalidAgentError: A value is invalid, or the record would be too long.
+            TypeError: A name is not one of the fields above.
+            BackendError: The store failed; the change may still have been made.
         """
         agent_id = valid_id(agent_id)
         checked = valid_changes(changes)
         if not checked:
             return await self.get(agent_id)
         changed = await self._dispatcher.patch(agent_id, (agent_id, checked))
-        return _settled(changed, agent_id)
+        return _unwrap(changed, agent_id)
 
     async def deregister(self, agent_id: str) -> None:
-        """Remove an agent; only `register` brings it back.
+        """Remove an agent. Only `register` adds it again.
 
         Raises:
-            AgentNotFoundError: No such agent.
-            InvalidAgentError: The id is wrong.
-            BackendError: The store failed; the agent may be removed all the same.
+            AgentNotFoundError: The agent does not exist.
+            InvalidAgentError: The id is invalid.
+            BackendError: The store failed; the agent may still have been removed.
         """
         agent_id = valid_id(agent_id)
         removed = await self._dispatcher.delete(agent_id, agent_id)
-        _settled(removed, agent_id)
+        _unwrap(removed, agent_id)
 
     def session(self, agent: AgentInfo, *, interval: float | timedelta | None = None) -> AgentSession:
-        """Return a session, which keeps an agent registered and alive: use it as `async with`, or open and close it.
+        """Return a session, which keeps an agent registered and alive. Use `async with`, or `open` and `aclose`.
 
         Args:
             agent: Registered on entry, deregistered on exit.
-            interval: Seconds between heartbeats; by default 10, or a third of `stale_after` or of `ttl` where one is
-                shorter. A longer one than a third of `stale_after` is warned of in the log.
+            interval: Seconds between heartbeats. The default is 10, a third of `stale_after` or a third of `ttl`,
+                whichever is shortest. An interval above a third of `stale_after` is logged as a warning.
 
         Raises:
             ConfigurationError: `interval` is not a finite number of seconds greater than 0, or not shorter than `ttl`.
@@ -403,12 +406,12 @@ class AgentRegistry:
     # --- the whole fleet ---
 
     async def list(self) -> builtins.list[AgentInfo]:
-        """Return every agent once, in no particular order; a corrupt record is skipped with a logged warning.
+        """Return every agent once, in no particular order. Corrupt records are skipped and logged.
 
-        An agent registered or removed meanwhile may or may not be among them; every other one is.
+        An agent that is registered or removed in the meantime may or may not be included; every other one is.
 
         Raises:
-            BackendError: The store failed: never a shorter list.
+            BackendError: The store failed; the list is never shortened instead.
         """
         agents: builtins.list[AgentInfo] = []
         with self._dispatcher.walk(self.backend.scan) as pages:
@@ -417,7 +420,7 @@ class AgentRegistry:
         return agents
 
     async def scan(self) -> AsyncGenerator[AgentInfo, None]:
-        """Yield what `list` returns, page by page, holding in memory one page of agents, and the ids of all so far.
+        """Yield what `list` returns, page by page. Memory holds one page of agents, and the ids of all so far.
 
         Raises:
             BackendError: The store failed, perhaps after some agents were yielded.
@@ -428,26 +431,26 @@ class AgentRegistry:
                     yield agent
 
     async def page(self, cursor: str | None = None, limit: int = 500) -> Page:
-        """Return a part of the fleet in the order of the agents' ids, and a cursor for the next part.
+        """Return one page of the fleet, ordered by id, and a cursor for the next page.
 
-        For a console, or a client over HTTP, that shows a fleet piece by piece: call it without a cursor, and go on
-        with each page's cursor until that is None. An agent that stays is returned exactly once by such a walk; one
-        that comes or goes meanwhile may or may not be. A corrupt record is skipped with a logged warning.
+        Meant for consoles and HTTP clients. Start without a cursor, and pass each page's cursor to the next call until
+        it is None. An agent that exists throughout is returned exactly once; one that is registered or removed in the
+        meantime may or may not be. Corrupt records are skipped and logged.
 
-        A cursor is a text that URLs take as it is, at most 700 characters long. It names the id that the walk has come
-        to, which anybody can read who has it. It stays good: it may be kept for any time, used again, and given to
-        another process that has the same store open. The order is that of the ids' UTF-8.
+        A cursor is a string of at most 700 characters that needs no escaping in URLs. It contains the id at which the
+        page ended, unencrypted. It never expires, can be reused, and works in every process that has the same store
+        open. Ids are ordered by their UTF-8.
 
-        SQLite reads the page alone; memory passes over all ids. Redis keeps no order, so there the first page of a walk
-        reads the keys of the whole database, and so does one page in every 20,000 agents after that. Where the walk
-        goes on in another registry object, or after pages of eight other walks, the next page does so as well.
+        SQLite reads only the page; memory iterates over all ids. Redis has no order, so the first page of a walk reads
+        the keys of the whole database, as does one page in every 20,000 agents after that. If the walk continues in
+        another registry object, or after pages of eight other walks, so does the next page.
 
         Args:
-            cursor: The cursor of the page before; None begins a walk.
-            limit: How many agents the page has at most, 1 to 10,000. It has fewer only where it is the last one.
+            cursor: The cursor of the previous page; None starts a walk.
+            limit: The most agents in the page, 1 to 10,000. Only the last page has fewer.
 
         Raises:
-            ConfigurationError: `cursor` is none that a page had, or `limit` is out of range; there was no I/O.
+            ConfigurationError: `cursor` did not come from a page, or `limit` is out of range; there was no I/O.
             BackendError: The store failed, or did not answer within `timeout`.
         """
         limit = count(limit, "limit", most=MAX_PAGE)
@@ -465,27 +468,27 @@ class AgentRegistry:
     async def reap(
         self, ttl: float | timedelta | None = None, *, on_marked: Callable[[builtins.list[str]], object] | None = None
     ) -> builtins.list[str]:
-        """Mark offline every agent whose last heartbeat is more than `ttl` ago by the store's clock.
+        """Mark offline every agent whose last heartbeat is older than `ttl` by the store's clock.
 
-        One exactly `ttl` old is alive. Each is marked in one atomic step that a heartbeat landing first prevents.
-        The agent's remaining time in the registry is kept. A cancelled call lets the page under way end, within
-        `timeout`, before it raises.
+        An agent whose last heartbeat is exactly `ttl` old is alive. Each agent is marked in one atomic step; a
+        heartbeat that is stored first prevents the mark. Marking does not affect the agent's remaining time in the
+        registry. If the call is cancelled, it finishes the current page, within `timeout`, before it raises.
 
         Args:
-            ttl: How long an agent may be silent, not the registry's `ttl`, after which it is gone. Seconds or a
+            ttl: How long an agent may be silent; not the registry's `ttl`, after which it is gone. Seconds or a
                 `timedelta`; finite and not negative; `stale_after` by default.
-            on_marked: Called with the ids of each page that marked any, in the event loop, as soon as the store has
-                acknowledged them and whatever ends the call afterwards: an error, a cancellation, `aclose`. Its
+            on_marked: Called in the event loop with the ids of each page that marked any, as soon as the store has
+                acknowledged them, even if the call then ends with an error, a cancellation or `aclose`. Its
                 exceptions end the call.
 
         Returns:
-            The ids that this call marked. Each time that an agent goes offline is returned by one call: another one
-            returns it only after a heartbeat, a registration or an update of its status has brought it back.
+            The ids that this call marked. Only one call returns an agent each time it goes offline; it is returned
+            again only after a heartbeat, a registration or an update has ended its offline status.
 
         Raises:
-            ConfigurationError: An argument is wrong.
-            BackendError: The store failed; its `reaped` holds the ids marked before that.
-            RegistryClosedError: The registry was closed; its `reaped` holds the ids marked before that.
+            ConfigurationError: An argument is invalid.
+            BackendError: The store failed; `reaped` contains the ids marked before that.
+            RegistryClosedError: The registry was closed; `reaped` contains the ids marked before that.
         """
         span = duration(self.stale_after if ttl is None else ttl, "ttl")
         if on_marked is not None:
@@ -508,7 +511,7 @@ class AgentRegistry:
         return reaped
 
     async def store_time(self) -> datetime:
-        """Return the store's own time, by which agents are alive or stale; of a cluster, the first primary's.
+        """Return the store's current time, which decides whether agents are stale; in a cluster, of the first primary.
 
         Raises:
             BackendError: The store failed.
@@ -516,13 +519,13 @@ class AgentRegistry:
         return (await self.store_times())[0]
 
     async def store_times(self) -> Sequence[datetime]:
-        """Return the time of each of the store's servers, in an order that stays while the servers do."""
+        """Return the current time of each server of the store, in the same order while the servers are the same."""
         return await self._dispatcher.bounded(self.backend.times)
 
     async def diagnose(self) -> AsyncGenerator[Finding, None]:
-        """Yield what an operator should know of the store: its own state, not the agents in it. Changes nothing.
+        """Yield findings about the state of the store itself, not about its agents. Changes nothing.
 
-        Each exchange with the store ends within `timeout`. A store without anything to look at yields nothing.
+        Each request to the store ends within `timeout`. Some stores have no findings.
 
         Raises:
             BackendError: The store failed, perhaps after some findings were yielded.
@@ -539,7 +542,7 @@ class AgentRegistry:
             How many there were.
 
         Raises:
-            BackendError: The store failed; some agents may be deleted.
+            BackendError: The store failed; some agents may have been deleted.
         """
         deleted = 0
         with self._dispatcher.walk(self.backend.clear) as counts:
@@ -554,7 +557,7 @@ class AgentRegistry:
         self._log.warning("skipped: %s", error, extra={"agent_id": error.agent_id})
 
     def check_open(self) -> None:
-        """Check that calls can be made here and now; no I/O.
+        """Check that the registry can be used here, without I/O.
 
         Raises:
             RegistryClosedError: The registry is not open, or was opened in another event loop or process.
@@ -578,8 +581,8 @@ def _warn_unclosed(registry: str) -> None:
     warnings.warn(f"unclosed {registry}: use 'async with', or await aclose()", ResourceWarning, stacklevel=2)
 
 
-def _settled(outcome: T | RegistryError | None, agent_id: str) -> T:
-    """Return one agent's outcome, or raise what it means."""
+def _unwrap(outcome: T | RegistryError | None, agent_id: str) -> T:
+    """Return the outcome of one agent, or raise its error."""
     if isinstance(outcome, RegistryError):
         raise copy_error(outcome)
     if not outcome:

@@ -1,4 +1,4 @@
-"""The installed stores: the class behind each scheme, and the options that it takes."""
+"""Find the class of a store by its scheme, and the options of that class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentic.registry import AgentRegistry
 from agentic.text import printable, type_name
 
 GROUP: Final = "agentic.backends"
-"""Entry points of this group name a store's scheme and the class of its registry."""
+"""The group of entry points that map the scheme of a store to the class of its registry."""
 
 _DISTRIBUTION: Final = "agentic-registry"
 _REDIS: Final = "agentic.backends.redis.registry:RedisRegistry"
@@ -24,24 +24,24 @@ OWN: Final = {
 }
 """The entry points of this distribution, as in pyproject.toml.
 
-Listed here so that they are found without reading the metadata of every installed distribution, and in a source tree
-that is not installed.
+They are repeated here so that finding them does not read the metadata of all installed distributions, and works in a
+source tree that is not installed.
 """
 
 
 def store_class(name: str) -> type[AgentRegistry]:
-    """Import the class of the store that a scheme names, and with it the store's driver.
+    """Import the class of the store with a scheme, and thereby its driver.
 
     Raises:
-        ConfigurationError: No such store is installed, several distributions have it, or it cannot be imported; the
-            message names the distribution.
+        ConfigurationError: The store is not installed, is in several distributions, or cannot be imported; the message
+            names the distribution.
     """
     target, distribution = (OWN[name], _DISTRIBUTION) if name in OWN else _installed(name)
     try:
         found = resolve_name(target)
         if not (isinstance(found, type) and issubclass(found, AgentRegistry)):
-            raise TypeError(f"{target} is no AgentRegistry class")
-        options_of(found)  # Its annotations may name what is not imported at run time.
+            raise TypeError(f"{target} is not an AgentRegistry class")
+        options_of(found)  # Fails here if its annotations use names that are not imported at run time.
     except Exception as error:
         problem = f"{type_name(error)}: {printable(str(error))}"
         raise ConfigurationError(f"the {name} store of {distribution} cannot be used: {problem}") from error
@@ -49,8 +49,8 @@ def store_class(name: str) -> type[AgentRegistry]:
 
 
 def _installed(name: str) -> tuple[str, str]:
-    """Return where another distribution has the class of a store, and the distribution's name."""
-    # Imported here: it takes longer than all of this package, and only stores of others need it.
+    """Return the target of the entry point of a store in another distribution, and the name of the distribution."""
+    # Imported only for stores of other distributions, because it takes longer than importing this package.
     from importlib.metadata import entry_points  # noqa: PLC0415
 
     entries = entry_points(group=GROUP)
@@ -69,23 +69,23 @@ def _installed(name: str) -> tuple[str, str]:
 
 
 def options_of(store: type[AgentRegistry]) -> Mapping[str, type]:
-    """Return the options of a store by name, each with the type that text is converted to."""
+    """Return the options of a store by name, each with the type to which text is converted."""
     return plain_arguments(store.__init__)
 
 
 @cache
 def plain_arguments(constructor: Callable[..., None]) -> Mapping[str, type]:
-    """Return the arguments annotated as `str`, `int`, `float` or `bool`, also in a union or as literals."""
+    """Return the arguments annotated as `str`, `int`, `float` or `bool`, including in unions and as literals."""
     return {
         name: kind
         for name, hint in get_type_hints(constructor).items()
-        for kind in (str, int, float, bool)  # Of several, the last one counts.
+        for kind in (str, int, float, bool)  # If several match, the last one is used.
         if kind in _members(hint)
     }
 
 
 def _members(hint: Any) -> list[Any]:
-    """Return the types that an annotation admits."""
+    """Return the types that an annotation allows."""
     if get_origin(hint) in (Union, UnionType):
         return [member for each in get_args(hint) for member in _members(each)]
     return [type(each) for each in get_args(hint)] if get_origin(hint) is Literal else [hint]

@@ -1,4 +1,4 @@
-"""The URL of a store: split once, checked once, and shown without its secrets."""
+"""Split and check the URL of a store, and show it without secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agentic.options import MAX_TEXT, text
 from agentic.text import type_name
 
 _SECRET: Final = re.compile("password|secret|token|credential|api_?key")
-"""In the name of a parameter or option that is never shown."""
+"""Matches the names of parameters and options whose values are never shown."""
 
 Host = tuple[str, int | None]
 
@@ -25,26 +25,26 @@ _URL: Final = re.compile(
 )
 _HOST: Final = re.compile(r"(?P<name>[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]*\])(:(?P<port>[0-9]{1,5}))?")
 _LOOKS_LIKE_A_URL: Final = re.compile(r"\s*([A-Za-z]://|[A-Za-z][A-Za-z0-9+.-]+:/)")
-"""Also with a single `/`, a typing error; but not after a single letter, which may be a drive."""
+"""Also matches a mistyped single `/`, except after a single letter, which may be a drive."""
 _MAYBE_A_PASSWORD: Final = 8
-"""Characters of a single word that is shown as `***` where a host should be."""
+"""The length from which a single word in place of a host is shown as `***`."""
 
 
 @dataclass(frozen=True, repr=False)
 class StoreURL:
-    """A store's URL in its parts, percent-decoded.
+    """The parts of a store's URL, percent-decoded.
 
-    `str` shows it without its secrets: `***` stands for passwords, for a user name without a password, which may be
-    one, and for a single word of eight characters or more in place of a host, for the same reason.
+    `str` shows it without secrets: `***` replaces passwords, a user name without a password, and a single word of eight
+    characters or more in place of a host, because the last two may be misplaced passwords.
 
     Attributes:
         scheme: In lower case.
-        hosts: Names with their ports; at least one, which may be empty.
-        segments: The path after its first `/`, split at each further one; empty where there is no path.
-        username: Empty where there is none.
-        password: Empty where there is none.
-        parameters: The query's; each has a value.
-        written: The URL as it was written, secrets included, without its query.
+        hosts: Names with ports; at least one, which may be empty.
+        segments: The path after its first `/`, split at each further `/`; empty if there is no path.
+        username: Empty if not given.
+        password: Empty if not given.
+        parameters: The parameters of the query; no value is empty.
+        written: The original URL without its query, including secrets.
     """
 
     scheme: str
@@ -57,7 +57,7 @@ class StoreURL:
 
     @classmethod
     def parse(cls, url: object) -> StoreURL:
-        """Split and check a URL; return one that is split already as it is.
+        """Split and check a URL. A `StoreURL` is returned unchanged.
 
         Raises:
             ConfigurationError: It is malformed; the message shows no part of it.
@@ -69,7 +69,7 @@ class StoreURL:
             malformed("must begin with a scheme, as in sqlite:///fleet.db")
         _check_characters(whole)
         parts = _URL.fullmatch(whole)
-        # A raw '/', '?', '#' or '@' in a password ends up in the path or the query. A file's path may hold an '@'.
+        # A raw '/', '?', '#' or '@' in a password ends up in the path or query. A file's path may contain '@'.
         if parts is None or ((parts["user"] or parts["hosts"]) and "@" in whole[parts.end("hosts") :]):
             _not_encoded()
         user = parts["user"] or ""
@@ -88,11 +88,11 @@ class StoreURL:
 
     @property
     def path(self) -> str:
-        """The path without its first `/`, as one text."""
+        """The path without its first `/`."""
         return "/".join(self.segments)
 
     def file(self) -> str | None:
-        """Return the path of a URL that names a file at most; None where it names none.
+        """Return the path of a URL that can only name a file, or None if it names none.
 
         Raises:
             ConfigurationError: It has a host or a user.
@@ -121,26 +121,26 @@ class StoreURL:
 
 
 def store_name(url: str) -> str:
-    """Return which store a URL names: its scheme up to a `+`, in lower case; empty where it has no scheme."""
+    """Return the name of the store in a URL: its scheme up to a `+`, in lower case; empty if there is no scheme."""
     scheme, separator, _ = url.partition("://")
     return scheme.partition("+")[0].lower() if separator else ""
 
 
 def is_secret(name: str) -> bool:
-    """Return whether the value of a parameter or an option is never shown, by the name that it has."""
+    """Return whether the value of the parameter or option with this name must not be shown."""
     return _SECRET.search(name) is not None
 
 
 def malformed(problem: str) -> NoReturn:
-    """Raise the error for a URL that is wrong in some way; `problem` must not show any part of it."""
+    """Raise the error for an invalid URL. `problem` must not contain any part of it."""
     raise ConfigurationError(f"URL: {problem}")
 
 
 def refuse_url(value: str, name: str) -> str:
-    """Return a text that is no URL.
+    """Return a text unless it looks like a URL.
 
     Raises:
-        ConfigurationError: It looks like a URL, which may hold a password; the message does not show it.
+        ConfigurationError: It looks like a URL, which may contain a password; the message does not show it.
     """
     if _LOOKS_LIKE_A_URL.match(value):
         raise ConfigurationError(f"{name}: looks like a URL; open_registry, AGENTIC_URL and `url` take a store's URL")
@@ -148,11 +148,11 @@ def refuse_url(value: str, name: str) -> str:
 
 
 def file_path(value: object, name: str) -> str:
-    """Return a file's path, given as text or as an `os.PathLike`.
+    """Check the path of a file, and return it as text.
 
     Raises:
-        ConfigurationError: It is no text, or looks like a URL, or no file can have that path; the message shows none
-            of it.
+        ConfigurationError: It is not text or an `os.PathLike`, looks like a URL, or cannot be the path of a file; the
+            message shows no part of it.
     """
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str):
@@ -164,14 +164,14 @@ def file_path(value: object, name: str) -> str:
         raise ConfigurationError(f"{name}: must be at most {MAX_TEXT} characters, got {len(path)}")
     if "\0" in path or path.endswith("/"):
         raise ConfigurationError(f"{name}: holds a NUL character, or names a folder")
-    # Python decodes a byte that is not UTF-8 in a file's name to one of these surrogates, and encodes no other ones.
+    # Python represents the non-UTF-8 bytes of a file name as U+DC80 to U+DCFF, and cannot encode other surrogates.
     if re.search("[\ud800-\udc7f\udd00-\udfff]", path):
         raise ConfigurationError(f"{name}: holds a lone surrogate")
     return refuse_url(path, name)
 
 
 def suggestion(name: object, known: Collection[str]) -> str:
-    """Return what to say after an unknown name, which itself may be a secret: the one that is meant, or all."""
+    """Return the end of the message for an unknown name: the closest known name, or all. The name may be a secret."""
     close = get_close_matches(name, known, n=1) if isinstance(name, str) and len(name) < 40 else []
     return f"; did you mean {close[0]!r}?" if close else f": expected {', '.join(known)}"
 
@@ -197,7 +197,7 @@ def _decoded(part: str) -> str:
         decoded = unquote(part, errors="strict")
     except UnicodeDecodeError:
         decoded = ""
-    if not decoded.isprintable() or not decoded:  # Outside the except, so that the error has no context that shows it.
+    if not decoded.isprintable() or not decoded:  # Outside `except`, whose error shows the text.
         malformed("percent-encoded characters must be printable and UTF-8")
     return decoded
 
@@ -240,5 +240,5 @@ def _shown_host(name: str, port: int | None) -> str:
 
 
 def with_parameter(url: str, name: str, value: object) -> str:
-    """Return a URL with one more query parameter, whose value is quoted already."""
+    """Append a query parameter to a URL. Its value must be quoted."""
     return f"{url}{'&' if '?' in url else '?'}{name}={value}"

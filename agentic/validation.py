@@ -1,4 +1,4 @@
-"""Checks of what callers give: each returns it in plain types, or raises `InvalidAgentError`, which names the field."""
+"""Validate agents, changes and ids. Each check returns plain types, or raises an `InvalidAgentError` for the field."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from agentic.wire import encode_agent
 MAX_ID_BYTES: Final = 512
 MAX_RECORD_BYTES: Final = 64 * 1024
 MAX_ENTRIES: Final = 256
-"""Capabilities of an agent at most, and entries of its metadata."""
+"""The most capabilities of an agent, and the most entries of its metadata."""
 
 MAX_NUMBER: Final = 2**63 - 1
 
 _SURELY_SMALL: Final = 10_000
-"""Strings plus characters: JSON needs at most 6 bytes for each, so below this a record is surely small enough."""
+"""Strings plus characters. JSON needs at most 6 bytes for each, so a record below this size is within the limit."""
 
 
 # --- agents and changes ---
 
 
 def valid_agent(agent: object) -> AgentInfo:
-    """Return the agent with every field checked: in plain types, times in UTC.
+    """Check every field of an agent. Return it with plain types, and times in UTC.
 
     Raises:
-        InvalidAgentError: A field is wrong, named in the message, or the record would be longer than 64 KiB.
+        InvalidAgentError: A field is invalid, and named in the message, or the record would exceed 64 KiB.
     """
     if not isinstance(agent, AgentInfo):
         raise InvalidAgentError("agent", f"agent: must be an AgentInfo, got {type_name(agent)}")
     if _is_usual(agent):
         return agent
-    values = zip(_CHECKS.items(), astuple(agent), strict=False)  # A subclass may have further fields.
+    values = zip(_CHECKS.items(), astuple(agent), strict=False)  # A subclass may have more fields.
     checked = AgentInfo(*[check(name, value) for (name, check), value in values])
     check_size(checked)
     return checked
 
 
 def valid_changes(changes: Mapping[str, object]) -> AgentChanges:
-    """Return a checked copy of the fields to change.
+    """Check the fields to change. Return a copy with plain types.
 
     Raises:
-        InvalidAgentError: A value is wrong, named in the message.
-        TypeError: A name is none of the fields that can change.
+        InvalidAgentError: A value is invalid; the message names the field.
+        TypeError: A field does not exist, or cannot change.
     """
     checked: dict[str, object] = {}
     for name, value in changes.items():
@@ -64,10 +64,10 @@ def valid_changes(changes: Mapping[str, object]) -> AgentChanges:
 
 
 def check_size(agent: AgentInfo) -> None:
-    """Refuse an agent whose record would be longer than 64 KiB.
+    """Check that the record of an agent does not exceed 64 KiB.
 
     Raises:
-        InvalidAgentError: It would.
+        InvalidAgentError: It does.
     """
     _check_characters(astuple(agent))
     size = len(encode_agent(agent))
@@ -81,7 +81,7 @@ def too_large(size: int) -> InvalidAgentError:
 
 
 def _check_characters(values: Iterable[object]) -> None:
-    """Refuse values with more characters than a record may have bytes, before anything is made of all of them."""
+    """Refuse values with more characters than a record may have bytes, before they are encoded."""
     size = 0
     for value in values:
         if isinstance(value, str):
@@ -108,7 +108,7 @@ _TEXTS_IN: Final = {Kind.TEXT: "{0}", Kind.TEXTS: "*{0}", Kind.ENTRIES: "*{0}, *
 
 
 def _compiled() -> Callable[[AgentInfo], bool]:
-    """Return `_is_usual`, compiled from the table of fields: as a loop over them it takes half as long again."""
+    """Compile `_is_usual` from the table of fields; a loop over the fields would take 50 % longer."""
     named = [(f"agent.{field.name}", field.kind) for field in FIELDS]
     usual = " and ".join(_USUAL[kind].format(name) for name, kind in named)
     texts = ", ".join(_TEXTS_IN[kind].format(name) for name, kind in named if kind in _TEXTS_IN)
@@ -116,7 +116,7 @@ def _compiled() -> Callable[[AgentInfo], bool]:
 
 
 def _are_usual(texts: list[str]) -> bool:
-    """Return whether texts, the id first, are plain, ASCII, and far from any limit."""
+    """Return whether strings, with the id first, are plain, ASCII, and far below all limits."""
     size = len(texts)
     if size > MAX_ENTRIES:
         return False
@@ -128,7 +128,7 @@ def _are_usual(texts: list[str]) -> bool:
 
 
 _is_usual: Final = _compiled()
-"""Whether an agent needs no further check. Most do not."""
+"""Return whether an agent needs no further check, which is the common case."""
 
 
 # --- fields ---
@@ -138,10 +138,10 @@ def valid_id(agent_id: object) -> str:
     """Return the id as a plain `str`.
 
     Raises:
-        InvalidAgentError: It is empty, no string, longer than 512 bytes of UTF-8, or holds a lone surrogate.
+        InvalidAgentError: It is not a string, is empty, exceeds 512 bytes in UTF-8, or contains a lone surrogate.
     """
     if type(agent_id) is str and 0 < len(agent_id) <= MAX_ID_BYTES and agent_id.isascii():
-        return agent_id  # Most are, and each heartbeat comes by here.
+        return agent_id  # Hot path: each heartbeat gets here, usually with such an id.
     checked = _plain_text("id", agent_id)
     if not checked:
         raise InvalidAgentError("id", "agent ID is required")
@@ -152,7 +152,7 @@ def valid_id(agent_id: object) -> str:
 
 
 def _text(field: str, value: object) -> str:
-    """Return a text that UTF-8 can encode, as a plain `str`; it alone must not be longer than a record."""
+    """Return a string that UTF-8 can encode, as a plain `str`. By itself it must not exceed the size of a record."""
     checked = _plain_text(field, value)
     if len(checked) > MAX_RECORD_BYTES:
         raise InvalidAgentError(field, f"{field}: must be at most {MAX_RECORD_BYTES} characters, got {len(checked)}")
@@ -169,7 +169,7 @@ def _texts(field: str, value: object) -> tuple[str, ...]:
 
 
 def _entries(field: str, value: object) -> FrozenDict[str, str]:
-    """Return an immutable mapping of texts to texts, with 256 entries at most."""
+    """Return an immutable mapping of strings to strings, with at most 256 entries."""
     if not isinstance(value, Mapping):
         raise InvalidAgentError(field, f"{field}: must be a dict of strings, got {type_name(value)}")
     _check_entries(field, len(value))
@@ -216,7 +216,7 @@ def _status(field: str, value: object) -> AgentStatus:
 
 
 def _plain_text(field: str, value: object) -> str:
-    # A subclass (an enum member, say) is stored as its plain text.
+    # Store an instance of a subclass, such as an enum member, as its plain text.
     value = plain(value)
     if not isinstance(value, str):
         raise InvalidAgentError(field, f"{field}: must be a string, got {type_name(value)}")

@@ -1,4 +1,4 @@
-"""The JSON record of an agent, which the Go original shares: how it is written, and read whoever wrote it."""
+"""Encode and decode the JSON record of an agent. The Go original, and other writers, use the same format."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from agentic.clock import NEVER, format_instant, parse_instant
 from agentic.frozen import FrozenDict
 
 MAX_DEPTH: Final = 64
-"""How deeply objects and arrays may be nested in a record, the record itself included."""
+"""The deepest nesting of objects and arrays in a record, counting the record itself."""
 
 MAX_STORED_BYTES: Final = 128 * 1024
-"""How long a record of another writer may be; this library writes 64 KiB at most."""
+"""The longest record that is read. Other writers may exceed the 64 KiB that this library writes at most."""
 
 
 class CorruptRecord(ValueError):
-    """A stored record that is no agent; the message says why."""
+    """A stored record that is not a valid agent; the message states the reason."""
 
 
-# --- written ---
+# --- encode ---
 
-# Fields are left out that equal their default. `UNSET` is the default of those that are always written.
+# Fields equal to their default are omitted. The default `UNSET` makes sure that a field is always written.
 _Record: Final[Any] = msgspec.defstruct(
     "_Record",
     [(field.name, Any, field.default if field.omit_empty else msgspec.UNSET) for field in FIELDS],
@@ -38,30 +38,30 @@ _ENTRIES: Final = [(field.name, field.default) for field in FIELDS if field.kind
 
 
 def encode_agent(agent: AgentInfo) -> bytes:
-    """Return the record's JSON; an agent that was never stamped gets the year 1, as in Go."""
+    """Return the record as JSON. A `last_heartbeat` of None becomes the year 1, as in Go."""
     return _encoded(agent, format_instant(agent.last_heartbeat or NEVER))
 
 
 def encode_to_stamp(agent: AgentInfo) -> bytes:
-    """Return the record's JSON for a store that stamps it: an agent without a heartbeat has the empty text there."""
+    """Return the record as JSON for a store that sets the time: a `last_heartbeat` of None becomes an empty string."""
     return _encoded(agent, "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat))
 
 
 def encode_field(name: str, value: object) -> bytes:
-    """Return a field's JSON, or nothing where the record leaves it out."""
+    """Return a field as JSON; empty if the record omits it."""
     return msgspec.json.encode(value) if value or name not in _OMITTED else b""
 
 
 def _encoded(agent: AgentInfo, last_heartbeat: str) -> bytes:
     record = _Record(*astuple(agent))
     record.last_heartbeat = last_heartbeat
-    for name, empty in _ENTRIES:  # Defaults are compared by identity, and two empty mappings are not identical.
+    for name, empty in _ENTRIES:  # msgspec compares these defaults by identity.
         if not getattr(record, name):
             setattr(record, name, empty)
     return msgspec.json.encode(record)
 
 
-# --- read; `lua/json.lua` accepts and refuses the same records ---
+# --- decode; `lua/json.lua` accepts and rejects the same records ---
 
 _LOOSE: Final[Mapping[Kind, tuple[Any, Any]]] = {
     Kind.TEXT: (str | None, ""),
@@ -71,7 +71,7 @@ _LOOSE: Final[Mapping[Kind, tuple[Any, Any]]] = {
     Kind.NUMBER: (int | None, 0),
     Kind.ENTRIES: (dict[str, Any] | None, FrozenDict()),
 }
-"""What any writer may have left in a field, and what stands for null."""
+"""By kind: the types that any writer may store in a field, and the value that replaces null."""
 
 _NULLS: Final = [_LOOSE[field.kind][1] for field in FIELDS]
 _ForeignAgent: Final = msgspec.defstruct(
@@ -97,14 +97,15 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 def decode_agent(record: bytes | str) -> AgentInfo:
-    """Return the agent that a record's JSON describes, whoever wrote it.
+    """Decode a record from any writer.
 
-    Unknown fields are ignored; an unknown or empty status is `UNKNOWN`; a time is rounded to microseconds and put in
-    UTC, an absent one is the year 1; `null` stands for an empty value. Of a name written twice the last one counts.
+    Unknown fields are ignored. An unknown or empty status becomes `UNKNOWN`. A time is converted to UTC and rounded to
+    microseconds; a missing one becomes the year 1. `null` becomes an empty value. If a name is repeated, the last value
+    is used.
 
     Raises:
-        CorruptRecord: It is not a JSON object in UTF-8, has no id, has a field of a type that no writer gives it, is
-            longer than 128 KiB, or nested more than 64 levels deep.
+        CorruptRecord: It is not a JSON object in UTF-8, has no id, has a field of the wrong type, exceeds 128 KiB, or
+            is nested more than 64 levels deep.
     """
     if len(record) > MAX_STORED_BYTES:
         raise CorruptRecord(f"it is longer than {MAX_STORED_BYTES} bytes")
@@ -121,7 +122,7 @@ def decode_agent(record: bytes | str) -> AgentInfo:
 
 def _decode_tolerantly(record: bytes | str) -> AgentInfo:
     try:
-        # As a whole first: a typed decoder passes over what it does not know, and does not check it.
+        # Decode the whole record first, because a typed decoder skips unknown fields without checking them.
         whole = _decode_any(record if isinstance(record, str) else record.decode())
         if _is_too_deep(whole):
             raise CorruptRecord(f"it is nested more than {MAX_DEPTH} levels deep")
@@ -154,10 +155,10 @@ def _as_text(value: object) -> str:
 
 
 class Pulse(msgspec.Struct, gc=False):
-    """As much of an agent as a sweep needs to pass over it.
+    """The fields that decide whether a sweep can skip an agent.
 
-    Half the time of `decode_agent`, which has to read the record before a sweep changes it: other fields are not looked
-    at.
+    Decoding them takes half the time of `decode_agent`, but does not check the other fields: decode the whole record
+    before changing it.
     """
 
     id: str
@@ -174,21 +175,21 @@ _decode_written = msgspec.json.Decoder(_Written).decode
 
 
 def decode_pulse(record: bytes) -> Pulse:
-    """Return the pulse of a record, whoever wrote it.
+    """Decode the pulse of a record from any writer.
 
     Raises:
-        CorruptRecord: As `decode_agent` does, for what it looks at.
+        CorruptRecord: As in `decode_agent`, for the fields that it reads.
     """
     try:
         pulse = _decode_pulse(record)
         if pulse.last_heartbeat is not None and pulse.last_heartbeat.tzinfo is UTC:
             return pulse
     except (ValueError, RecursionError):
-        pass  # Not as this library writes it: read it as a whole.
+        pass  # Not written by this library: decode it as a whole.
     agent = decode_agent(record)
     return Pulse(agent.id, agent.status, agent.last_heartbeat)
 
 
 def heartbeat_as_written(record: bytes) -> bytes:
-    """Return the JSON of a record's `last_heartbeat`, byte for byte; empty where it has none."""
+    """Return the JSON of a record's `last_heartbeat`, byte for byte; empty if it has none."""
     return bytes(_decode_written(record).last_heartbeat)

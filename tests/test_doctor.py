@@ -279,7 +279,8 @@ async def test_an_agent_that_could_not_be_removed_is_named(own_redis_server: Red
         own_redis_server.resume()
     assert found["rights"].level is Level.BAD
     assert (
-        f"agent {key.decode().removeprefix('agentic:agent:')!r} may stay, its removal failed" in found["rights"].found
+        f"agent {key.decode().removeprefix('agentic:agent:')!r} may stay, because its removal failed"
+        in found["rights"].found
     )
 
 

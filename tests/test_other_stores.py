@@ -250,8 +250,8 @@ def test_an_unknown_scheme_is_answered_with_those_that_are_installed(folders: st
         ("raise RuntimeError('no library\\n' * 500)", r"RuntimeError: no library\\n"),
         ("import a_driver_that_is_not_there", "ModuleNotFoundError: No module named 'a_driver_that_is_not_there'"),
         ("", "AttributeError: module .* has no attribute 'Broken'"),
-        ("Broken = dict", "TypeError: .*:Broken is no AgentRegistry class"),
-        ("Broken = 5", "TypeError: .*:Broken is no AgentRegistry class"),
+        ("Broken = dict", "TypeError: .*:Broken is not an AgentRegistry class"),
+        ("Broken = 5", "TypeError: .*:Broken is not an AgentRegistry class"),
         (
             "from __future__ import annotations\nfrom agentic import AgentRegistry\n"
             "class Broken(AgentRegistry):\n    def __init__(self, url: Url) -> None: ...",
