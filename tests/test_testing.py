@@ -47,7 +47,7 @@ BROKEN = {
         await self.patch(offline)
         return found
 """,
-        "test_heartbeat_stamps_and_brings_back",
+        "test_heartbeat_stamps_and_revives_an_agent",
     ),
     "a sweep takes agents exactly ttl old": (
         """
@@ -93,7 +93,7 @@ BROKEN = {
     async def fetch(self, ids):
         return [lease and lease.agent for lease in map(self._leases.get, ids)]
 """,
-        "test_an_agent_is_gone_when_nobody_wrote_it_for_the_ttl",
+        "test_an_agent_is_gone_when_it_was_not_written_for_the_ttl",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Agents in this process's memory: for tests, and for a fleet that lives in one process."""
+"""Agents in this process's memory, for tests and for fleets within one process."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ PAGE_SIZE: Final = 1000
 
 
 @dataclass(slots=True)
-class _Lease:
+class _Entry:
     agent: AgentInfo
     renewed_at: datetime
 
 
 class MemoryRegistry(AgentRegistry):
-    """A registry in this process's memory; it keeps its agents as long as the object lives, open or closed.
+    """A registry in this process's memory. Its agents exist as long as the object does, open or closed.
 
-    Its store's clock is `clock`; an agent past its `ttl` is gone for every call, and dropped from memory by `reap`,
-    which reports it if it was never marked offline.
+    `clock` is the store's clock. An agent past its `ttl` is gone for every call; `reap` frees its memory, and reports
+    it if it was never marked offline.
     """
 
     is_shared = False
@@ -52,9 +52,9 @@ class MemoryRegistry(AgentRegistry):
 
         Args:
             ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it.
-            timeout: Seconds a call may take; no call of this store waits for anything.
+            timeout: Seconds a call may take; calls on this store never wait.
             stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
-            wait: Seconds for which opening tries again while the store is unavailable.
+            wait: Seconds for which opening is retried while the store is unavailable.
             clock: Returns the current instant as an aware `datetime`.
 
         Raises:
@@ -65,19 +65,19 @@ class MemoryRegistry(AgentRegistry):
 
     @classmethod
     def options_in(cls, url: StoreURL) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty dict."""
         if url.file() is not None:
             malformed("memory:// takes no path")
         return {}
 
     @classmethod
     def scratch(cls, **options: Any) -> AbstractContextManager[Self]:
-        """Make a registry; each has agents of its own."""
+        """Make a registry; each has its own agents."""
         return nullcontext(cls(**options))
 
 
 class MemoryBackend(Backend):
-    """Agents in a dict. What it holds of one past its `ttl` stays until the next sweep."""
+    """Agents in a dict. An agent past its `ttl` stays in it until the next sweep."""
 
     def __init__(
         self, *, ttl: float | timedelta | None = None, timeout: float | timedelta = 5.0, clock: Clock = system_clock
@@ -96,7 +96,7 @@ class MemoryBackend(Backend):
         self.is_immediate = type(self) is MemoryBackend  # The methods of a subclass may wait.
         self.clock = function(clock, "clock")
         self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
-        self._leases: dict[str, _Lease] = {}
+        self._entries: dict[str, _Entry] = {}
 
     @property
     def store(self) -> str:
@@ -114,41 +114,41 @@ class MemoryBackend(Backend):
         stored = []
         for agent in agents:
             stamped = agent.stamped(now)
-            self._leases[agent.id] = _Lease(stamped, renewed_at=now)
+            self._entries[agent.id] = _Entry(stamped, renewed_at=now)
             stored.append(stamped)
         return stored
 
     async def touch(self, ids: Sequence[str]) -> Sequence[bool]:
         now = self._now()
-        leases = [self._lease(agent_id, now) for agent_id in ids]
-        for lease in leases:
-            if lease is not None:
-                status = lease.agent.status
+        entries = [self._entry(agent_id, now) for agent_id in ids]
+        for entry in entries:
+            if entry is not None:
+                status = entry.agent.status
                 if status is AgentStatus.OFFLINE:
                     status = AgentStatus.AVAILABLE
-                lease.agent = replace(lease.agent, last_heartbeat=now, status=status)
-                lease.renewed_at = now
-        return [lease is not None for lease in leases]
+                entry.agent = replace(entry.agent, last_heartbeat=now, status=status)
+                entry.renewed_at = now
+        return [entry is not None for entry in entries]
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | None]:
         now = self._now()
-        leases = [self._lease(agent_id, now) for agent_id in ids]
-        return [None if lease is None else lease.agent.stamped(now) for lease in leases]
+        entries = [self._entry(agent_id, now) for agent_id in ids]
+        return [None if entry is None else entry.agent.stamped(now) for entry in entries]
 
     async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
         now = self._now()
         return [self._patch_one(agent_id, fields, now) for agent_id, fields in changes]
 
     def _patch_one(self, agent_id: str, fields: AgentChanges, now: datetime) -> AgentInfo | RegistryError | None:
-        lease = self._lease(agent_id, now)
-        if lease is None:
+        entry = self._entry(agent_id, now)
+        if entry is None:
             return None
-        changed = replace(lease.agent, **fields)
+        changed = replace(entry.agent, **fields)
         try:
             check_size(changed)
         except InvalidAgentError as error:
             return error
-        lease.agent = changed
+        entry.agent = changed
         return changed.stamped(now)
 
     async def delete(self, ids: Sequence[str]) -> Sequence[bool]:
@@ -156,16 +156,16 @@ class MemoryBackend(Backend):
         return [self._delete_one(agent_id, now) for agent_id in ids]
 
     def _delete_one(self, agent_id: str, now: datetime) -> bool:
-        if self._lease(agent_id, now) is None:
-            return False  # One past its `ttl` stays for `reap` to report.
-        del self._leases[agent_id]
+        if self._entry(agent_id, now) is None:
+            return False  # An agent past its `ttl` stays, so that `reap` can report it.
+        del self._entries[agent_id]
         return True
 
     async def times(self) -> Sequence[datetime]:
         return [self._now()]
 
     async def page(self, after: str, limit: int, walk: str) -> tuple[Sequence[AgentInfo], str | None]:
-        ids = nsmallest(limit + 1, (agent_id for agent_id in self._leases if agent_id > after))
+        ids = nsmallest(limit + 1, (agent_id for agent_id in self._entries if agent_id > after))
         agents = await self.fetch(ids[:limit])
         return [agent for agent in agents if agent is not None], ids[limit - 1] if len(ids) > limit else None
 
@@ -177,49 +177,49 @@ class MemoryBackend(Backend):
         now = self._now()
         ids, as_of = cursor or (None, now)
         page, following = self._next_ids(ids)
-        # Silence is measured up to the beginning of the sweep: what holds up the event loop between two pages takes
-        # nobody offline, nor does a step back of the clock.
+        # Measure silence up to the start of the sweep, so that a blocked event loop between two pages marks nobody
+        # offline. After a step back of the clock, measure up to now.
         as_of = min(as_of, now)
         marked = [agent_id for agent_id in page if self._sweep_one(agent_id, as_of, now, ttl)]
         return marked, following and (following, as_of)
 
     def _sweep_one(self, agent_id: str, as_of: datetime, now: datetime, ttl: timedelta) -> bool:
-        """Mark an agent offline if it is silent, drop it if its `ttl` is over; tell whether it was alive until then."""
-        lease = self._leases.get(agent_id)
-        if lease is None:
+        """Mark an agent offline if it is silent, delete it if its `ttl` is over; return whether to report it."""
+        entry = self._entries.get(agent_id)
+        if entry is None:
             return False
-        # A time in the future, since the clock was set back, becomes now, so that the agent ages from now on.
-        lease.agent = agent = lease.agent.stamped(now)
-        lease.renewed_at = min(lease.renewed_at, now)
-        is_over = self._is_over(lease, as_of)
+        # After a step back of the clock, a time in the future becomes now, so that the agent ages from now on.
+        entry.agent = agent = entry.agent.stamped(now)
+        entry.renewed_at = min(entry.renewed_at, now)
+        is_over = self._is_over(entry, as_of)
         if is_over:
-            del self._leases[agent_id]
+            del self._entries[agent_id]
         if agent.status is AgentStatus.OFFLINE:
             return False
         is_silent = is_over or is_stale(agent.last_heartbeat or NEVER, as_of, ttl)
         if is_silent:
-            lease.agent = replace(agent, status=AgentStatus.OFFLINE)
+            entry.agent = replace(agent, status=AgentStatus.OFFLINE)
         return is_silent
 
     async def clear(self, cursor: Cursor) -> Step[int]:
         ids, following = self._next_ids(cursor)
         now = self._now()
-        leases = [self._leases.pop(agent_id, None) for agent_id in ids]
-        return sum(lease is not None and not self._is_over(lease, now) for lease in leases), following
+        entries = [self._entries.pop(agent_id, None) for agent_id in ids]
+        return sum(entry is not None and not self._is_over(entry, now) for entry in entries), following
 
     def _now(self) -> datetime:
         return read(self.clock)
 
-    def _lease(self, agent_id: str, now: datetime) -> _Lease | None:
-        """Return the agent's lease unless it is over."""
-        lease = self._leases.get(agent_id)
-        return None if lease is None or self._is_over(lease, now) else lease
+    def _entry(self, agent_id: str, now: datetime) -> _Entry | None:
+        """Return an agent's entry, or None if there is none or its `ttl` is over."""
+        entry = self._entries.get(agent_id)
+        return None if entry is None or self._is_over(entry, now) else entry
 
-    def _is_over(self, lease: _Lease, now: datetime) -> bool:
-        return self._lifetime is not None and is_stale(lease.renewed_at, now, self._lifetime)
+    def _is_over(self, entry: _Entry, now: datetime) -> bool:
+        return self._lifetime is not None and is_stale(entry.renewed_at, now, self._lifetime)
 
     def _next_ids(self, cursor: tuple[list[str], int] | None) -> tuple[list[str], tuple[list[str], int] | None]:
-        """Return a page of the ids that were there when the walk began, and where the next page begins."""
-        ids, first = cursor or (list(self._leases), 0)
+        """Return a page of the ids that existed when the walk began, and the cursor of the next page."""
+        ids, first = cursor or (list(self._entries), 0)
         end = first + PAGE_SIZE
         return ids[first:end], (ids, end) if end < len(ids) else None

@@ -18,7 +18,7 @@ import typer
 from rich.text import Text
 
 from agentic.agent import AgentChanges, AgentInfo, AgentStatus
-from agentic.cli.chosen import Prefix, Url, chosen, shared, to_look_at
+from agentic.cli.chosen import Prefix, Url, chosen, existing, shared
 from agentic.cli.commands import Command, Commands
 from agentic.cli.completion import agent_ids
 from agentic.cli.demo import Summary, check_rights, run_demo, scratch_registry
@@ -279,7 +279,7 @@ def health(
     Exits with 0 or 1 and prints one line. Creates nothing.
     """
     # Time out in the store first: its own error says more.
-    registry = to_look_at(url, prefix).with_options(timeout=0.9 * timeout).registry()
+    registry = existing(url, prefix).with_options(timeout=0.9 * timeout).registry()
     place = registry.store
 
     async def answer() -> None:
@@ -339,8 +339,8 @@ def demo(
     async def play(registry: AgentRegistry) -> Summary:
         async with registry:
             await check_rights(registry)
-            async with showing(registry, live=live) as tell:
-                return await run_demo(registry, agents, tell)
+            async with showing(registry, live=live) as report:
+                return await run_demo(registry, agents, report)
 
     store = chosen(url, prefix)
     # An outage ends the demo with one error line; without this, each session would also log it.
@@ -408,7 +408,7 @@ def _on_registry(
         create: Create what is missing, such as a SQLite file.
         names_store: The command itself prints the name of the store.
     """
-    registry = (shared if create else to_look_at)(url, prefix).registry()
+    registry = (shared if create else existing)(url, prefix).registry()
     if url is None and not names_store and sys.stderr.isatty():
         err.note(f"store: {registry.store}")
 

@@ -1,4 +1,4 @@
-"""The store that a command works on: chosen by its options, else by the environment."""
+"""The store of a command, from its options or the environment."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from agentic.errors import ConfigurationError
 from agentic.stores import options_of
 
 
-def _or_before_the_command(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
-    """Return an option's value; where the command has none, the one given before the command."""
+def _or_before_command(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    """Return an option's value; if it was not given after the command, the value given before the command."""
     if value is None and ctx.parent is not None and param.name is not None:
         before: str | None = ctx.parent.params.get(param.name)
         return before
@@ -25,7 +25,7 @@ Url = Annotated[
         "--url",
         metavar="URL",
         help="The store; by default that of the AGENTIC_* variables.",
-        callback=_or_before_the_command,
+        callback=_or_before_command,
     ),
 ]
 Prefix = Annotated[
@@ -34,26 +34,26 @@ Prefix = Annotated[
         "--prefix",
         metavar="PREFIX",
         help="What the registry's keys begin with, as in Redis.",
-        callback=_or_before_the_command,
+        callback=_or_before_command,
     ),
 ]
 
 
 def chosen(url: str | None, prefix: str | None) -> StoreChoice:
-    """Return the store that a command's options name; a prefix given as an option counts above the URL's.
+    """Return the store that a command's options name; the prefix option overrides the URL's.
 
     Raises:
-        ConfigurationError: They are wrong, or a store without prefixes was given one.
+        ConfigurationError: An option is wrong, or the store has no prefixes.
     """
     store = choose(as_config(url))
     return store if prefix is None else store.with_options(prefix=prefix)
 
 
 def shared(url: str | None, prefix: str | None) -> StoreChoice:
-    """Return the same for a command on agents that other programs see.
+    """Return the store like `chosen`, for a command that needs a store shared by programs.
 
     Raises:
-        ConfigurationError: As `chosen`, or no program sees another's agents in this store.
+        ConfigurationError: As in `chosen`; or no store is named, or programs cannot share it.
     """
     store = chosen(url, prefix)
     if store.is_default:
@@ -62,14 +62,14 @@ def shared(url: str | None, prefix: str | None) -> StoreChoice:
         raise ConfigurationError(
             f"no other program sees the agents of a {store.name} store: name a store by its URL, as in AGENTIC_URL"
         )
-    return store.with_options(wait=0)  # A command that fails at once can be repeated.
+    return store.with_options(wait=0)  # Fail at once: the user can repeat the command.
 
 
-def to_look_at(url: str | None, prefix: str | None) -> StoreChoice:
-    """Return the same for a command that creates nothing in the store.
+def existing(url: str | None, prefix: str | None) -> StoreChoice:
+    """Return the store like `shared`, for a command that must not create it.
 
     Raises:
-        ConfigurationError: As `shared`.
+        ConfigurationError: As in `shared`.
     """
     store = shared(url, prefix)
     return store.with_options(create=False) if "create" in options_of(store.kind) else store

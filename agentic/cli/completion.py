@@ -12,7 +12,7 @@ from typing import Final
 
 import typer
 
-from agentic.cli.chosen import to_look_at
+from agentic.cli.chosen import existing
 from agentic.cli.terminal import ends_within, without_log
 from agentic.registry import AgentRegistry
 
@@ -30,7 +30,7 @@ def agent_ids(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the ids in the store that start with `incomplete`; nothing if it does not answer in time."""
     try:
         with ends_within(SECONDS), without_log():
-            store = to_look_at(ctx.params.get("url"), ctx.params.get("prefix"))
+            store = existing(ctx.params.get("url"), ctx.params.get("prefix"))
             return asyncio.run(_ids(store.with_options(timeout=SECONDS / 2).registry(), incomplete))
     except Exception:  # noqa: BLE001  never print an error into a shell prompt
         return []

@@ -17,7 +17,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from agentic.agent import AgentInfo
-from agentic.cli.demo import Tell
+from agentic.cli.demo import Report
 from agentic.cli.tables import fleet_lines
 from agentic.cli.terminal import cut_mark, has_colours, out
 from agentic.registry import AgentRegistry
@@ -31,7 +31,7 @@ _OTHER_LINES: Final = 8
 
 
 @asynccontextmanager
-async def showing(registry: AgentRegistry, *, live: bool) -> AsyncGenerator[Tell, None]:
+async def showing(registry: AgentRegistry, *, live: bool) -> AsyncGenerator[Report, None]:
     """Show the events of the demo while its body runs.
 
     A separate task writes them: a failed write ends the demo, and does not look like an error of the session or

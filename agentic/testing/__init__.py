@@ -1,4 +1,4 @@
-"""Test a program, or a store of your own: the contract of stores, a fake clock, real servers, waiting for conditions.
+"""Tools for testing programs and custom stores: the contract of stores, a fake clock, real servers, `wait_until`.
 
 Needs the extra `testing`: `pip install "agentic-registry[testing]"`. Provisional: it may change until presence,
 placement and watching stand on it.
@@ -12,7 +12,7 @@ except ImportError as error:
         f"agentic.testing needs {error.name}: pip install 'agentic-registry[testing]'", name=error.name
     ) from error
 
-# Before its first import: pytest rewrites the assertions of modules that it is told of, so that failures show values.
+# Before the first import, so that pytest rewrites its assertions and failures show values.
 pytest.register_assert_rewrite("agentic.testing.contract")
 
 from agentic.testing.clock import FakeClock  # noqa: E402

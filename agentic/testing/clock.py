@@ -1,4 +1,4 @@
-"""A clock that a test moves."""
+"""A clock that a test controls."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 
 class FakeClock:
-    """The real time, until a test moves or stops it; call it for the current instant.
+    """The real time until a test moves or stops it. Call it for the current instant.
 
-    For everything that takes a `clock`: `MemoryRegistry`, `SQLiteRegistry` and backends of your own.
+    Pass it to anything that takes a `clock`: `MemoryRegistry`, `SQLiteRegistry` and custom backends.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class FakeClock:
         return self._stopped_at or datetime.now(UTC) + self._offset
 
     def advance(self, by: float | timedelta) -> None:
-        """Move the clock forward by so many seconds, or back where they are negative; a stopped one stays stopped."""
+        """Move the clock forward by seconds, or back if negative; a stopped clock stays stopped."""
         step = by if isinstance(by, timedelta) else timedelta(seconds=by)
         if self._stopped_at is None:
             self._offset += step
@@ -28,5 +28,5 @@ class FakeClock:
             self._stopped_at += step
 
     def stop(self, at: datetime | None = None) -> None:
-        """Stop the clock at an instant, by default at the current one; from then on only `advance` moves it."""
+        """Stop the clock at an instant, by default the current one; afterwards only `advance` moves it."""
         self._stopped_at = at or self()

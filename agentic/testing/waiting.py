@@ -1,4 +1,4 @@
-"""Waiting for a condition, in place of sleeping for a guessed time."""
+"""Wait for a condition instead of sleeping for a guessed time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ async def wait_until(
 
     Args:
         predicate: A function, or a coroutine function.
-        description: What is waited for, for the message.
-        within: Seconds to wait at most.
+        description: The condition, for the error message.
+        within: Maximum wait in seconds.
 
     Raises:
-        AssertionError: The predicate was not true within that time; the message has the description.
+        AssertionError: The predicate did not become true in time; the message contains the description.
     """
     end = time.monotonic() + within
-    while not await holds(predicate):
+    while not await is_true(predicate):
         if time.monotonic() > end:
             raise AssertionError(f"not true within {within:g} s: {description}")
         await asyncio.sleep(0.005)
 
 
-async def holds(predicate: Callable[[], bool | Awaitable[bool]]) -> bool:
-    """Return what a predicate returns, awaited where it must be."""
+async def is_true(predicate: Callable[[], bool | Awaitable[bool]]) -> bool:
+    """Return the result of a predicate, awaited if necessary."""
     answer = predicate()
     return await answer if inspect.isawaitable(answer) else bool(answer)

@@ -14,7 +14,7 @@ import redis
 from agentic import AgentInfo, AgentStatus, BackendRejectedError, BackendUnavailableError, RedisRegistry
 from agentic.backends.redis.backend import RedisBackend
 from agentic.backends.redis.keys import Keys
-from agentic.backends.redis.scan import MAX_STARTS, PAGE_SIZE, RecordPage, Walk
+from agentic.backends.redis.scan import MAX_STARTS, PAGE_SIZE, FleetScan, RecordPage
 from agentic.backends.redis.server_info import LATEST
 from agentic.backends.redis.servers import OneServer, Page, Scanned, Servers
 from agentic.testing import RedisServer, wait_until
@@ -91,7 +91,7 @@ async def test_a_server_that_changes_again_and_again_is_an_error() -> None:
 
     servers: Servers = Unsteady()
     with pytest.raises(BackendUnavailableError, match="again and again"):
-        walk = Walk(servers, Keys("agentic"))
+        walk = FleetScan(servers, Keys("agentic"))
         while True:
             await walk.next(size)
     assert servers.runs == 2 * MAX_STARTS  # type: ignore[attr-defined]

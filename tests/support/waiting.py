@@ -7,7 +7,7 @@ import math
 from collections.abc import Awaitable, Callable
 
 from agentic import AgentNotFoundError, AgentRegistry, BackendUnavailableError
-from agentic.testing.waiting import holds
+from agentic.testing.waiting import is_true
 
 TICKS = 20
 """The number of ticks per interval."""
@@ -37,7 +37,7 @@ async def wait_intervals(
     ticking = asyncio.create_task(tick())
     try:
         while True:
-            if await holds(predicate):
+            if await is_true(predicate):
                 return
             assert left > 0, f"did not come true within {within:g} intervals of {interval:g} s: {description}"
             await asyncio.sleep(0.005)

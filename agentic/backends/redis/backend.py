@@ -1,4 +1,4 @@
-"""Agents in Redis or Valkey: how each primitive is made of scripts and commands."""
+"""Implement the primitives of a store with Redis scripts and commands."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from agentic.backends.redis.diagnosis import findings_of, may_evict
 from agentic.backends.redis.ids import OrderedIds
 from agentic.backends.redis.keys import Keys, ShardedKeys, family_of, marks_key, valid_prefix
 from agentic.backends.redis.operations import (
-    Beat,
     Deregister,
     FindMarks,
+    Heartbeat,
     Mark,
     Read,
     ReadType,
@@ -41,7 +41,7 @@ from agentic.backends.redis.operations import (
 from agentic.backends.redis.outcomes import facts, failure, raise_any
 from agentic.backends.redis.records import Records
 from agentic.backends.redis.requests import Batch, Command, Request, Writer, bounded, requests
-from agentic.backends.redis.scan import PAGE_SIZE, Record, RecordPage, Walk
+from agentic.backends.redis.scan import PAGE_SIZE, FleetScan, Record, RecordPage
 from agentic.backends.redis.scripts import ABSENT, DONE, WRONG_TYPE
 from agentic.backends.redis.server_info import DRIVER_ERRORS
 from agentic.backends.redis.servers import OneServer, Servers
@@ -65,23 +65,23 @@ logger = logging.getLogger("agentic.redis")
 
 DEFAULT_PREFIX: Final = "agentic"
 
-NO_OTHER_TYPE: Final = (b"none", b"string")
-"""Types of what a key without a record holds: a string has been made since it was read."""
+EXPECTED_TYPES: Final = (b"none", b"string")
+"""The types a key may have after it was read as absent; it is a string if its record was written in between."""
 
-LONGEST_REPORT: Final = 4_000
-"""Characters of the ids that are logged of agents which nobody else can be told of."""
+MAX_LOGGED_CHARACTERS: Final = 4_000
+"""Limit, in characters, of the ids logged for marked agents that could not be reported."""
 
 
 @dataclass
 class _Sweep:
-    """How far a sweep has come, and the errors of its last page, to be raised once its marks have been reported."""
+    """The position of a sweep, and the errors of its last page, raised once the marks of that page are reported."""
 
-    walk: Walk
+    walk: FleetScan
     failed: list[Any] = field(default_factory=list)
 
 
 class RedisBackend(Backend):
-    """Agents as JSON under keys of their own. The options are those of `RedisRegistry`, which checks the first two."""
+    """Agents as JSON, one key each. The options are those of `RedisRegistry`, which checks the first two."""
 
     max_batches = 2
 
@@ -98,12 +98,12 @@ class RedisBackend(Backend):
         """Check the options; no I/O.
 
         Args:
-            connection: A client, which is left open, or the options of a connection.
+            connection: A client, which is left open, or connection options.
             name: The URL without its secrets.
-            prefix: As of `RedisRegistry`, like what follows.
-            ttl: Seconds.
-            timeout: Seconds.
-            max_connections: At most.
+            prefix: As in `RedisRegistry`.
+            ttl: As in `RedisRegistry`.
+            timeout: As in `RedisRegistry`.
+            max_connections: As in `RedisRegistry`.
 
         Raises:
             ConfigurationError: An option is wrong.
@@ -125,7 +125,7 @@ class RedisBackend(Backend):
 
     @property
     def store(self) -> str:
-        """The name, with the prefix where that is not the usual one."""
+        """The name, with the prefix unless it is the default."""
         return (
             self._name
             if self.prefix == DEFAULT_PREFIX
@@ -133,7 +133,7 @@ class RedisBackend(Backend):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__() | {"_writer": Writer()}  # A copy sends writes of its own.
+        state = super().__getstate__() | {"_writer": Writer()}  # A copy numbers its own writes.
         for opened in ("_servers", "_marking", "_ordered_ids"):
             state.pop(opened, None)
         return state | {"shard_of": None}
@@ -152,7 +152,7 @@ class RedisBackend(Backend):
         if self._client is None or isinstance(client, Topology):
             self._servers_to_close = self._servers
         self._marking = asyncio.Lock()
-        self._ordered_ids = OrderedIds(lambda page_size: Walk(self._servers, self._keys, page_size=page_size))
+        self._ordered_ids = OrderedIds(lambda page_size: FleetScan(self._servers, self._keys, page_size=page_size))
         seconds = min(CONNECT_TIMEOUT, self.timeout)
         try:
             async with asyncio.timeout(seconds):
@@ -171,7 +171,7 @@ class RedisBackend(Backend):
         try:
             policy = may_evict(await self._servers.ask(node, "INFO", "memory"))
         except BackendRejectedError:
-            return  # A user without that right; `agentic doctor` says so.
+            return  # The user lacks the right to ask; `agentic doctor` reports that.
         if policy is not None:
             self._log.warning(
                 "the server may evict agents when its memory is full: maxmemory-policy is %s, not noeviction", policy
@@ -186,22 +186,22 @@ class RedisBackend(Backend):
             self._servers_to_close = None
 
     async def _settle_all(self) -> None:
-        """Let no lost write take effect after the end, and log which agents were marked and reported to nobody.
+        """Prevent lost writes from taking effect after closing; log agents that were marked but never reported.
 
-        It takes half of `timeout` at most, and tries only.
+        Best effort, for at most half of `timeout`.
         """
         generations, marks = self._writer.generations, self._writer.marks
         with suppress(TimeoutError):
             async with asyncio.timeout(self.timeout / 2):
                 await self._settle(FindMarks, marks.unsettled())
                 await self._settle(Settle, list(generations.unsettled))
-        if untold := marks.take():
-            names = printable(", ".join(sorted(untold)), LONGEST_REPORT)
+        if unreported := marks.take():
+            names = printable(", ".join(sorted(unreported)), MAX_LOGGED_CHARACTERS)
             self._log.warning(
                 "%d agents were marked offline and reported to nobody: %s",
-                len(untold),
+                len(unreported),
                 names,
-                extra={"count": len(untold)},
+                extra={"count": len(unreported)},
             )
         if marks.unsettled():
             self._log.warning("agents may have been marked offline and reported to nobody: no answer from the store")
@@ -222,7 +222,7 @@ class RedisBackend(Backend):
         keys = self._keys.agents(ids)
         if self._writer.generations.unsettled:
             await self._settle_lost(keys)
-        return facts(await self._run(Beat, keys, (self._milliseconds,)), ids)
+        return facts(await self._run(Heartbeat, keys, (self._milliseconds,)), ids)
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)
@@ -241,12 +241,12 @@ class RedisBackend(Backend):
         for at, kind in zip(absent, await self._types([keys[at] for at in absent]), strict=True):
             if isinstance(kind, BackendError):
                 found[at] = kind
-            elif kind not in NO_OTHER_TYPE:
+            elif kind not in EXPECTED_TYPES:
                 found[at] = failure(WRONG_TYPE, ids[at])
         return found
 
     async def _types(self, keys: Sequence[bytes]) -> list[bytes | BackendError]:
-        """Return which type of value each key holds."""
+        """Return the type of each key's value."""
         batch = Batch(keys)
         await self._servers.run([ReadType(batch, [at]) for at in range(len(keys))])
         return batch.outcomes
@@ -261,11 +261,9 @@ class RedisBackend(Backend):
         ids = [agent_id for agent_id, _ in changes]
         keys = self._keys.agents(ids)
         reply = await self._run(Update, keys, (MAX_RECORD_BYTES,), each)
-        return [
-            self._decoded_or_why(key, result, agent_id) for key, agent_id, result in zip(keys, ids, reply, strict=True)
-        ]
+        return [self._updated(key, result, agent_id) for key, agent_id, result in zip(keys, ids, reply, strict=True)]
 
-    def _decoded_or_why(self, key: bytes, result: Any, agent_id: str) -> AgentInfo | RegistryError | None:
+    def _updated(self, key: bytes, result: Any, agent_id: str) -> AgentInfo | RegistryError | None:
         if isinstance(result, list) and isinstance(result[0], bytes):
             record, stamp = result
             return self._records.decoded(key, record, parse_instant(stamp.decode()))
@@ -287,7 +285,7 @@ class RedisBackend(Backend):
         return agents, ids[-1].decode(errors="surrogateescape") if has_more else None
 
     async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
-        walk: Walk = cursor or Walk(self._servers, self._keys)
+        walk: FleetScan = cursor or FleetScan(self._servers, self._keys)
         agents, has_more = await walk.next(self._agents)
         return agents, walk if has_more else None
 
@@ -297,26 +295,28 @@ class RedisBackend(Backend):
     async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
         if cursor is None:
             missed = await self._mark([], [])
-            return [agent_id for agent_id, _ in missed], _Sweep(Walk(self._servers, self._keys, time_of=self.time_of))
+            return [agent_id for agent_id, _ in missed], _Sweep(
+                FleetScan(self._servers, self._keys, time_of=self.time_of)
+            )
 
-        async def not_live(page: RecordPage) -> list[tuple[str, Command]]:
+        async def due(page: RecordPage) -> list[tuple[str, Command]]:
             if page.began is None:
                 return []
-            # Each server's clock decides for the agents that it holds.
+            # Each server's clock decides about the agents on that server.
             boundary = stale_before(page.began, ttl)
-            return list(self._records.not_live(await self._strings(page.records), boundary, self.on_corrupt))
+            return list(self._records.due(await self._strings(page.records), boundary, self.on_corrupt))
 
         sweep: _Sweep = cursor
         raise_any(sweep.failed)
-        found, has_more = await sweep.walk.next(not_live)
+        found, has_more = await sweep.walk.next(due)
         marks = await self._mark([agent_id for agent_id, _ in found], [each for _, each in found])
         sweep.failed = [mark for _, mark in marks if isinstance(mark, BackendError)]
         return [agent_id for agent_id, mark in marks if mark == DONE], sweep if has_more or sweep.failed else None
 
     async def _mark(self, ids: list[str], found: Sequence[Command]) -> list[tuple[str, Any]]:
-        """Mark agents offline; return their outcomes, and those of agents marked earlier and not reported yet."""
+        """Mark agents offline; return their outcomes, and those of agents marked earlier but not reported yet."""
         outcomes: list[tuple[str, Any]] = []
-        # One after another, for the store keeps what the last call of a family has marked, and no more.
+        # One call at a time: for each family, the store keeps only what the last call marked.
         async with self._marking:
             await self._find_marks()
             for part in bounded(range(len(ids)), [len(heartbeat) for heartbeat, _ in found]):
@@ -328,13 +328,13 @@ class RedisBackend(Backend):
         return [*((agent_id, DONE) for agent_id in self._writer.marks.take()), *outcomes]
 
     async def _find_marks(self) -> None:
-        """Find out what was marked by calls whose answers were lost, and make sure that they mark nothing more."""
+        """Find the agents marked by calls whose replies were lost, and prevent those calls from marking any more."""
         raise_any(await self._settle(FindMarks, self._writer.marks.unsettled()))
 
     async def _settle_lost(self, keys: Sequence[bytes]) -> None:
-        """Let no lost write on the agents of these keys take effect after the call that follows, which is no write.
+        """Prevent lost writes to these keys from taking effect after the following heartbeat or read.
 
-        Where the store refuses that, such as while its replicas are missing, the call goes on without it.
+        If the store refuses, for example because replicas are missing, the call continues without this guarantee.
         """
         families = set(map(family_of, keys))
         await self._settle(TrySettle, families.intersection(self._writer.generations.unsettled))
@@ -346,27 +346,27 @@ class RedisBackend(Backend):
 
     async def clear(self, cursor: Cursor) -> Step[int]:
         async def deleted(page: RecordPage) -> int:
-            # Only records that name their key's id: under a shorter prefix, another registry's keys can match too.
+            # Only records whose id matches their key: the pattern can match keys of another registry too.
             agents = await self._agents(page)
             return sum(raise_any(await self._run(Deregister, self._keys.agents([agent.id for agent in agents]))))
 
-        walk: Walk = cursor or Walk(self._servers, self._keys)
+        walk: FleetScan = cursor or FleetScan(self._servers, self._keys)
         count, has_more = await walk.next(deleted)
         return count, walk if has_more else None
 
     async def _run(
         self, kind: type[Request], keys: Sequence[bytes], common: Command = (), each: Sequence[Command] | None = None
     ) -> list[Any]:
-        """Send what a kind of request asks about each of the keys; return each one's outcome, or its error."""
+        """Send requests of one kind for all keys; return the outcome or error of each key."""
         batch = Batch(keys, common, each, self._writer)
         await self._servers.run(requests(kind, batch, self._keys.by_slot(keys)))
         return batch.outcomes
 
     async def _strings(self, page: Sequence[Record]) -> list[tuple[bytes, bytes, datetime]]:
-        """Return the records of a page; a key of another type is skipped with a logged warning."""
+        """Return the records of a page; skip keys of another type and report them as corrupt."""
         empty = [key for key, record, _ in page if record is None]
         for key, kind in zip(empty, raise_any(await self._types(empty)), strict=True):
-            if kind not in NO_OTHER_TYPE:
+            if kind not in EXPECTED_TYPES:
                 self.on_corrupt(self._records.corrupt(key, "its key holds another type of value than a string"))
         return [(key, record, now) for key, record, now in page if record is not None]
 
@@ -378,5 +378,5 @@ class RedisBackend(Backend):
         return await findings_of(self._servers, self._keys, nodes[0]), nodes[1:] or None
 
     async def time_of(self, node: Any) -> datetime:
-        """Return the time of one of the servers."""
+        """Return the time of one server."""
         return await self._servers.time(node)

@@ -1,4 +1,4 @@
-"""The ids of a fleet in order, which Redis does not keep: found by a scan of all keys, and remembered for a while."""
+"""The ids of a fleet in order. Redis keeps no order, so they come from a scan of all keys and are cached."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from agentic.backends.redis.keys import encoded_id
-from agentic.backends.redis.scan import Walk
+from agentic.backends.redis.scan import FleetScan
 
 WINDOW: Final = 20_000
-"""How many ids a scan keeps: so many agents are paged through between two scans."""
+"""How many ids a scan keeps, and so how many agents are returned per scan."""
 
 MAX_WALKS: Final = 8
-"""How many walks are remembered: of each at most `WINDOW` ids, some 2 MB."""
+"""How many walks are cached, each with at most `WINDOW` ids or about 2 MB."""
 
 KEYS_PAGE: Final = 2_000
-"""How many keys a step of such a scan passes at least."""
+"""How many keys a step of such a scan visits at least."""
 
 
 class Window(NamedTuple):
-    """The ids above `after`, in order; all of them where `is_last`, else those up to the last one here."""
+    """Ids above `after`, in order: all of them if `is_last`, else the lowest ones."""
 
     after: bytes
     ids: list[bytes]
@@ -28,19 +28,19 @@ class Window(NamedTuple):
 
 
 class OrderedIds:
-    """Pages through the ids of a fleet in the order of their bytes.
+    """Returns the ids of a fleet page by page, ordered by their bytes.
 
-    Which ids come next is remembered by walk, for an id that another walk has missed may have been there for all of
-    this one. A walk that was forgotten, or goes on in another process, costs one more scan.
+    The next ids are cached for each walk, not shared: an id registered after another walk's scan may have existed for
+    the whole of this walk. A walk that was evicted, or that continues in another process, costs one more scan.
     """
 
-    def __init__(self, walk_keys: Callable[[int], Walk]) -> None:
-        """Take what begins a walk of all keys, given the size of its pages."""
-        self._walk_keys = walk_keys
+    def __init__(self, start_scan: Callable[[int], FleetScan]) -> None:
+        """Take a function that starts a scan of all keys with pages of the given size."""
+        self._start_scan = start_scan
         self._windows: dict[str, Window] = {}
 
     async def page(self, after: bytes, limit: int, walk: str) -> tuple[list[bytes], bool]:
-        """Return ids above `after`, at most `limit`, none only where there are no more; and whether there are more."""
+        """Return up to `limit` ids above `after`, none only at the end; and whether there are more."""
         window = self._windows.pop(walk, None)
         if window is None or not window.after <= after or (not window.is_last and after >= window.ids[-1]):
             window = await self._scan(after)
@@ -53,7 +53,7 @@ class OrderedIds:
         return window.ids[first : first + limit], not is_end
 
     async def _scan(self, after: bytes) -> Window:
-        keys = self._walk_keys(KEYS_PAGE)
+        keys = self._start_scan(KEYS_PAGE)
         lowest: set[bytes] = set()
         above: bytes | None = None
         while (page := await keys.next_keys()) is not None:

@@ -1,4 +1,4 @@
-"""What Redis is asked about agents, each as a kind of request."""
+"""The kinds of request about agents."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from agentic.errors import BackendError
 
 
 class Read(Single):
-    """Reads what each key holds, None where it is not there or no string; an outcome is that and the server's time."""
+    """Reads the value of each key, None if absent or not a string; an outcome is the value and the server's time."""
 
     repeatable = True
     reads = True
 
     def command(self) -> Command:
-        """Return what to send now."""
+        """Return the command to send."""
         return ("MGET", *self.keys)
 
     def settle(self, reply: Any) -> Sequence[Request]:
-        """Take a reply as `Request.settle` does, with the time that it comes with."""
+        """Store a reply like `Request.settle`, adding the server's time to each value."""
         if isinstance(reply, BackendError):
             return super().settle(reply)
         records, now = reply
@@ -34,22 +34,22 @@ class Read(Single):
 
 
 class ReadType(Request):
-    """Reads which type of value one key holds: `none` where it is not there."""
+    """Reads the type of one key's value; `none` if the key is absent."""
 
     repeatable = True
     reads = True
 
     def command(self) -> Command:
-        """Return what to send now."""
+        """Return the command to send."""
         return ("TYPE", self.key)
 
     def check(self, reply: Any) -> None:
-        """Check a reply as `Request.check` does."""
+        """Check a reply like `Request.check`."""
         if not isinstance(reply, bytes):
-            raise OutOfStep("the answer to TYPE is none: the connection is out of step")
+            raise OutOfStep("the reply to TYPE is not a type: the connection is out of step")
 
     def settle(self, reply: Any) -> Sequence[Request]:
-        """Take a reply as `Request.settle` does."""
+        """Store a reply like `Request.settle`, without the server's time."""
         return super().settle(reply if isinstance(reply, BackendError) else [reply[0]])
 
 
@@ -71,53 +71,53 @@ class Deregister(Write):
     script = SCRIPTS["deregister"]
 
 
-class Beat(Run, Single):
-    """Sends heartbeats. A second one stamps what the first would have, and never creates an agent."""
+class Heartbeat(Run, Single):
+    """Sends heartbeats. Safe to repeat: a second one only renews the stamp, and never creates an agent."""
 
     repeatable = True
     script = SCRIPTS["heartbeat"]
 
     def settle(self, reply: Any) -> Sequence[Request]:
-        """Take a reply as `Run.settle` does; what it left is for the slow script."""
+        """Store a reply like `Run.settle`; send skipped agents to the slow script."""
         if isinstance(reply, list) and len(self.places) == len(self.batch.outcomes):
             self.batch.outcomes[:] = reply
             if reply.count(DONE) == len(reply):
-                return []  # Nearly always so.
-        return [*super().settle(reply), *self._left(SlowBeat, SLOW)]
+                return []  # The common case.
+        return [*super().settle(reply), *self._left(SlowHeartbeat, SLOW)]
 
 
-class SlowBeat(Write):
-    """Sends heartbeats to agents whose record needs more than a stamp."""
+class SlowHeartbeat(Write):
+    """Sends heartbeats to agents whose records need more than a new stamp."""
 
     repeatable = True
     script = SCRIPTS["heartbeat_slow"]
 
     def while_moving(self) -> Sequence[Request]:
-        """Return requests that do what can be done meanwhile."""
-        return [Stamp(self.batch, [place]) for place in self.places]
+        """Return requests that only renew the stamps, which works meanwhile."""
+        return [StampOnly(self.batch, [place]) for place in self.places]
 
 
-class Stamp(Beat):
-    """Sends heartbeats that leave offline agents offline, for they name no key but the agent's."""
+class StampOnly(Heartbeat):
+    """Sends heartbeats that leave offline agents offline; each uses only the key of its agent."""
 
     def _further(self) -> tuple[Command, Command]:
         return (), (1,)
 
     def settle(self, reply: Any) -> Sequence[Request]:
-        """Take a reply as `Run.settle` does; what needs the slow script after all waits until the slot has moved."""
-        return [*Run.settle(self, reply), *self._left(WaitingBeat, SLOW)]
+        """Store a reply like `Run.settle`; agents that need the slow script wait until the slot has moved."""
+        return [*Run.settle(self, reply), *self._left(DeferredHeartbeat, SLOW)]
 
 
-class WaitingBeat(SlowBeat):
-    """Sends heartbeats that can only be sent when the slot of their keys has moved."""
+class DeferredHeartbeat(SlowHeartbeat):
+    """Sends heartbeats that must wait until the slot of their keys has moved."""
 
     def while_moving(self) -> Sequence[Request]:
-        """Return this request, to be sent again."""
+        """Return this request, to be retried."""
         return [self]
 
 
 class Mark(Write):
-    """Marks stale agents offline, and lets the store keep which ones until the next such request of the family."""
+    """Marks stale agents offline. The store keeps the marked keys until the next such request for the family."""
 
     script = SCRIPTS["reap"]
 
@@ -127,7 +127,7 @@ class Mark(Write):
         return (marks, *keys), (self.writer.marks.sent(self.family), *arguments)
 
     def settle(self, reply: Any) -> Sequence[Request]:
-        """Take a reply as `Write.settle` does, and take note of the agents that it says were marked."""
+        """Store a reply like `Write.settle`, and record the marked agents."""
         if isinstance(reply, list):
             marked = [key for key, outcome in zip(self.keys, reply, strict=True) if outcome == DONE]
             self.writer.marks.answered(self.family, map(id_in, marked))
@@ -135,18 +135,18 @@ class Mark(Write):
 
 
 class Settle(Write):
-    """Makes sure that lost writes of a family never take effect. Its key is the one of the family's marks."""
+    """Prevents lost writes of a family from taking effect. Its key is that of the family's marks."""
 
     script = SCRIPTS["settle"]
 
     @property
     def family(self) -> bytes:
-        """The family that it is about."""
+        """The family of keys to settle."""
         return family_of_marks(self.key)
 
 
 class TrySettle(Settle):
-    """Does so unless the slot of the family is being moved, which may take long."""
+    """Like `Settle`, but does nothing while the slot of the family is being moved, which may take long."""
 
     def while_moving(self) -> Sequence[Request]:
         """Return nothing."""
@@ -154,10 +154,10 @@ class TrySettle(Settle):
 
 
 class FindMarks(Settle):
-    """Does so, and finds out what the last `Mark` of the family has marked. Not to be sent beside a `Mark`."""
+    """Like `Settle`, and reads what the last `Mark` of the family marked. Never send it concurrently with a `Mark`."""
 
     def settle(self, reply: Any) -> Sequence[Request]:
-        """Take a reply as `Write.settle` does, and take note of the agents that it says were marked."""
+        """Store a reply like `Write.settle`, and record the marked agents."""
         if isinstance(reply, list):
             token, keys = msgspec.json.decode(reply[0], type=tuple[str, list[str]]) if reply[0] else ("", [])
             self.writer.marks.found(self.family, token, [id_in(key.encode()) for key in keys])

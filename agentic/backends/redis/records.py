@@ -1,4 +1,4 @@
-"""A registry's records as they are read: agents, or errors that say why not, and what a sweep has to write."""
+"""Decode records into agents or errors, and find the records that a sweep must change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentic.text import printable
 from agentic.wire import CorruptRecord, decode_agent, decode_pulse, heartbeat_as_written
 
 Stored = tuple[bytes, bytes, datetime]
-"""A key, the record that it holds, and the time of the server that said so."""
+"""A key, its record, and the time of the server that returned it."""
 
 
 OnCorrupt = Callable[[CorruptRecordError], object]
@@ -26,7 +26,7 @@ class Records:
         self._keys = keys
 
     def decoded(self, key: bytes, record: bytes, now: datetime) -> AgentInfo | CorruptRecordError:
-        """Return a record's agent as of `now`, or the error that says why there is none in it."""
+        """Return the agent in a record as of `now`, or the error of a corrupt record."""
         try:
             agent = decode_agent(record)
         except CorruptRecord as error:
@@ -42,7 +42,7 @@ class Records:
         return CorruptRecordError(f"the record at key '{shown}' is corrupt: {printable(why)}", id_in(key))
 
     def agents(self, page: Sequence[Stored], on_corrupt: OnCorrupt) -> list[AgentInfo]:
-        """Return the agent of each record; a corrupt one is skipped."""
+        """Return the agent of each record; skip corrupt records and pass them to `on_corrupt`."""
         agents = []
         for key, record, now in page:
             agent = self.decoded(key, record, now)
@@ -52,13 +52,13 @@ class Records:
                 on_corrupt(agent)
         return agents
 
-    def not_live(
+    def due(
         self, page: Sequence[Stored], boundary: datetime, on_corrupt: OnCorrupt
     ) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
-        """Yield the id of each agent that a sweep has to write, with its heartbeat as stored, and why.
+        """Yield the id of each agent that a sweep must change, with its heartbeat as stored, and the reason.
 
-        The reason is `stale`, or `future` for a heartbeat that its server's clock has not reached. A corrupt record is
-        skipped.
+        The reason is `stale`, or `future` if the heartbeat is ahead of its server's clock. Corrupt records are skipped
+        and passed to `on_corrupt`.
         """
         for key, record, now in page:
             try:
@@ -67,11 +67,11 @@ class Records:
                 on_corrupt(self.corrupt(key, str(error)))
                 continue
             heartbeat = pulse.last_heartbeat or NEVER
-            # Of an offline agent too, a heartbeat of the future keeps the record for longer than its time to live.
+            # Includes offline agents: after a clock step back, the record would outlive its time to live.
             is_stale = heartbeat < boundary and pulse.status != AgentStatus.OFFLINE
-            why = b"future" if heartbeat > now else b"stale" if is_stale else b""
-            if self._keys.agent(pulse.id) == key and not why:
+            reason = b"future" if heartbeat > now else b"stale" if is_stale else b""
+            if self._keys.agent(pulse.id) == key and not reason:
                 continue
-            # Read as a whole now: what `list` would call corrupt must not be written.
+            # Decode the whole record: a record that `list` reports as corrupt must not be written.
             for agent in self.agents([(key, record, now)], on_corrupt):
-                yield agent.id, (heartbeat_as_written(record), why)
+                yield agent.id, (heartbeat_as_written(record), reason)

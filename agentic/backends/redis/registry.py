@@ -1,4 +1,4 @@
-"""The registry in Redis or Valkey: its options, checked before anything connects."""
+"""The registry in Redis or Valkey. Its options are checked before it connects."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from agentic.urls import StoreURL, with_parameter
 
 
 class RedisRegistry(AgentRegistry):
-    """A registry in Redis 6.2 or later, or Valkey: the key `{prefix}:agent:{id}` holds an agent's JSON and expires.
+    """A registry in Redis 6.2 or later, or Valkey. The key `{prefix}:agent:{id}` stores an agent's JSON and expires.
 
-    Every change is one script, atomic in the server and on the server's clock. `list`, `scan`, `reap` and `flush` ask
-    for one page's records and the next page's keys in one round trip; they keep the ids they have seen, since the
-    server may repeat a key.
+    Every change is one script, atomic in the server and timed by the server's clock. `list`, `scan`, `reap` and `flush`
+    fetch one page's records and the next page's keys in one round trip. They remember the ids they have seen, because
+    the server may return a key twice.
 
     Attributes:
-        url: The URL, its password replaced by `***`; None where a client was passed.
-        prefix: What every key begins with.
-        max_connections: As given.
+        url: The URL with its password replaced by `***`; None if a client was passed.
+        prefix: The beginning of every key.
+        max_connections: The limit on connections.
     """
 
     backend: RedisBackend
@@ -57,26 +57,26 @@ class RedisRegistry(AgentRegistry):
         """Check the options; no I/O.
 
         Args:
-            url: `redis[s]://`, `valkey[s]://`, `unix://`, `redis[s]+sentinel://` or `redis[s]+cluster://`; of the
-                options below it may hold `ca`, `cert`, `key`, `sentinel_username`, `sentinel_password`, `sentinel_tls`,
-                and `db` for a Unix socket, as query parameters.
-            client: A client of your own, used in place of `url` and left open; its retries repeat no write. Options of
-                the connection belong to it, and are refused here.
-            password: Overrides the URL's.
-            db: Overrides the URL's; a cluster has none but 0.
-            prefix: Keeps several registries apart in one database.
+            url: `redis[s]://`, `valkey[s]://`, `unix://`, `redis[s]+sentinel://` or `redis[s]+cluster://`. Its query
+                parameters may be `ca`, `cert`, `key`, `sentinel_username`, `sentinel_password`, `sentinel_tls`, and
+                `db` for a Unix socket.
+            client: An existing client, used instead of `url` and left open; its retries never repeat a write.
+                Connection options must be set on it, and are refused here.
+            password: Overrides the URL's password.
+            db: Overrides the URL's database; a cluster has only database 0.
+            prefix: Separates several registries in one database.
             ttl: Seconds, to the millisecond, after its last registration or heartbeat at which an agent is **gone**;
                 None keeps it.
             timeout: Seconds a call may take, waiting for a free connection included.
             stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
-            wait: Seconds for which opening tries again while the store is unavailable.
-            max_connections: Connections at most; further calls wait for one.
-            ca: With TLS, a file of certificates to trust in place of the system's.
-            cert: With TLS, the client's certificate, and its key where `key` is not given.
+            wait: Seconds for which opening is retried while the store is unavailable.
+            max_connections: Limit on connections; further calls wait for a free one.
+            ca: With TLS, a file of certificates to trust instead of the system's.
+            cert: With TLS, the client's certificate, and its key unless `key` is given.
             key: With TLS, the key of `cert`.
-            sentinel_username: The user with whom sentinels are asked.
-            sentinel_password: The password with which sentinels are asked.
-            sentinel_tls: Whether sentinels are asked with TLS.
+            sentinel_username: The user name for the sentinels.
+            sentinel_password: The password for the sentinels.
+            sentinel_tls: Whether to connect to the sentinels with TLS.
 
         Raises:
             ConfigurationError: An option is wrong.
@@ -113,12 +113,12 @@ class RedisRegistry(AgentRegistry):
 
     @classmethod
     def options_in(cls, url: StoreURL) -> dict[str, Any]:
-        """Return the URL of the servers, and None for `password` and `db` where the URL has them."""
+        """Return the URL of the servers, and None for `password` and `db` if the URL has them."""
         return options_in(url)
 
     @classmethod
     @contextmanager
     def scratch(cls, **options: Any) -> Iterator[Self]:
-        """Make a registry under a prefix of its own."""
+        """Make a registry with a unique prefix."""
         options["prefix"] = f"{options.get('prefix') or DEFAULT_PREFIX}:demo-{uuid4().hex[:8]}"
         yield cls(**options)

@@ -1,4 +1,4 @@
-"""A walk of the fleet in Redis: every record once, whichever server answers and however keys move meanwhile."""
+"""Scan a fleet in Redis: read each record once, even if servers fail over or slots move meanwhile."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from agentic.errors import BackendUnavailableError
 T = TypeVar("T")
 
 Record = tuple[bytes, bytes | None, datetime]
-"""A key, what it holds (None where it has gone since it was scanned, or is no string), and its server's time."""
+"""A key, its value (None if it was deleted since the scan or is not a string), and its server's time."""
 
 PAGE_SIZE: Final = 500
-"""How many records a page has at most, and how many keys a step of a scan passes at least."""
+"""How many records a page has at most, and how many keys a SCAN visits at least."""
 
 LONGEST_STEP: Final = 8_000
-"""How many keys a step of a scan passes at most: while it does, some milliseconds, the server does nothing else."""
+"""How many keys a SCAN visits at most; the server is blocked meanwhile, for some milliseconds."""
 
 MAX_STARTS: Final = 3
-"""How often a scan is started: anew where its server became another one, or slots moved between servers."""
+"""How often a scan is started at most; it restarts if its server was replaced or slots moved between servers."""
 
 
 class RecordPage(NamedTuple):
-    """Records of one server, and its time before it was scanned; None where that was not asked."""
+    """Records of one server, and its time before the scan; None if the time was not requested."""
 
     records: Sequence[Record]
     began: datetime | None
 
 
 class ServerScan:
-    """How far the scan of one server has come, and the keys that it has found and that were not taken yet.
+    """The position of the scan of one server, and the keys found but not yet taken.
 
-    A scan's cursor means nothing to another server, or to the same one restarted. So each step says by which run of
-    which server it was made, and where that changes the scan starts anew.
+    A cursor is valid only on the server process that returned it. So each reply carries the run id of its server, and
+    the scan restarts when that changes.
 
     Pure state: no clock, no I/O.
 
     Attributes:
         node: The server.
-        began: As of `RecordPage`.
+        began: As in `RecordPage`.
     """
 
     def __init__(self, node: Any, began: datetime | None, pattern: bytes, page_size: int) -> None:
-        """Begin at the first key.
+        """Start at the first key.
 
         Args:
             node: The server.
-            began: As of `RecordPage`.
-            pattern: Which keys to find.
-            page_size: How many keys `take` returns at most, and a step passes at least.
+            began: As in `RecordPage`.
+            pattern: The keys to find.
+            page_size: How many keys `take` returns at most, and a SCAN visits at least.
         """
         self.node = node
         self.began = began
@@ -77,25 +77,25 @@ class ServerScan:
         return self._cursor is None and not self._found
 
     def take(self) -> list[bytes]:
-        """Return a page of the keys that were found, and forget them."""
+        """Remove and return a page of the found keys."""
         taken, self._found = self._found[: self._page_size], self._found[self._page_size :]
         return taken
 
     def next_step(self) -> Command | None:
-        """Return the command that finds more keys; None where there are no more, or enough for a page."""
+        """Return the command that finds more keys; None if there are no more, or a page is full."""
         if self._cursor is None or len(self._found) >= self._page_size:
             return None
         return ("SCAN", self._cursor, b"MATCH", self._pattern, b"COUNT", self._step)
 
     def scanned(self, step: Scanned, own: Sequence[bytes]) -> None:
-        """Take note of what a step has found.
+        """Record the keys that a step found.
 
         Args:
-            step: The answer to `next_step`.
-            own: Those of its keys that are the registry's.
+            step: The reply to `next_step`.
+            own: The keys in it that belong to the registry.
 
         Raises:
-            BackendUnavailableError: The server became another one again and again.
+            BackendUnavailableError: The server changed `MAX_STARTS` times.
         """
         if self._run is None:
             self._run = step.server
@@ -106,13 +106,13 @@ class ServerScan:
         elif self._starts < MAX_STARTS:
             self._start()
         else:
-            raise BackendUnavailableError("the server became another one again and again while its agents were read")
+            raise BackendUnavailableError("the server kept changing while its agents were read")
 
 
-class Walk:
-    """Reads a registry's records, each key once, in one round trip a page: its records and the next page's keys.
+class FleetScan:
+    """Reads each record of a registry once. One round trip per page fetches its records and the next page's keys.
 
-    Where slots move between servers meanwhile, all servers are scanned again, passing over the keys that were read.
+    If slots move between servers meanwhile, all servers are scanned again and keys already read are skipped.
     """
 
     def __init__(
@@ -123,13 +123,13 @@ class Walk:
         time_of: Callable[[Any], Awaitable[datetime]] | None = None,
         page_size: int = PAGE_SIZE,
     ) -> None:
-        """Make ready to walk; no I/O.
+        """Prepare a scan; no I/O.
 
         Args:
-            servers: Where the records are.
-            keys: The registry's.
-            time_of: Asked for the time of each server before it is scanned.
-            page_size: As of `ServerScan`.
+            servers: The servers to scan.
+            keys: The keys of the registry.
+            time_of: Returns the time of a server; called before each server is scanned.
+            page_size: As in `ServerScan`.
         """
         self._servers = servers
         self._keys = keys
@@ -143,13 +143,13 @@ class Walk:
         self._ahead: asyncio.Future[RecordPage | None] | None = None
 
     async def next(self, work: Callable[[RecordPage], Awaitable[T]]) -> tuple[T, bool]:
-        """Read the next page; return what `work` makes of it, and whether there is another one.
+        """Pass the next page to `work`; return its result, and whether there is another page.
 
-        While `work` runs, the page after it is read; where that fails, the next call raises the error. Nothing is
-        under way once a call has ended.
+        The following page is read while `work` runs; if that fails, the next call raises the error. No task is left
+        running when a call ends.
 
         Raises:
-            BackendUnavailableError: A server could not be asked, or changed again and again.
+            BackendUnavailableError: A server did not answer, or kept changing.
         """
         page = await self._read() if self._ahead is None else self._ahead.result()
         if page is None:
@@ -157,7 +157,7 @@ class Walk:
         self._ahead = ahead = asyncio.ensure_future(self._read())
         ahead.add_done_callback(mark_retrieved)
         try:
-            await asyncio.sleep(0)  # Lets it send its request before the work begins.
+            await asyncio.sleep(0)  # Let it send its request before the work starts.
             result = await work(page)
             await asyncio.wait([ahead])
         except BaseException:
@@ -168,10 +168,10 @@ class Walk:
         return result, not is_last
 
     async def next_keys(self) -> list[bytes] | None:
-        """Return a page of keys alone, some of them perhaps for the second time; None after the last one.
+        """Return a page of keys without their records, possibly with repeated keys; None after the last page.
 
         Raises:
-            BackendUnavailableError: As of `next`.
+            BackendUnavailableError: As in `next`.
         """
         scan = await self._current_scan()
         if scan is None:
@@ -194,7 +194,7 @@ class Walk:
         return list(zip(keys, records, times, strict=True))
 
     async def _current_scan(self) -> ServerScan | None:
-        """Return the scan that goes on: of the server under way, or else of the next one; None after the last one."""
+        """Return the unfinished scan of a server, starting the next one if needed; None after the last server."""
         while self._scan is None or self._scan.is_over():
             if not self._nodes and not await self._start():
                 await self._seen.forget()
@@ -206,7 +206,7 @@ class Walk:
         return self._scan
 
     async def _start(self) -> bool:
-        """Find the servers to be scanned; return False where those that were scanned are still the ones."""
+        """Find the servers to scan; return False if they were all scanned with the current layout of slots."""
         nodes = await self._servers.nodes()
         layout = self._servers.layout()
         if self._starts == MAX_STARTS or (self._starts and layout == self._layout):
@@ -217,7 +217,7 @@ class Walk:
 
 
 def _next_length(step: int, found: int, page_size: int) -> int:
-    """Return how many keys to pass next: more where few of them are the registry's, fewer where a page overflows."""
+    """Return how many keys to visit next: more if few of them belong to the registry, fewer if a page overflows."""
     if found < page_size / 2:
         return min(2 * step, LONGEST_STEP)
     return max(step * page_size // found, page_size) if found > 2 * page_size else step

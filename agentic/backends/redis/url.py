@@ -1,4 +1,4 @@
-"""What a Redis URL says of the connection, read here rather than by the driver, which guesses."""
+"""Connection options from a Redis URL. Parsed here because redis-py guesses at malformed URLs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from agentic.urls import Host, StoreURL, file_path, malformed
 PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 
-# By which name the driver knows each file that TLS needs.
+# redis-py's names for the TLS files.
 _FILES: Final = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
 _SCHEME: Final = re.compile(r"unix|(redis|valkey)s?(\+(sentinel|cluster))?")
 _PARAMETERS: Final = (*_FILES, "sentinel_username", "sentinel_password", "sentinel_tls")
 
 
 def connection_options(url: StoreURL, **given: object) -> dict[str, Any]:
-    """Return how to connect to the servers that a URL names.
+    """Return the options for connecting to the servers in a URL.
 
     Args:
         url: With parameters of the connection only: `ca`, `cert`, `key`, `sentinel_username`, `sentinel_password`,
             `sentinel_tls`, and `db` for a Unix socket.
-        given: The same, and `db` and `password`, given beside the URL: they override it, and None counts as not given.
+        given: The same options, `db` and `password`, passed separately. They override the URL; None means not given.
 
     Returns:
-        `host` and `port`, or `path`, or `sentinels` and `service`, or `cluster`; `db`; `ssl` but for a Unix socket;
-        and where they are given `username`, `password`, `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`,
-        `sentinel_username`, `sentinel_password` and `sentinel_tls`.
+        `host` and `port`, or `path`, or `sentinels` and `service`, or `cluster`; `db`; `ssl` except for a Unix socket;
+        and if given, `username`, `password`, `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `sentinel_username`,
+        `sentinel_password` and `sentinel_tls`.
 
     Raises:
         ConfigurationError: The URL or an option is wrong; the message shows no secret.
@@ -44,7 +44,7 @@ def connection_options(url: StoreURL, **given: object) -> dict[str, Any]:
     known = (*_PARAMETERS, "db") if is_unix else _PARAMETERS
     if not set(known).issuperset(url.parameters):
         malformed(f"RedisRegistry takes only {', '.join(known)} as parameters; open_registry takes every option")
-    options = _place(url)
+    options = _location(url)
     if not is_unix:
         options["ssl"] = tls
     if url.username:
@@ -52,8 +52,8 @@ def connection_options(url: StoreURL, **given: object) -> dict[str, Any]:
     if url.password:
         options["password"] = url.password
     in_url = {name: _parameter(name, value) for name, value in url.parameters.items()}
-    beside_it = {name: value for name, value in given.items() if value is not None}
-    for name, value in (in_url | beside_it).items():
+    overrides = {name: value for name, value in given.items() if value is not None}
+    for name, value in (in_url | overrides).items():
         options[_FILES.get(name, name)] = _checked(name, value, tls=tls, kind=url.scheme.partition("+")[2])
     if "ssl_keyfile" in options and "ssl_certfile" not in options:
         raise ConfigurationError("key: needs the cert that it belongs to")
@@ -61,12 +61,12 @@ def connection_options(url: StoreURL, **given: object) -> dict[str, Any]:
 
 
 def options_in(url: StoreURL) -> dict[str, Any]:
-    """Return the arguments of `RedisRegistry` that a URL gives outside its query.
+    """Return the arguments of `RedisRegistry` that a URL specifies outside its query.
 
-    `password` and `db` are None where the URL has them, so that it counts before a configuration.
+    `password` and `db` are None if the URL has them, so that the URL overrides a configuration.
 
     Raises:
-        ConfigurationError: `db` is a parameter where the path names the database.
+        ConfigurationError: `db` is a parameter, although the path names the database.
     """
     options: dict[str, Any] = {"url": url.without_parameters()}
     if url.password:
@@ -99,8 +99,8 @@ def _checked(name: str, value: object, *, tls: bool, kind: str) -> str | int | b
     return file_path(value, name) if name in _FILES else text(value, name)
 
 
-def _place(url: StoreURL) -> dict[str, Any]:
-    """Return where the servers are, and which database of theirs is meant."""
+def _location(url: StoreURL) -> dict[str, Any]:
+    """Return the addresses of the servers, and the database."""
     kind = url.scheme.partition("+")[2]
     if url.scheme == "unix":
         if url.hosts != (("", None),) or not url.path.strip("/"):

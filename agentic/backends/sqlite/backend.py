@@ -1,4 +1,4 @@
-"""Agents in a SQLite file: how each primitive is made of statements and transactions."""
+"""Implement the primitives of a store with SQLite statements and transactions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentic.backends.seen import Seen
 from agentic.backends.sqlite.database import Database
 from agentic.backends.sqlite.diagnosis import CHECKS
 from agentic.backends.sqlite.file import DEFAULT_PATH
-from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, later, row_of, stored
+from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, execute_for_keys, later, row_of, stored
 from agentic.backends.sqlite.sweep import due_rows, sweep_rows
 from agentic.backends.sqlite.writes import delete_rows, insert_rows, update_rows
 from agentic.clock import Clock, format_instant, read, system_clock
@@ -29,27 +29,27 @@ from agentic.urls import file_path
 from agentic.validation import check_size
 
 PAGE_SIZE: Final = 500
-_PLAIN_IN_A_PATH: Final = "/:@+,;=!$&'()*[]"
-"""What a URL need not percent-encode in the path of a file."""
+_SAFE_IN_PATH: Final = "/:@+,;=!$&'()*[]"
+"""Characters that need no percent-encoding in the path of a URL."""
 
-CLEARED_AT_ONCE: Final = 5_000
+CLEAR_PAGE_SIZE: Final = 5_000
 
 _PRESENT: Final = "(expires_at IS NULL OR expires_at >= ?)"
 _BEAT: Final = """
     last_heartbeat = ?, expires_at = ?, status = CASE status WHEN 'offline' THEN 'available' ELSE status END"""
-_PRESENT_AMONG: Final = f"{_PRESENT} AND id IN (?)"
-_PRESENT_IDS: Final = f"SELECT id FROM agents WHERE {_PRESENT_AMONG}"
-_FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT_AMONG}"
+_PRESENT_WITH_ID: Final = f"{_PRESENT} AND id IN (?)"
+_PRESENT_IDS: Final = f"SELECT id FROM agents WHERE {_PRESENT_WITH_ID}"
+_FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT_WITH_ID}"
 _PAGE: Final = f"""
 SELECT {AGENT_COLUMNS}, rowid FROM agents WHERE {_PRESENT} AND rowid <= ? ORDER BY rowid DESC LIMIT {PAGE_SIZE}"""
-# The ids that are texts: numbers are lower than any of them, blobs higher. UTF-8 in a blob, for an id may be invalid.
+# Only text ids: SQLite sorts numbers before texts, blobs after. Cast to a blob, because an id may be invalid UTF-8.
 _PAGE_BY_ID: Final = f"""
 SELECT {AGENT_COLUMNS}, CAST(id AS BLOB) FROM agents WHERE {_PRESENT} AND id > CAST(? AS TEXT) AND id < x''
 ORDER BY id LIMIT ?"""
-_WITHOUT_A_TEXT_AS_ID: Final = f"""
+_WITHOUT_TEXT_ID: Final = f"""
 SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT} AND (id IS NULL OR id < '' OR id >= x'')"""
 _LAST_ROWID: Final = 2**63 - 1
-_CLEARED: Final = f"rowid IN (SELECT rowid FROM agents WHERE rowid <= ? ORDER BY rowid DESC LIMIT {CLEARED_AT_ONCE})"
+_CLEARED: Final = f"rowid IN (SELECT rowid FROM agents WHERE rowid <= ? ORDER BY rowid DESC LIMIT {CLEAR_PAGE_SIZE})"
 _MAX_SOUND_IDS: Final = 100_000
 
 
@@ -86,7 +86,7 @@ class SQLiteBackend(Backend):
     def store(self) -> str:
         """The file as `sqlite:///relative.db` or `sqlite:////absolute.db`."""
         path = os.path.expanduser(DEFAULT_PATH) if self.path == DEFAULT_PATH else self.path  # noqa: PTH111  a text stays
-        return f"sqlite:///{quote(path, safe=_PLAIN_IN_A_PATH, errors='surrogateescape')}"
+        return f"sqlite:///{quote(path, safe=_SAFE_IN_PATH, errors='surrogateescape')}"
 
     async def open(self) -> None:
         self._database = Database(self.path, create=self.create, timeout=self.timeout, synchronous=self.synchronous)
@@ -128,12 +128,12 @@ class SQLiteBackend(Backend):
             sound = [agent_id for agent_id in ids if agent_id not in corrupt] if corrupt else ids
             if not sound:
                 return [corrupt[agent_id] for agent_id in ids]
-            # One statement for a whole batch: it runs in C from end to end, the event loop's thread beside it.
-            touched = update_rows(db, _BEAT, _PRESENT_AMONG, (stamp, later(now, self.ttl), stamp), sound)
+            # One statement per batch: SQLite runs it without the GIL, so that the event loop continues.
+            touched = update_rows(db, _BEAT, _PRESENT_WITH_ID, (stamp, later(now, self.ttl), stamp), sound)
             if not corrupt and touched == len(set(ids)):
                 return [True] * len(ids)
-            # The write lock is held: who is there now was there to be touched.
-            present = {agent_id for (agent_id,) in for_all(db, _PRESENT_IDS, (stamp,), sound).fetchall()}
+            # In the same transaction, so agents present now were present for the update.
+            present = {agent_id for (agent_id,) in execute_for_keys(db, _PRESENT_IDS, (stamp,), sound).fetchall()}
             return [corrupt.get(agent_id, agent_id in present) for agent_id in ids]
 
         return await database.write(work)
@@ -150,7 +150,7 @@ class SQLiteBackend(Backend):
 
     async def delete(self, ids: Sequence[str]) -> Sequence[bool]:
         def work(db: sqlite3.Connection) -> list[bool]:
-            removed = set(delete_rows(db, _PRESENT_AMONG, "id", (format_instant(self._now()),), ids))
+            removed = set(delete_rows(db, _PRESENT_WITH_ID, "id", (format_instant(self._now()),), ids))
             return [agent_id in removed for agent_id in ids]
 
         return await self.database.write(work)
@@ -167,16 +167,16 @@ class SQLiteBackend(Backend):
             now = self._now()
             parameters = (format_instant(now), after.encode(errors="surrogateescape"), limit + 1)
             rows = db.execute(_PAGE_BY_ID, parameters).fetchall()
-            strange = [] if len(rows) > limit else db.execute(_WITHOUT_A_TEXT_AS_ID, parameters[:1]).fetchall()
-            return now, rows, strange
+            without_text_id = [] if len(rows) > limit else db.execute(_WITHOUT_TEXT_ID, parameters[:1]).fetchall()
+            return now, rows, without_text_id
 
-        now, rows, strange = await self.database.read(work)
-        agents = self._agents(chain((row[:-1] for row in rows[:limit]), strange), now)
+        now, rows, without_text_id = await self.database.read(work)
+        agents = self._agents(chain((row[:-1] for row in rows[:limit]), without_text_id), now)
         return agents, rows[limit - 1][-1].decode(errors="surrogateescape") if len(rows) > limit else None
 
     async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
-        # By rowid, so that nothing stored in a row, however damaged, steers the walk. Downwards, for new rows come on
-        # top and VACUUM moves rows down at most. An agent that was registered anew or moved may be met twice.
+        # Walk by rowid, because any other column may be corrupt. Walk downwards: new rows get higher rowids, and VACUUM
+        # can only lower a rowid. An agent that was registered again or moved may appear twice.
         upto, seen = cursor or (_LAST_ROWID, Seen[str]())
 
         def work(db: sqlite3.Connection) -> tuple[datetime, list[tuple[Any, ...]]]:
@@ -193,7 +193,7 @@ class SQLiteBackend(Backend):
         return page, None
 
     def _agents(self, rows: Iterable[tuple[Any, ...]], now: datetime) -> list[AgentInfo]:
-        """Return the agent of each row; a corrupt one is skipped."""
+        """Return the agent of each row; skip corrupt rows and pass them to `on_corrupt`."""
         agents = []
         for row in rows:
             agent = agent_of(row, now)
@@ -221,7 +221,7 @@ class SQLiteBackend(Backend):
         present = await self.database.write(
             lambda db: delete_rows(db, _CLEARED, _PRESENT, (cursor, format_instant(self._now())))
         )
-        return sum(present), cursor if len(present) == CLEARED_AT_ONCE else None
+        return sum(present), cursor if len(present) == CLEAR_PAGE_SIZE else None
 
     async def diagnose(self, cursor: Cursor) -> Step[Sequence[Finding]]:
         check, *following = CHECKS if cursor is None else cursor
@@ -232,14 +232,14 @@ class SQLiteBackend(Backend):
 
 
 def _fetch_all(db: sqlite3.Connection, ids: Sequence[str], now: datetime) -> list[AgentInfo | RegistryError | None]:
-    rows = {row[0]: row for row in for_all(db, _FETCH, (format_instant(now),), ids).fetchall()}
+    rows = {row[0]: row for row in execute_for_keys(db, _FETCH, (format_instant(now),), ids).fetchall()}
     return [agent_of(rows[agent_id], now) if agent_id in rows else None for agent_id in ids]
 
 
 def _corrupt_among(
     db: sqlite3.Connection, ids: Sequence[str], now: datetime, sound_ids: set[str]
 ) -> dict[str, RegistryError]:
-    """Return the errors of corrupt rows; only rows that may have changed since they were last read are read."""
+    """Return the errors of corrupt rows by id; check only rows that may have changed since they were last read."""
     if sound_ids.issuperset(ids):
         return {}
     unread = [agent_id for agent_id in ids if agent_id not in sound_ids]

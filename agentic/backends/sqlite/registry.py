@@ -1,4 +1,4 @@
-"""The registry in a SQLite file: its options, checked before the file is touched."""
+"""The registry in a SQLite file. Its options are checked before the file is opened."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class SQLiteRegistry(AgentRegistry):
     """A registry in a SQLite file, or in memory with the path `":memory:"`.
 
     Every change is one transaction, run in one step in the connection's own thread, so a cancelled call leaves none
-    open. Write-ahead logging lets others read and write the file meanwhile. Its store's clock is `clock`; an agent
-    past its `ttl` is gone for every call, and deleted from the file by `reap`.
+    open. With write-ahead logging, other processes can use the file at the same time. `clock` is the store's clock. An
+    agent past its `ttl` is gone for every call; `reap` deletes it from the file.
 
     Attributes:
-        path: As given.
-        clock: As given.
-        synchronous: As given.
-        create: As given.
+        path: The file.
+        clock: The store's clock.
+        synchronous: `"NORMAL"` or `"FULL"`.
+        create: Whether opening creates what is missing.
     """
 
     backend: SQLiteBackend
@@ -47,18 +47,18 @@ class SQLiteRegistry(AgentRegistry):
         """Check the options; no I/O.
 
         Args:
-            path: The file, created when it is not there; its folder must exist. None stands for
-                `~/.config/agentic/registry.db`, whose folder is created; both are readable by their owner alone.
+            path: The file, created if absent; its folder must exist. None means `~/.config/agentic/registry.db`, whose
+                folder is created; only their owner can read either.
             ttl: Seconds after its last registration or heartbeat at which an agent is **gone**; None keeps it.
-            timeout: Seconds a call may take, waiting for other processes' writes included.
+            timeout: Seconds a call may take, including the wait for other processes' writes.
             stale_after: Seconds of silence after which a reaper marks an agent **offline**, by default.
-            wait: Seconds for which opening tries again while the store is unavailable.
+            wait: Seconds for which opening is retried while the store is unavailable.
             clock: Returns the current instant as an aware `datetime`; called in the connection's thread.
-            synchronous: What a power failure may take. `"NORMAL"`: the last writes before it, never the file's
-                consistency; a crash of the process takes nothing. `"FULL"`: nothing that was acknowledged, at the price
-                of one sync of the disk for each transaction.
-            create: Make what is not there yet: the file, its table, and the default file's folder. False, for programs
-                that only look: opening raises `BackendRejectedError` where there is no registry, and makes nothing.
+            synchronous: Durability. With `"NORMAL"` a power failure may lose the last writes, but never corrupts the
+                file; a crash of the process loses nothing. With `"FULL"` no acknowledged write is lost, at the cost of
+                one disk sync per transaction.
+            create: Create what is missing: the file, its table, and the default file's folder. With False, opening
+                raises `BackendRejectedError` if there is no registry, and creates nothing.
 
         Raises:
             ConfigurationError: An option is wrong.
@@ -70,7 +70,7 @@ class SQLiteRegistry(AgentRegistry):
 
     @classmethod
     def options_in(cls, url: StoreURL) -> dict[str, Any]:
-        """Return the file."""
+        """Return the path of the file."""
         return {"path": url.file()}
 
     @classmethod

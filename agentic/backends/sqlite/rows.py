@@ -1,4 +1,4 @@
-"""A row of the table `agents`: how it becomes an agent, and an agent becomes a row."""
+"""Convert rows of the table `agents` to agents, and agents to rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agentic.text import printable
 AGENT_COLUMNS: Final = ", ".join(field.name for field in FIELDS)
 
 _STORED: Final = {Kind.NUMBER: int, Kind.INSTANT: datetime}
-# The columns of `AGENT_COLUMNS`, checked: SQLite keeps whatever a writer put into them.
+# Checks the values of `AGENT_COLUMNS`, because SQLite does not enforce column types.
 _Row: Final = msgspec.defstruct(
     "_Row", [(field.name, _STORED.get(field.kind, str)) for field in FIELDS], array_like=True, gc=False
 )
@@ -35,7 +35,7 @@ _READERS: Final = [
     for at, field in enumerate(FIELDS)
     if field.kind in _READ
 ]
-"""Places of columns that hold another form than `AgentInfo`, what reads them, and what stands for nothing read."""
+"""For columns whose stored form differs: their index, their decoder, and the value for an empty result."""
 
 
 def _json_text(value: object) -> str:
@@ -44,7 +44,7 @@ def _json_text(value: object) -> str:
 
 _WRITE: Final[Mapping[Kind, Callable[[Any], object]]] = {
     Kind.TEXTS: _json_text,
-    Kind.STATUS: str.__str__,  # SQLite takes a plain text faster.
+    Kind.STATUS: str.__str__,  # SQLite binds a plain str faster.
     Kind.ENTRIES: _json_text,
 }
 _WRITE_FIELD: Final[Mapping[str, Callable[[Any], object]]] = {
@@ -56,9 +56,9 @@ _WRITERS: Final[Sequence[tuple[int, Callable[[Any], object]]]] = [
 
 
 def agent_of(row: tuple[object, ...], now: datetime) -> AgentInfo | CorruptRecordError:
-    """Return the agent in a row of `AGENT_COLUMNS`, or the error that says why there is none in it.
+    """Return the agent in a row of `AGENT_COLUMNS`, or the error of a corrupt row.
 
-    A heartbeat in the future, which a step back of the clock leaves behind, counts as of `now`.
+    A heartbeat in the future, left by a step back of the clock, is read as `now`.
     """
     try:
         return _converted(row, now)
@@ -68,7 +68,7 @@ def agent_of(row: tuple[object, ...], now: datetime) -> AgentInfo | CorruptRecor
 
 
 def _converted(row: tuple[object, ...], now: datetime) -> AgentInfo:
-    if not row[HEARTBEAT]:  # No time at all, which is what the year 1 stands for.
+    if not row[HEARTBEAT]:  # No heartbeat, which is stored as year 1.
         row = (*row[:HEARTBEAT], _NEVER_TEXT, *row[HEARTBEAT + 1 :])
     values: list[Any] = [*astuple(msgspec.convert(row, _Row))]
     instant = values[HEARTBEAT]
@@ -90,13 +90,13 @@ def row_of(agent: AgentInfo, last_heartbeat: str) -> list[object]:
 
 
 def stored(name: str, value: Any) -> object:
-    """Return the form in which a column holds a field."""
+    """Return the stored form of a field's value."""
     write = _WRITE_FIELD.get(name)
     return value if write is None else write(value)
 
 
 def later(now: datetime, seconds: float | None) -> str | None:
-    """Return the stored form of the instant that many seconds after `now`; None where there is none."""
+    """Return the stored form of the instant `seconds` after `now`; None for no expiry, or beyond the year 9999."""
     if seconds is None:
         return None
     try:
@@ -105,13 +105,13 @@ def later(now: datetime, seconds: float | None) -> str | None:
         return None
 
 
-def for_all(
+def execute_for_keys(
     db: sqlite3.Connection, statement: str, parameters: tuple[object, ...], keys: Sequence[str] | Sequence[int]
 ) -> sqlite3.Cursor:
-    """Execute a statement whose last `?`, in `IN (?)`, stands for all the keys; without keys, as it is."""
+    """Execute a statement with its `IN (?)` expanded to all keys; without keys, unchanged."""
     if not keys:
         return db.execute(statement, parameters)
-    # Padded to a power of two, so that few different texts are prepared.
+    # Pad to a power of two, so that few distinct statements are prepared.
     size = 1 << (len(keys) - 1).bit_length()
     return db.execute(_for_keys(statement, size), (*parameters, *keys, *[keys[-1]] * (size - len(keys))))
 

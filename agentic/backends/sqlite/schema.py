@@ -1,4 +1,4 @@
-"""The table `agents`: how it is made, how an older or a Go file is brought up to date, and which tables are refused."""
+"""Create the table `agents`, migrate older files and those of the Go original, and refuse unsuitable tables."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from agentic.backends.sqlite.connection import Job
 from agentic.errors import BackendRejectedError
 from agentic.text import printable
 
-# Heartbeats of agents that lie scattered in the file change a page each. With SQLite's own limits, of 1,000 pages and
-# 2 MiB, a third of their time went into copying the log back too often.
+# Heartbeats of agents scattered over the file change one page each. With SQLite's defaults of 1,000 pages and 2 MiB,
+# a third of their time was spent on checkpoints.
 LOG_PAGES: Final = 4_000
-"""How long the log grows before it is copied back into the file."""
+"""Length of the log, in pages, at which it is copied back into the file."""
 CACHE_KIB: Final = 64 * 1024
-"""How much of the file is kept in memory at most, by each of the two connections."""
+"""Page cache of each of the two connections."""
 
-# The Go original's table, then the columns it does not have. Times are text of fixed width, see `clock.format_instant`.
+# The table of the Go original; `_OWN_COLUMNS` are added to it. Times are fixed-width texts, see `clock.format_instant`.
 _CREATE: Final = """
 CREATE TABLE agents (
     id             TEXT PRIMARY KEY,
@@ -41,32 +41,32 @@ _DECLARED: Final = {
 _OWN_COLUMNS: Final = {field.name: _DECLARED[field.kind] for field in FIELDS[7:]} | {"expires_at": "TEXT"}
 
 SCHEMA_VERSION: Final = len(_OWN_COLUMNS) - 1
-"""Version 1 had two columns; each further one is a version."""
+"""Version 1 had two own columns; each added column increments the version."""
 
 _KEEPS_TEXT: Final = ("TEXT", "BLOB")
 _KEEPS_INTEGERS: Final = ("INTEGER", "NUMERIC", "BLOB")
-_KEEPS_TIMES: Final = ("TEXT", "BLOB", "NUMERIC")  # No time looks like a number.
+_KEEPS_TIMES: Final = ("TEXT", "BLOB", "NUMERIC")  # NUMERIC is safe: no time looks like a number.
 _KEEP: Final = {Kind.NUMBER: _KEEPS_INTEGERS, Kind.INSTANT: _KEEPS_TIMES}
 _AFFINITIES: Final = {
     **{field.name: _KEEP.get(field.kind, _KEEPS_TEXT) for field in FIELDS},
     "registered_at": _KEEPS_TIMES,
     "expires_at": _KEEPS_TIMES,
 }
-"""Which affinities of a column give back what was written to it."""
+"""For each column, the affinities that store its values unchanged."""
 
 
 def prepare(job: Job[None], *, create: bool, synchronous: str) -> None:
-    """Make a connection ready to write: WAL, durability, and the table as this version knows it.
+    """Prepare a connection for writing: set WAL and durability, and create or migrate the table.
 
-    A file that is refused stays as it was.
+    A refused file is left unchanged.
 
     Raises:
-        BackendRejectedError: The file is a newer version's, its `agents` table is somebody else's, or, unless `create`,
-            it has none.
+        BackendRejectedError: The file has a newer schema, its `agents` table is unsuitable, or it has none and `create`
+            is False.
         sqlite3.Error: The file cannot be used.
     """
     with job.snapshot():
-        job.execute("PRAGMA schema_version")  # The first read, which waits for others' locks.
+        job.execute("PRAGMA schema_version")  # The first read waits for the locks of other connections.
         exists = _has_table(job.db)
         if not exists and not create:
             raise BackendRejectedError("the file has no registry: registering the first agent creates it")
@@ -75,14 +75,14 @@ def prepare(job: Job[None], *, create: bool, synchronous: str) -> None:
     job.db.execute(f"PRAGMA synchronous = {synchronous}")
     job.db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     job.db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    if not current:  # Else no lock is needed, and a registry can be opened while another process writes.
+    if not current:  # No lock if current, so that a registry opens while another process writes.
         with job.transaction():
             _migrate(job.db)
     check_table(job.db)
 
 
 def prepare_reader(job: Job[None]) -> None:
-    """Make a connection ready to read; it never writes."""
+    """Prepare a connection that only reads."""
     job.db.execute("PRAGMA query_only = ON")
     job.db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     with job.snapshot():
@@ -90,10 +90,10 @@ def prepare_reader(job: Job[None]) -> None:
 
 
 def check_table(db: sqlite3.Connection) -> None:
-    """Check that the table is as this version left it.
+    """Check that the table has the columns that this version needs.
 
     Raises:
-        BackendRejectedError: It is not.
+        BackendRejectedError: It is missing or unsuitable.
     """
     if not _has_table(db):
         raise _refused("there is no such table")
@@ -101,7 +101,7 @@ def check_table(db: sqlite3.Connection) -> None:
 
 
 def _migrate(db: sqlite3.Connection) -> None:
-    if not _has_table(db):  # Another process may have made it meanwhile.
+    if not _has_table(db):  # Another process may have created it meanwhile.
         db.execute(_CREATE)
     present = {row[1] for row in db.execute("PRAGMA table_info(agents)").fetchall()}
     for column, declaration in _OWN_COLUMNS.items():
@@ -115,10 +115,10 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def _has_table(db: sqlite3.Connection) -> bool:
-    """Tell whether the table is there.
+    """Return whether the table exists.
 
     Raises:
-        BackendRejectedError: It is, but calls on it would not do what they say; or the file is a newer version's.
+        BackendRejectedError: It exists, but is unsuitable; or the file has a newer schema.
     """
     version = _version(db)
     if version > SCHEMA_VERSION:

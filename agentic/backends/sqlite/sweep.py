@@ -1,4 +1,4 @@
-"""One page of a sweep: which agents are silent, whose `ttl` is over, whose heartbeat lies in the future."""
+"""One page of a sweep: find agents that are silent, expired, or have a heartbeat in the future, and update them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from agentic.agent import HEARTBEAT, AgentInfo, AgentStatus
-from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, for_all, later
+from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, execute_for_keys, later
 from agentic.backends.sqlite.writes import delete_rows, update_each_row, update_rows
 from agentic.clock import NEVER, format_instant, is_stale, stale_before
 from agentic.errors import CorruptRecordError
 
-# Times are compared as text where they have the form of `format_instant`; any other time is due, so that it is read.
+# Compare times as texts if they have the form of `format_instant`; otherwise select the row for decoding.
 _DUE: Final = """
 SELECT rowid FROM agents WHERE rowid <= :upto AND (
     expires_at < :now
@@ -30,8 +30,8 @@ class Swept:
     """What one page of a sweep did.
 
     Attributes:
-        ids: Who was marked offline, or deleted without ever having been.
-        corrupt: Which rows are no agents: left as they are, or deleted where their `ttl` is over.
+        ids: The agents that were marked offline, or deleted before they were ever marked.
+        corrupt: The errors of corrupt rows. These are left unchanged, or deleted if their `ttl` is over.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -39,9 +39,9 @@ class Swept:
 
 
 def due_rows(db: sqlite3.Connection, upto: int, now: datetime, ttl: timedelta, limit: int) -> list[int]:
-    """Return the rowids, from `upto` downwards, of rows that a sweep may have to change; it reads them before it does.
+    """Return the rowids, from `upto` downwards, of rows that a sweep may have to change.
 
-    Needs no lock. Most sweeps find nobody, and so write nothing.
+    Needs no lock. Most sweeps find no rows, and so never write.
     """
     values = {"upto": upto, "limit": limit, "now": format_instant(now), "stale": format_instant(stale_before(now, ttl))}
     return [rowid for (rowid,) in db.execute(_DUE, values).fetchall()]
@@ -50,16 +50,16 @@ def due_rows(db: sqlite3.Connection, upto: int, now: datetime, ttl: timedelta, l
 def sweep_rows(
     db: sqlite3.Connection, rowids: Sequence[int], began: datetime, now: datetime, ttl: timedelta, expiry: float | None
 ) -> Swept:
-    """Decide about some rows as they are now, in a transaction that writes.
+    """Read rows again in a write transaction, and mark, restamp or delete them.
 
     Args:
         db: The connection.
         rowids: The rows.
-        began: When the sweep began. Silence is measured up to then: a pause between two pages takes nobody offline, nor
-            does a step back of the clock meanwhile.
+        began: When the sweep began. Silence is measured up to then, or up to `now` after a step back of the clock, so
+            that a pause between two pages marks nobody offline.
         now: The store's time.
-        ttl: Who has been silent for longer is marked offline.
-        expiry: Seconds after which an agent that nobody writes is gone; None keeps it.
+        ttl: Agents silent for longer are marked offline.
+        expiry: The registry's `ttl` in seconds; None keeps agents.
     """
     swept = Swept()
     as_of = min(began, now)
@@ -67,7 +67,9 @@ def sweep_rows(
     restamped: list[tuple[str, object, int]] = []
     marked: list[int] = []
     deleted: list[int] = []
-    for rowid, expires_at, expired, *columns in for_all(db, _READ, (format_instant(as_of),), rowids).fetchall():
+    for rowid, expires_at, expired, *columns in execute_for_keys(
+        db, _READ, (format_instant(as_of),), rowids
+    ).fetchall():
         agent = agent_of(tuple(columns), now)
         if expired:
             deleted.append(rowid)
@@ -83,7 +85,7 @@ def sweep_rows(
         if silent:
             marked.append(rowid)
         if (stamp := format_instant(heartbeat)) != columns[HEARTBEAT]:
-            # It was in the future and ages from now on, or was written in another form.
+            # The heartbeat was in the future and ages from now on, or had another text form.
             ahead = heartbeat == now and latest is not None and isinstance(expires_at, str) and expires_at > latest
             restamped.append((stamp, latest if ahead else expires_at, rowid))
     update_each_row(db, "last_heartbeat = ?, expires_at = ?", restamped)

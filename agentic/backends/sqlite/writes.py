@@ -1,4 +1,4 @@
-"""Every change of the table `agents`: what is derived from its rows is changed here too, or by triggers in `schema`."""
+"""Every write to the table `agents`. Update derived data here too, or by triggers in `schema`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from agentic.agent import FIELDS
-from agentic.backends.sqlite.rows import for_all
+from agentic.backends.sqlite.rows import execute_for_keys
 
 _REPLACED: Final = [*(field.name for field in FIELDS if field.name != "id"), "expires_at"]
 _INSERT: Final = f"""
@@ -18,7 +18,7 @@ Keys = Sequence[str] | Sequence[int]
 
 
 def insert_rows(db: sqlite3.Connection, rows: Iterable[Sequence[object]]) -> None:
-    """Insert rows; of a row with the same id, replace everything but `registered_at`.
+    """Insert rows; if a row with the same id exists, replace all of it except `registered_at`.
 
     Args:
         db: The connection.
@@ -34,21 +34,21 @@ def update_rows(
 
     Args:
         db: The connection.
-        assignments: What stands after `SET`.
-        condition: What stands after `WHERE`. Its last placeholder is in `IN (?)`.
-        parameters: The values of the placeholders before that one.
-        keys: The values of that one; at least one.
+        assignments: The expression after `SET`.
+        condition: The expression after `WHERE`. Its last placeholder is `IN (?)`.
+        parameters: The values of the placeholders before it.
+        keys: The values for `IN (?)`; at least one.
     """
-    return for_all(db, f"UPDATE agents SET {assignments} WHERE {condition}", parameters, keys).rowcount
+    return execute_for_keys(db, f"UPDATE agents SET {assignments} WHERE {condition}", parameters, keys).rowcount
 
 
 def update_each_row(db: sqlite3.Connection, assignments: str, rows: Iterable[Sequence[object]]) -> None:
-    """Update rows to values of their own.
+    """Update each row with its own values.
 
     Args:
         db: The connection.
-        assignments: What stands after `SET`.
-        rows: The values of its placeholders, and the rowid, for each row.
+        assignments: The expression after `SET`.
+        rows: For each row, the values of its placeholders and the rowid.
     """
     db.executemany(f"UPDATE agents SET {assignments} WHERE rowid = ?", rows)
 
@@ -60,10 +60,10 @@ def delete_rows(
 
     Args:
         db: The connection.
-        condition: As for `update_rows`, or without `IN (?)`.
-        returning: The expression.
+        condition: The expression after `WHERE`. If there are keys, its last placeholder is `IN (?)`.
+        returning: The expression after `RETURNING`.
         parameters: The values of the other placeholders.
-        keys: The values of the one in `IN (?)`.
+        keys: The values for `IN (?)`, if any.
     """
-    deleted = for_all(db, f"DELETE FROM agents WHERE {condition} RETURNING {returning}", parameters, keys)
+    deleted = execute_for_keys(db, f"DELETE FROM agents WHERE {condition} RETURNING {returning}", parameters, keys)
     return [value for (value,) in deleted.fetchall()]

@@ -1,4 +1,4 @@
-"""The contract that every store keeps, as a class of tests: subclass it and give it a store."""
+"""The contract of every store, as a class of tests: subclass it and provide a store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentic.testing.contract.sharing import Sharing
 
 
 class RegistryContract(Calls, Fleet, Pages, Reaping, Lifecycle, Sharing, Bounds):
-    """Every promise of `AgentRegistry` and `Backend` that a store has a part in, some 300 tests.
+    """About 300 tests of every guarantee of `AgentRegistry` and `Backend` that depends on the store.
 
     Subclass it in a test module, and define the fixture `store`:
 
@@ -33,5 +33,5 @@ class RegistryContract(Calls, Fleet, Pages, Reaping, Lifecycle, Sharing, Bounds)
             return MyStore(tmp_path / "agents")
     ```
 
-    The tests are coroutines for pytest-asyncio, in its strict or its automatic mode.
+    The tests are coroutines for pytest-asyncio, in strict or auto mode.
     """

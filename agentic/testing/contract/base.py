@@ -1,4 +1,4 @@
-"""What every part of the contract has: a store, and an open registry on it."""
+"""Shared by all parts of the contract: a store, and an open registry on it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 async def fill(registry: AgentRegistry, count: int, **fields: Any) -> set[str]:
-    """Register so many agents at once; return their ids."""
+    """Register agents concurrently; return their ids."""
     ids = {f"agent-{number:05}" for number in range(count)}
     await asyncio.gather(*(registry.register(AgentInfo(agent_id, **fields)) for agent_id in ids))
     return ids
 
 
 class Contract:
-    """Tests of a store, which a subclass gives."""
+    """Tests of a store that a subclass provides."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Mark the async tests for pytest-asyncio, which asks for it in its strict mode."""
+        """Mark the async tests for pytest-asyncio, which requires it in strict mode."""
         super().__init_subclass__(**options)
         for name, each in vars(cls).items():
             if name.startswith("test_") and inspect.iscoroutinefunction(each):
@@ -37,7 +37,7 @@ class Contract:
 
     @pytest.fixture
     def store(self) -> StoreUnderTest:
-        """Return the store under test, empty; each subclass defines this fixture."""
+        """Return the store under test, empty; subclasses must define this fixture."""
         raise NotImplementedError("define the fixture 'store', which returns a StoreUnderTest")
 
     @pytest_asyncio.fixture(loop_scope="function")

@@ -1,4 +1,4 @@
-"""Whatever a primitive of the backend does - hang, ignore its cancellation, raise anything - each call ends."""
+"""Each call ends, even if a primitive of the backend hangs, ignores cancellation or raises any exception."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentic.agent import AgentInfo
 from agentic.errors import BackendError, BackendUnavailableError, RegistryClosedError, RegistryError, RegistryOpenError
 from agentic.registry import AgentRegistry
 from agentic.testing.contract.base import LONG_AGO, Contract, fill
-from agentic.testing.contract.primitives import CALLS, do_first, scan
+from agentic.testing.contract.primitives import CALLS, run_first, scan
 from agentic.testing.store import StoreUnderTest
 from agentic.testing.waiting import wait_until
 
@@ -34,7 +34,7 @@ async def refuse() -> None:
 
 
 class Stubborn:
-    """Goes on although it is cancelled, until it is released."""
+    """Ignores cancellation until it is released."""
 
     def __init__(self) -> None:
         self.released = asyncio.Event()
@@ -53,8 +53,8 @@ class Stubborn:
         self.running -= 1
 
     @asynccontextmanager
-    async def released_at_the_end(self) -> AsyncGenerator[None, None]:
-        """Release it when the body ends, also where it fails, and wait until it has ended."""
+    async def released_on_exit(self) -> AsyncGenerator[None, None]:
+        """Release it when the body ends or fails, and wait until it has ended."""
         try:
             yield
         finally:
@@ -62,8 +62,8 @@ class Stubborn:
             await wait_until(lambda: not self.running, "the primitive has ended")
 
 
-async def ends(call: Awaitable[object]) -> object:
-    """Return what a call answers or the error that it raises; fail where it hangs."""
+async def outcome_of(call: Awaitable[object]) -> object:
+    """Return the result of a call or the error that it raises; fail if it hangs."""
     async with asyncio.timeout(10):
         try:
             return await call
@@ -80,10 +80,10 @@ def refuses_calls(registry: AgentRegistry) -> bool:
 
 
 async def open_with_short_timeout(registry: AgentRegistry) -> None:
-    """Open a registry whose timeout may be too short for that on a busy machine."""
+    """Open a registry, retrying because its timeout may be too short on a busy machine."""
 
     async def opens() -> bool:
-        return await ends(registry.open()) is None
+        return await outcome_of(registry.open()) is None
 
     await wait_until(opens, "the registry opens")
 
@@ -98,7 +98,7 @@ INTERRUPTIONS = [
 
 
 class Bounds(Contract):
-    """Calls on a store that misbehaves."""
+    """Calls on a misbehaving store."""
 
     # --- a store that hangs ---
 
@@ -106,9 +106,9 @@ class Bounds(Contract):
     async def test_a_call_ends_although_the_store_hangs(self, store: StoreUnderTest, call: str) -> None:
         primitive, make_call = CALLS[call]
         registry = store.make(timeout=0.3)
-        restore = do_first(registry, primitive, hang)
+        restore = run_first(registry, primitive, hang)
         await open_with_short_timeout(registry)
-        assert isinstance(await ends(make_call(registry)), BackendUnavailableError)
+        assert isinstance(await outcome_of(make_call(registry)), BackendUnavailableError)
         restore()
         await registry.aclose()
 
@@ -119,38 +119,38 @@ class Bounds(Contract):
         primitive, make_call = CALLS[call]
         registry = store.make(timeout=0.3)
         stubborn = Stubborn()
-        do_first(registry, primitive, stubborn)
-        async with stubborn.released_at_the_end():
+        run_first(registry, primitive, stubborn)
+        async with stubborn.released_on_exit():
             await open_with_short_timeout(registry)
-            assert isinstance(await ends(make_call(registry)), BackendUnavailableError)
-            await ends(registry.aclose())
+            assert isinstance(await outcome_of(make_call(registry)), BackendUnavailableError)
+            await outcome_of(registry.aclose())
             assert stubborn.cancelled == stubborn.calls
 
     @pytest.mark.parametrize("call", ["list", "scan", "flush", "store_time", "diagnose"])
     async def test_a_cancelled_call_does_not_wait_for_the_store(self, store: StoreUnderTest, call: str) -> None:
         primitive, make_call = CALLS[call]
         registry = store.make(timeout=60)
-        do_first(registry, primitive, hang)
+        run_first(registry, primitive, hang)
         async with registry:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await make_call(registry)
 
-    @pytest.mark.parametrize("act", [hang, None], ids=["hangs", "ignores its cancellation"])
+    @pytest.mark.parametrize("action", [hang, None], ids=["hangs", "ignores its cancellation"])
     async def test_open_ends_although_the_store_hangs_and_leaves_nothing_open(
-        self, store: StoreUnderTest, act: Callable[[], Awaitable[object]] | None
+        self, store: StoreUnderTest, action: Callable[[], Awaitable[object]] | None
     ) -> None:
         before = store.connections()
         registry = store.make(timeout=0.3)
         stubborn = Stubborn()
-        restore = do_first(registry, "open", act or stubborn)
-        async with stubborn.released_at_the_end():
-            assert isinstance(await ends(registry.open()), BackendUnavailableError)
+        restore = run_first(registry, "open", action or stubborn)
+        async with stubborn.released_on_exit():
+            assert isinstance(await outcome_of(registry.open()), BackendUnavailableError)
             restore()
-            if act is None:
-                with pytest.raises(RegistryOpenError):  # A second connection beside the first would be left behind.
+            if action is None:
+                with pytest.raises(RegistryOpenError):  # Opening again now would leak the first connection.
                     await registry.open()
-        await open_with_short_timeout(registry)  # When what the first try has left is closed.
+        await open_with_short_timeout(registry)  # Once the connection of the first try is closed.
         await registry.aclose()
         await wait_until(lambda: store.connections() == before, "no connection is left")
 
@@ -159,31 +159,31 @@ class Bounds(Contract):
     ) -> None:
         registry = store.make(timeout=0.3, wait=60)
         stubborn = Stubborn()
-        restore = do_first(registry, "open", stubborn)
-        async with stubborn.released_at_the_end():
+        restore = run_first(registry, "open", stubborn)
+        async with stubborn.released_on_exit():
             opening = asyncio.ensure_future(registry.open())
             await wait_until(lambda: stubborn.cancelled > 0, "the first try is cancelled")
             restore()
-            with pytest.raises(TimeoutError):  # Further tries find the first one still under way.
+            with pytest.raises(TimeoutError):  # Retries fail while the first try is still running.
                 await asyncio.wait_for(asyncio.shield(opening), 1.5)
         await opening
         await registry.aclose()
 
-    @pytest.mark.parametrize("act", [hang, None], ids=["hangs", "ignores its cancellation"])
+    @pytest.mark.parametrize("action", [hang, None], ids=["hangs", "ignores its cancellation"])
     async def test_closing_ends_although_the_store_hangs(
-        self, store: StoreUnderTest, act: Callable[[], Awaitable[object]] | None
+        self, store: StoreUnderTest, action: Callable[[], Awaitable[object]] | None
     ) -> None:
         registry = store.make(timeout=0.3)
         stubborn = Stubborn()
-        restore = do_first(registry, "close", act or stubborn)
-        async with stubborn.released_at_the_end():
+        restore = run_first(registry, "close", action or stubborn)
+        async with stubborn.released_on_exit():
             await open_with_short_timeout(registry)
-            assert isinstance(await ends(registry.aclose()), BackendUnavailableError)
+            assert isinstance(await outcome_of(registry.aclose()), BackendUnavailableError)
             restore()
-        do_first(registry, "open", refuse)
+        run_first(registry, "open", refuse)
 
         async def is_refused() -> bool:
-            return str(await ends(registry.open())) == "refused"
+            return str(await outcome_of(registry.open())) == "refused"
 
         await wait_until(is_refused, "closing has ended, so that the registry can be opened again")
 
@@ -193,11 +193,11 @@ class Bounds(Contract):
         async def fail() -> None:
             raise ZeroDivisionError
 
-        for act in (fail, hang):
+        for action in (fail, hang):
             registry = store.make(timeout=0.3)
-            do_first(registry, "open", refuse)
-            do_first(registry, "close", act)
-            error = await ends(registry.open())
+            run_first(registry, "open", refuse)
+            run_first(registry, "close", action)
+            error = await outcome_of(registry.open())
             assert str(error) == "refused"
 
     # --- cancelled, at any moment ---
@@ -235,11 +235,11 @@ class Bounds(Contract):
                 begun.append(True)
                 await hang()
 
-        do_first(registry, interrupted, hang_once)
+        run_first(registry, interrupted, hang_once)
         await registry.open()
-        call = asyncio.create_task(ends(registry.register(AgentInfo("a"))))
+        call = asyncio.create_task(outcome_of(registry.register(AgentInfo("a"))))
         closing = asyncio.create_task(registry.aclose())
-        await wait_until(lambda: bool(begun), f"{interrupted} is under way")
+        await wait_until(lambda: bool(begun), f"{interrupted} is in progress")
         await wait_until(lambda: refuses_calls(registry), "closing has begun")
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
@@ -269,7 +269,7 @@ class Bounds(Contract):
 
     @pytest.mark.parametrize("interruption", INTERRUPTIONS, ids=lambda error: type(error).__name__)
     @every_call
-    def test_whatever_a_primitive_raises_its_callers_get_an_error_and_later_calls_work(
+    def test_callers_get_an_error_for_any_exception_of_a_primitive_and_later_calls_work(
         self, store: StoreUnderTest, interruption: BaseException, call: str
     ) -> None:
         primitive, make_call = CALLS[call]
@@ -282,26 +282,26 @@ class Bounds(Contract):
         loop = asyncio.new_event_loop()
 
         def run(awaitable: Awaitable[object]) -> Any:
-            """Run the loop on although it is interrupted, as a notebook does."""
+            """Continue the loop after an interruption, like a notebook."""
             task = asyncio.ensure_future(awaitable, loop=loop)
             for _ in range(3):
                 try:
                     return loop.run_until_complete(task)
                 except (KeyboardInterrupt, SystemExit):
                     assert not task.done()
-            raise AssertionError("interrupted again and again")
+            raise AssertionError("interrupted three times")
 
         registry = store.make(timeout=20)
-        restore = do_first(registry, primitive, interrupt)
+        restore = run_first(registry, primitive, interrupt)
         try:
             run(registry.open())
-            error = run(ends(make_call(registry)))
+            error = run(outcome_of(make_call(registry)))
             assert isinstance(error, BackendError)
             if not isinstance(interruption, asyncio.CancelledError):
                 assert error.__cause__ is interruption
             restore()
             for other in ("register", "heartbeat", "update", "list", "reap", call):
-                assert not isinstance(run(ends(CALLS[other][1](registry))), BackendError)
+                assert not isinstance(run(outcome_of(CALLS[other][1](registry))), BackendError)
             run(registry.flush())
             run(registry.aclose())
         finally:
@@ -310,15 +310,15 @@ class Bounds(Contract):
     # --- closed ---
 
     @every_call
-    async def test_a_call_under_way_when_the_registry_closes_ends(self, store: StoreUnderTest, call: str) -> None:
+    async def test_a_call_in_progress_when_the_registry_closes_ends(self, store: StoreUnderTest, call: str) -> None:
         primitive, make_call = CALLS[call]
         registry = store.make(timeout=0.2)
-        do_first(registry, primitive, hang)
+        run_first(registry, primitive, hang)
         await open_with_short_timeout(registry)
-        under_way = asyncio.create_task(ends(make_call(registry)))
+        in_progress = asyncio.create_task(outcome_of(make_call(registry)))
         await asyncio.sleep(0)
-        await ends(registry.aclose())
-        assert isinstance(await under_way, (RegistryClosedError, BackendUnavailableError))
+        await outcome_of(registry.aclose())
+        assert isinstance(await in_progress, (RegistryClosedError, BackendUnavailableError))
 
     async def test_closing_lets_a_scan_go_on_for_as_long_as_the_timeout(self, store: StoreUnderTest) -> None:
         registry = store.make()
@@ -332,7 +332,7 @@ class Bounds(Contract):
         await closing
         assert len({agent.id for agent in seen}) == 1200
 
-    async def test_scans_left_half_way_leave_nothing(self, store: StoreUnderTest) -> None:
+    async def test_abandoned_scans_leave_no_task(self, store: StoreUnderTest) -> None:
         problems: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
         registry = store.make(timeout=60)
@@ -349,13 +349,13 @@ class Bounds(Contract):
             del unused
         gc.collect()
         await wait_until(lambda: asyncio.all_tasks() == tasks, "no task is left")
-        async with asyncio.timeout(30):  # Half of what closing waits for walks.
+        async with asyncio.timeout(30):  # Half as long as closing waits for walks.
             await registry.aclose()
         assert problems == []
 
     # --- contexts ---
 
-    async def test_what_is_sent_runs_in_no_callers_context(self, store: StoreUnderTest) -> None:
+    async def test_primitives_do_not_run_in_a_callers_context(self, store: StoreUnderTest) -> None:
         caller: ContextVar[str] = ContextVar("caller", default="nobody")
         seen: dict[str, set[str]] = {}
         registry = store.make()
@@ -364,7 +364,7 @@ class Bounds(Contract):
             async def look() -> None:
                 seen.setdefault(primitive, set()).add(caller.get())
 
-            do_first(registry, primitive, look)
+            run_first(registry, primitive, look)
 
         primitives = {primitive for primitive, _ in CALLS.values()} | {"open", "close"}
         for primitive in primitives:
@@ -374,7 +374,7 @@ class Bounds(Contract):
         async with registry:
             for name, (_, make_call) in CALLS.items():
                 caller.set(name)
-                await asyncio.gather(*(ends(make_call(registry)) for _ in range(3)))
+                await asyncio.gather(*(outcome_of(make_call(registry)) for _ in range(3)))
             await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
             caller.set("the reaper")
             await registry.reap(timedelta(days=1), on_marked=lambda _: marked.append(caller.get()))

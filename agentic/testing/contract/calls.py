@@ -90,7 +90,7 @@ class Calls(Contract):
             assert stored.status is status
             assert (await registry.get("a")).status is status
 
-    async def test_what_a_caller_holds_cannot_change_what_is_stored(self, registry: AgentRegistry) -> None:
+    async def test_objects_of_a_caller_cannot_change_what_is_stored(self, registry: AgentRegistry) -> None:
         metadata, capabilities = {"k": "v"}, ["a"]
         agent = AgentInfo("a", metadata=metadata, capabilities=capabilities)
         stored = await registry.register(agent)
@@ -116,7 +116,7 @@ class Calls(Contract):
         assert {type(text) for text in (found.id, found.name, *found.capabilities, *found.metadata)} == {str}
 
     @pytest.mark.parametrize("agent_id", HOSTILE_IDS)
-    async def test_hostile_ids_are_taken_exactly(self, registry: AgentRegistry, agent_id: str) -> None:
+    async def test_hostile_ids_are_stored_exactly(self, registry: AgentRegistry, agent_id: str) -> None:
         bystanders = ["bystander", "é" if agent_id != "é" else "e\u0301"]
         for other in (*bystanders, agent_id):
             await registry.register(AgentInfo(other, name=other))
@@ -130,7 +130,7 @@ class Calls(Contract):
 
     # --- the size of a record ---
 
-    async def test_a_record_of_64_kib_is_taken_and_one_byte_more_refused(self, registry: AgentRegistry) -> None:
+    async def test_a_record_of_64_kib_is_accepted_and_one_byte_more_is_refused(self, registry: AgentRegistry) -> None:
         room = MAX_RECORD_BYTES - len(encode_agent(AgentInfo("a")))
         stored = await registry.register(AgentInfo("a", name="x" * room))
         assert await registry.get("a") == stored
@@ -150,7 +150,7 @@ class Calls(Contract):
         assert await registry.get("a") == stored
         assert len((await registry.update("a", name="", metadata={"big": "y" * 30_000})).metadata["big"]) == 30_000
 
-    async def test_a_record_of_256_capabilities_and_entries_is_taken(self, registry: AgentRegistry) -> None:
+    async def test_a_record_of_256_capabilities_and_entries_is_accepted(self, registry: AgentRegistry) -> None:
         numbers = tuple(map(str, range(256)))
         stored = await registry.register(AgentInfo("a", capabilities=numbers, metadata=dict.fromkeys(numbers, "")))
         assert await registry.get("a") == stored
@@ -182,7 +182,9 @@ class Calls(Contract):
     @pytest.mark.parametrize(
         ("before", "after"), [("available",) * 2, ("busy",) * 2, ("unknown",) * 2, ("offline", "available")]
     )
-    async def test_heartbeat_stamps_and_brings_back(self, registry: AgentRegistry, before: str, after: str) -> None:
+    async def test_heartbeat_stamps_and_revives_an_agent(
+        self, registry: AgentRegistry, before: str, after: str
+    ) -> None:
         await registry.register(
             AgentInfo("full", status=AgentStatus(before), last_heartbeat=PAST, metadata={"status": "busy"})
         )
@@ -220,7 +222,7 @@ class Calls(Contract):
             {"name": "two", "current_load": 1, "metadata": {"a": "b"}, "capabilities": ()},
         ],
     )  # fmt: skip
-    async def test_update_changes_the_named_fields_alone(self, registry: AgentRegistry, change: dict[str, Any]) -> None:
+    async def test_update_changes_only_the_named_fields(self, registry: AgentRegistry, change: dict[str, Any]) -> None:
         for start in (AgentInfo("a", last_heartbeat=PAST), AgentInfo("full", last_heartbeat=PAST, **contents_of(FULL))):
             await registry.register(start)
             before = await fields_of(registry, start.id)
@@ -299,7 +301,7 @@ class Calls(Contract):
 
     # --- the ttl of a registry ---
 
-    async def test_an_agent_is_gone_when_nobody_wrote_it_for_the_ttl(self, clocked_store: StoreUnderTest) -> None:
+    async def test_an_agent_is_gone_when_it_was_not_written_for_the_ttl(self, clocked_store: StoreUnderTest) -> None:
         async with clocked_store.make(ttl=100) as registry:
             await registry.register(AgentInfo("a"))
             await clocked_store.pass_time(90)
@@ -343,7 +345,7 @@ class Calls(Contract):
 
     # --- corrupt records ---
 
-    async def test_a_corrupt_record_is_an_error_for_its_own_callers_alone(self, store: StoreUnderTest) -> None:
+    async def test_a_corrupt_record_is_an_error_only_for_its_own_callers(self, store: StoreUnderTest) -> None:
         store.require("corruption")
         async with store.make() as registry:
             for agent_id in ("good", "bad", "fine"):

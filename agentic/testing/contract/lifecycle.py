@@ -1,4 +1,4 @@
-"""Opening, closing and copying a registry, and where it works."""
+"""Open, close and copy a registry, and use it in another event loop."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DUPLICATES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda eac
 
 
 class Lifecycle(Contract):
-    """A registry as a thing that is opened and closed."""
+    """The life cycle of a registry."""
 
-    async def test_a_registry_that_is_not_open_says_so(self, store: StoreUnderTest) -> None:
+    async def test_every_call_on_a_registry_that_is_not_open_raises(self, store: StoreUnderTest) -> None:
         registry = store.make()
         for _ in range(2):
             for _, make_call in CALLS.values():
@@ -94,7 +94,7 @@ class Lifecycle(Contract):
                     assert (await copied.register(AgentInfo("b"))).id == "b"
                 await registry.heartbeat("a")
 
-    def test_a_registry_used_in_another_event_loop_says_so(self, store: StoreUnderTest) -> None:
+    def test_a_registry_used_in_another_event_loop_raises(self, store: StoreUnderTest) -> None:
         registry = store.make()
 
         async def use() -> None:
@@ -119,4 +119,4 @@ class Lifecycle(Contract):
         asyncio.run(registry.open())
         asyncio.run(use())
         for _ in range(5):
-            gc.collect()  # What the first loop left open is reported here, not in the test that happens to collect it.
+            gc.collect()  # Report connections that the first loop left open in this test, not in a later one.

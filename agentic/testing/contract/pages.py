@@ -1,4 +1,4 @@
-"""Pages of the fleet: each agent that stays once, in order, whatever comes and goes meanwhile."""
+"""Pages of the fleet: agents that stay appear once, in order, while others are registered and deregistered."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STRANGE_IDS = [
     "😀",
     "😀" * 128,
 ]
-"""Short, long, and from all of Unicode; the order of UTF-16 would be another one."""
+"""Short, long, and from all of Unicode; sorted by UTF-16 they would be in another order."""
 
 MALFORMED_CURSORS = [
     "",
@@ -62,7 +62,7 @@ async def pages_of(registry: AgentRegistry, limit: int = 500) -> AsyncIterator[P
 
 
 async def paged_ids(registry: AgentRegistry, limit: int = 500) -> list[str]:
-    """Return the ids of all agents, as the pages of a walk give them."""
+    """Return the ids of all agents, in the order of the pages of a walk."""
     return [agent.id async for page in pages_of(registry, limit) for agent in page.agents]
 
 
@@ -100,7 +100,7 @@ class Pages(Contract):
     async def test_agents_that_stay_are_paged_once_while_others_come_and_go(
         self, store: StoreUnderTest, seed: int
     ) -> None:
-        """Pages are asked for in two registry objects, where the store can have two, and some of them twice."""
+        """Pages are fetched by two registry objects, if the store can be shared, and some of them twice."""
         chance = random.Random(seed)
         async with AsyncExitStack() as stack:
             first = second = await stack.enter_async_context(store.make())

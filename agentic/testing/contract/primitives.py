@@ -1,4 +1,4 @@
-"""The calls of a registry and the primitives behind them, which tests replace by some that hang, fail or are late."""
+"""The calls of a registry and their primitives, which tests make hang, fail or answer late."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Call = Callable[[AgentRegistry], Awaitable[object]]
 
 
 async def scan(registry: AgentRegistry) -> list[AgentInfo]:
-    """Return what `scan` yields."""
+    """Return all agents from `scan`."""
     return [agent async for agent in registry.scan()]
 
 
 async def diagnose(registry: AgentRegistry) -> list[Finding]:
-    """Return what `diagnose` yields."""
+    """Return all findings from `diagnose`."""
     return [finding async for finding in registry.diagnose()]
 
 
@@ -37,16 +37,16 @@ CALLS: dict[str, tuple[str, Call]] = {
     "store_time": ("times", lambda registry: registry.store_time()),
     "diagnose": ("diagnose", diagnose),
 }
-"""Each call, and the primitive behind it."""
+"""Each call, with the primitive it uses."""
 
 
-def do_first(registry: AgentRegistry, primitive: str, act: Callable[[], Awaitable[object]]) -> Callable[[], None]:
-    """Let a primitive of the registry's backend do this before its own work; return a function that undoes that."""
+def run_first(registry: AgentRegistry, primitive: str, action: Callable[[], Awaitable[object]]) -> Callable[[], None]:
+    """Run an action at the start of a primitive of the registry's backend; return a function that undoes this."""
     backend = registry.backend
     original = getattr(backend, primitive)
 
     async def acting_first(*args: Any) -> Any:
-        await act()
+        await action()
         return await original(*args)
 
     backend.is_immediate = False

@@ -1,4 +1,4 @@
-"""Sweeps: whom `reap` marks offline, and how each of them is reported once, whatever ends the sweep."""
+"""Sweeps: which agents `reap` marks offline, and that each is reported once, however the sweep ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agentic.agent import AgentInfo, AgentStatus
 from agentic.errors import AgentNotFoundError, BackendUnavailableError, ConfigurationError, RegistryClosedError
 from agentic.registry import AgentRegistry
 from agentic.testing.contract.base import LONG_AGO, Contract, fill
-from agentic.testing.contract.primitives import do_first
+from agentic.testing.contract.primitives import run_first
 from agentic.testing.store import StoreUnderTest
 from agentic.testing.waiting import wait_until
 
@@ -24,30 +24,30 @@ NOW = datetime(2026, 11, 23, 8, 0, 0, tzinfo=UTC)
 
 
 class SlowAnswers:
-    """Yields what sweeps of a registry mark in pages of two, each only when `let_through` reaches its number.
+    """Delays the answers to a registry's sweeps: pages of two agents, each returned once `released` reaches its number.
 
-    The store has marked all of them before: only its answers are late.
+    The store has marked all agents before the first page; only the answers are late.
     """
 
     def __init__(self, registry: AgentRegistry) -> None:
-        self.withheld = 0
-        self.let_through = 0
+        self.requested = 0
+        self.released = 0
         self._sweep = registry.backend.sweep
         registry.backend.sweep = self.sweep  # type: ignore[method-assign]
 
     async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
         marked = await all_marked(partial(self._sweep, ttl)) if cursor is None else cursor
         if marked:
-            self.withheld += 1
-            await wait_until(lambda: self.let_through >= self.withheld, "the answer is let through")
+            self.requested += 1
+            await wait_until(lambda: self.released >= self.requested, "the answer is released")
         return marked[:2], marked[2:] or None
 
     async def reached(self, page: int) -> None:
-        await wait_until(lambda: self.withheld == page, f"page {page} is under way")
+        await wait_until(lambda: self.requested == page, f"page {page} is in progress")
 
 
 async def all_marked(sweep: Callable[[Cursor], Awaitable[Step[Sequence[str]]]], cursor: Cursor = None) -> list[str]:
-    """Return what a sweep marks from a cursor on."""
+    """Return the agents that a sweep marks from a cursor on."""
     marked: list[str] = []
     while True:
         page, cursor = await sweep(cursor)
@@ -79,7 +79,7 @@ class Reaping(Contract):
             statuses = {agent.id: agent.status for agent in await registry.list()}
         assert statuses == {"exact": "available", "older": "offline", "younger": "available"}
 
-    async def test_reap_marks_each_silent_agent_once_whatever_it_was_doing(self, registry: AgentRegistry) -> None:
+    async def test_reap_marks_each_silent_agent_once_whatever_its_status(self, registry: AgentRegistry) -> None:
         for status in AgentStatus:
             await registry.register(AgentInfo(status.value, status=status, last_heartbeat=LONG_AGO, current_load=2))
             await registry.register(AgentInfo(f"fresh-{status.value}", status=status))
@@ -99,12 +99,12 @@ class Reaping(Contract):
         await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
         assert await registry.reap(60) == ["a"]
 
-    async def test_an_update_brings_nobody_back(self, registry: AgentRegistry) -> None:
+    async def test_an_update_does_not_revive_an_agent(self, registry: AgentRegistry) -> None:
         await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
         await registry.update("a", status=AgentStatus.BUSY)
         assert await registry.reap(60) == ["a"]
 
-    async def test_an_agent_goes_offline_again_when_an_update_of_its_status_has_brought_it_back(
+    async def test_an_agent_goes_offline_again_after_an_update_of_its_status_revived_it(
         self,
         registry: AgentRegistry,
     ) -> None:
@@ -123,9 +123,7 @@ class Reaping(Contract):
         assert sorted(reaped) == sorted(i for i in ids if int(i[-5:]) % 5)
 
     @pytest.mark.parametrize("ttl", [math.nan, math.inf, -math.inf, -1, -1e-9, True, "30", timedelta(seconds=-1)])
-    async def test_reap_refuses_a_ttl_that_is_no_duration_before_any_io(
-        self, registry: AgentRegistry, ttl: object
-    ) -> None:
+    async def test_reap_refuses_an_invalid_ttl_before_any_io(self, registry: AgentRegistry, ttl: object) -> None:
         await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
         with pytest.raises(ConfigurationError, match="ttl"):
             await registry.reap(ttl)  # type: ignore[arg-type]
@@ -136,7 +134,7 @@ class Reaping(Contract):
         await registry.register(AgentInfo("a", last_heartbeat=datetime.min.replace(tzinfo=UTC)))
         assert await registry.reap(ttl) == []
 
-    async def test_a_reap_without_a_ttl_takes_the_registrys_stale_after(self, store: StoreUnderTest) -> None:
+    async def test_a_reap_without_a_ttl_uses_the_registrys_stale_after(self, store: StoreUnderTest) -> None:
         async with store.make(stale_after=60) as registry:
             silent = await fill(registry, 6, last_heartbeat=LONG_AGO)
             await registry.register(AgentInfo("alive"))
@@ -152,26 +150,26 @@ class Reaping(Contract):
         for page in (1, 2, 3):
             await answers.reached(page)
             assert len(reported) == 2 * (page - 1)
-            answers.let_through = page
+            answers.released = page
         assert await reaping == reported
         assert sorted(reported) == sorted(silent)
 
-    async def test_a_cancelled_reap_reports_the_page_under_way_before_it_ends(self, registry: AgentRegistry) -> None:
+    async def test_a_cancelled_reap_reports_the_current_page_before_it_ends(self, registry: AgentRegistry) -> None:
         await fill(registry, 6, last_heartbeat=LONG_AGO)
         answers = SlowAnswers(registry)
         reported: list[str] = []
         reaping = asyncio.create_task(registry.reap(60, on_marked=reported.extend))
-        answers.let_through = 1
+        answers.released = 1
         await answers.reached(2)
         for _ in range(3):
             reaping.cancel()
             await asyncio.sleep(0)
         assert not reaping.done()
-        answers.let_through = 2
+        answers.released = 2
         with pytest.raises(asyncio.CancelledError):
             await reaping
         assert len(reported) == 4
-        assert answers.withheld == 2
+        assert answers.requested == 2
 
     async def test_a_cancelled_reap_does_not_wait_for_longer_than_the_timeout(self, store: StoreUnderTest) -> None:
         async with store.make(timeout=1) as registry:
@@ -189,13 +187,13 @@ class Reaping(Contract):
             await fill(registry, 6, last_heartbeat=LONG_AGO)
             answers = SlowAnswers(registry)
             reported: list[str] = []
-            answers.let_through = 2
+            answers.released = 2
             with pytest.raises(BackendUnavailableError, match="did not answer within 1 s") as caught:
                 await registry.reap(60, on_marked=reported.extend)
             assert len(reported) == 4
             assert caught.value.reaped == tuple(reported)
 
-    async def test_closing_waits_for_the_page_under_way_and_the_reap_names_it(self, store: StoreUnderTest) -> None:
+    async def test_closing_waits_for_the_current_page_and_the_reap_names_it(self, store: StoreUnderTest) -> None:
         registry = store.make(timeout=2)
         await registry.open()
         await fill(registry, 6, last_heartbeat=LONG_AGO)
@@ -208,21 +206,21 @@ class Reaping(Contract):
         async def count() -> None:
             reported_when_closed.append(len(reported))
 
-        do_first(registry, "close", count)
+        run_first(registry, "close", count)
         began_at = time.monotonic()
         closing = asyncio.create_task(registry.aclose())
-        await asyncio.sleep(1)  # So the second page may take longer than closing waits for the walk.
-        answers.let_through = 1
+        await asyncio.sleep(1)  # So the second page may take longer than closing waits for walks.
+        answers.released = 1
         await answers.reached(2)
-        await wait_until(lambda: time.monotonic() > began_at + 2.3, "closing has waited for the walk for its timeout")
-        answers.let_through = 2
+        await wait_until(lambda: time.monotonic() > began_at + 2.3, "closing has waited for walks for its timeout")
+        answers.released = 2
         with pytest.raises(RegistryClosedError) as caught:
             await reaping
         await closing
         assert len(reported) == reported_when_closed[0] == 4
         assert caught.value.reaped == tuple(reported)
 
-    async def test_an_on_marked_that_cannot_be_called_is_refused_before_anybody_is_marked(
+    async def test_an_on_marked_that_is_not_callable_is_refused_before_any_agent_is_marked(
         self, registry: AgentRegistry
     ) -> None:
         await fill(registry, 6, last_heartbeat=LONG_AGO)
@@ -240,7 +238,7 @@ class Reaping(Contract):
             await registry.reap(60, on_marked=fail)
         assert await offline(registry)
 
-    async def test_on_marked_is_not_called_for_a_sweep_that_marks_nobody(self, registry: AgentRegistry) -> None:
+    async def test_on_marked_is_not_called_for_a_sweep_that_marks_no_agent(self, registry: AgentRegistry) -> None:
         await registry.register(AgentInfo("alive"))
         reported: list[list[str]] = []
         assert await registry.reap(60, on_marked=reported.append) == []
@@ -261,7 +259,7 @@ class Reaping(Contract):
                     await call("a")
             reported: list[str] = []
             expected = [] if clocked_store.drops_expired else ["a"]
-            # Even by a sweep whose own `ttl` is longer: nobody else can report it any more.
+            # Even by a sweep with a longer `ttl`, because no later sweep can report it.
             assert await registry.reap(1000, on_marked=reported.extend) == expected
             assert reported == expected
             assert await registry.reap(50) == []
@@ -296,7 +294,9 @@ class Reaping(Contract):
             await clocked_store.pass_time(50)
             assert [agent.id for agent in await registry.list()] == ["alive"]
 
-    async def test_time_that_passes_between_two_pages_takes_nobody_offline(self, clocked_store: StoreUnderTest) -> None:
+    async def test_time_that_passes_between_two_pages_marks_no_agent_offline(
+        self, clocked_store: StoreUnderTest
+    ) -> None:
         clocked_store.require("clock during a sweep")
         async with clocked_store.make(ttl=100) as registry:
             await fill(registry, 1500)

@@ -1,4 +1,4 @@
-"""Two registries on one store: each finds what the other stores; nothing comes back, is lost, or is reported twice."""
+"""Two registries on one store: they share agents; no agent reappears, is lost, or is reported twice."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Pair = tuple[AgentRegistry, AgentRegistry]
 
 
 async def after_round_trips(count: int, registry: AgentRegistry, call: Awaitable[object]) -> None:
-    """Await a call after some others, so that in some rounds it lands amid a reap that began at the same time."""
+    """Make a call after some others, so that in some rounds it arrives in the middle of a concurrent reap."""
     for _ in range(count):
         with suppress(AgentNotFoundError):
-            await registry.get("somebody else")
+            await registry.get("other")
     await call
 
 
 class Sharing(Contract):
-    """Two registries, each with connections of its own."""
+    """Two registries, each with its own connections."""
 
     @pytest_asyncio.fixture(loop_scope="function")
     async def pair(self, store: StoreUnderTest) -> AsyncIterator[Pair]:
@@ -103,7 +103,7 @@ class Sharing(Contract):
             await one.register(AgentInfo("a", last_heartbeat=LONG_AGO))
             heartbeat = after_round_trips(round_ % (ROUND_TRIPS_OF_A_REAP + 1), other, other.heartbeat("a"))
             reaped, _ = await asyncio.gather(one.reap(60), heartbeat)
-            # Either order is right, and both end alive: marked and brought back, or beaten and not marked.
+            # Either order is valid and leaves the agent available: marked and revived, or never marked.
             assert reaped in ([], ["a"])
             assert (await other.get("a")).status is AgentStatus.AVAILABLE
             assert await other.reap(60) == []

@@ -1,7 +1,7 @@
 -- Removes agents.
 -- KEYS   one per agent
 -- ARGV   none
--- return per agent 1, or ABSENT, or WRONG_TYPE with nothing changed
+-- return per agent 1, ABSENT, or WRONG_TYPE with nothing changed
 
 local refusal = overtaken(true)
 if refusal then return refusal end

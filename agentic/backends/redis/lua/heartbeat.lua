@@ -1,12 +1,12 @@
--- Stamps the server's time on agents whose record needs nothing else, and starts their time to live anew.
--- Every other record is left as it is, for heartbeat_slow.lua.
+-- Stamps the server's time on records that need no other change, and restarts their time to live.
+-- Leaves all other records unchanged for heartbeat_slow.lua.
 -- KEYS   one per agent
--- ARGV   1: time to live in milliseconds, 0 for none; 2: '1' to stamp offline agents too, which stay offline
+-- ARGV   1: time to live in milliseconds, 0 for none; 2: '1' to stamp offline agents too, without changing their status
 -- return per agent 1, or SLOW with nothing changed, or AGAIN
 
 local ttl, also_offline, stamp = ARGV[1], ARGV[2] == '1', now()
 
--- As text, for a number is converted in each command.
+-- Cached as text, because each command would convert a number again.
 local offsets = {}
 
 return for_each_record(#KEYS, function(key, record)

@@ -1,8 +1,8 @@
--- Does what heartbeat.lua does for records that need more than a stamp in place: turns offline agents available, writes
--- the stamp into any form of record, and finds out why there is none.
+-- Sends heartbeats that heartbeat.lua skips: makes offline agents available, stamps records of any valid form, and reports
+-- why a key has no valid record.
 -- KEYS   one per agent
 -- ARGV   1: time to live in milliseconds, 0 for none
--- return per agent 1, or ABSENT, CORRUPT or WRONG_TYPE with nothing changed, or AGAIN
+-- return per agent 1; ABSENT, CORRUPT or WRONG_TYPE with nothing changed; or AGAIN
 
 local ttl, stamp = ARGV[1], now()
 

@@ -1,34 +1,34 @@
--- What every script shares. Prepended to each.
+-- Shared by all scripts; prepended to each.
 
 local call, find, sub, byte, match, gsub = redis.call, string.find, string.sub, string.byte, string.match, string.gsub
 
--- Outcomes for one agent, beside 1 for done. SLOW: left for the script that does the rest. AGAIN: not done yet, since
--- this call has done as much as one may; to be sent again.
+-- Outcomes for one agent; 1 means done. SLOW: needs the slow script. AGAIN: not done, because the call reached its limits;
+-- send again.
 local ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN = 0, -1, -2, -3, -4, -5
 
--- Records that are longer are corrupt. No script looks at them: each gets '' in their place, which is corrupt as well.
+-- Longer records are corrupt. Scripts do not read them: they get '' instead, which is corrupt too.
 local MAX_STORED_BYTES = 131072
 
--- The server does nothing else while a script runs. So a script takes on no further agents once it has looked at MOST_READ
--- bytes of records, or has to examine more than MOST_WORK bytes one by one. It leaves them for another call.
-local MOST_READ, MOST_WORK, MOST_AT_ONCE = 524288, 65536, 32
-local work = 0 -- Bytes examined one by one so far.
+-- A running script blocks the server. So a script stops once it has read MAX_READ_BYTES of records, or might parse more
+-- than MAX_PARSED_BYTES; the remaining agents need another call.
+local MAX_READ_BYTES, MAX_PARSED_BYTES, MAX_KEYS_PER_READ = 524288, 65536, 32
+local parsed_bytes = 0 -- Bytes parsed so far.
 
--- Calls `each` with every agent's key, record, false where there is none, and place, and collects what it returns. Agents
--- beyond what one call may do get AGAIN.
+-- Calls `each` with every agent's key, record (false if absent) and index, and collects the results. Agents beyond the
+-- limits of one call get AGAIN.
 local function for_each_record(count, each)
   local results, read, is_full, last, at_once = {}, 0, false, 0, 1
   while last < count do
     local first = last + 1
     last = math.min(last + at_once, count)
-    -- Few at first: they may be megabytes long.
-    at_once = math.min(2 * at_once, MOST_AT_ONCE)
-    is_full = is_full or read >= MOST_READ
+    -- Few at first, because records may be megabytes long.
+    at_once = math.min(2 * at_once, MAX_KEYS_PER_READ)
+    is_full = is_full or read >= MAX_READ_BYTES
     local records = not is_full and call('MGET', unpack(KEYS, first, last))
     for i = first, last do
       local record = records and records[i - first + 1]
       local size = record and #record or 0
-      if is_full or work > 0 and work + size > MOST_WORK then
+      if is_full or parsed_bytes > 0 and parsed_bytes + size > MAX_PARSED_BYTES then
         is_full, results[i] = true, AGAIN
       else
         if size > MAX_STORED_BYTES then record = '' end
@@ -40,10 +40,9 @@ local function for_each_record(count, each)
   return results
 end
 
--- Every change of a record is made by one of the next three functions, so that what is derived from records can be
--- changed in the same step.
+-- Records are changed only by the next three functions, so that derived data can be updated in the same step.
 
--- Writes a record. `ttl`: its time to live from now on, in milliseconds, '0' for none; nil keeps what is left of it.
+-- Writes a record. `ttl`: its new time to live in milliseconds, '0' for none; nil keeps the remaining time.
 local function write(key, record, ttl)
   if not ttl then
     call('SET', key, record, 'KEEPTTL')
@@ -54,8 +53,8 @@ local function write(key, record, ttl)
   end
 end
 
--- Overwrites the last_heartbeat in a record, from an offset on. Each heartbeat pays for this, so nothing is derived from
--- last_heartbeat. In this order, since a script that has written may write on when the server's memory is full.
+-- Overwrites last_heartbeat at an offset of a record. Hot path: derive no data from last_heartbeat. The order matters:
+-- after its first write, a script may also allocate when the server's memory is full.
 local function write_heartbeat(key, offset, stamp, ttl)
   if ttl ~= '0' then call('PEXPIRE', key, ttl) else call('PERSIST', key) end
   call('SETRANGE', key, offset, stamp)
@@ -66,15 +65,15 @@ local function remove(key)
   return call('DEL', key)
 end
 
--- Why a key has no record. PERSIST changes nothing here, but a replica refuses it: one that is out of date must not say
--- that an agent is absent.
+-- Returns the outcome for a key without a record. PERSIST changes nothing here, but fails on a replica, which may be out of
+-- date and must not report an agent as absent.
 local function missing(key)
   if call('TYPE', key).ok ~= 'none' then return WRONG_TYPE end
   call('PERSIST', key)
   return ABSENT
 end
 
--- The server's time as 2026-11-23T08:00:00.123456Z, whose text order is time order.
+-- Returns the server's time as 2026-11-23T08:00:00.123456Z; the text order is the time order.
 -- Days to date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
 local function now()
   local time = call('TIME')

@@ -1,15 +1,15 @@
--- Marks agents offline, each only if its heartbeat is still the one that was found stale; the remaining time to live stays.
--- A heartbeat that was found in the server's future, whose clock was set back, becomes one of now, to grow old from now on.
--- KEYS   one per agent; then where to write which agents were marked
--- ARGV   1: time to live in milliseconds, 0 for none; then per agent the JSON of the last_heartbeat that was found, ''
---        where the record had none, and 'stale' or 'future'; then a token of the call
--- return per agent 1 where this call marked it, else 0, or AGAIN
+-- Marks agents offline, each only if its heartbeat is still the stale one; keeps the remaining time to live.
+-- A heartbeat in the future, left by a step back of the server's clock, is set to now, so that the agent ages from now on.
+-- KEYS   one per agent; then the key for the list of marked agents
+-- ARGV   1: time to live in milliseconds, 0 for none; then per agent the JSON of last_heartbeat as it was read, '' if the
+--        record had none, and 'stale' or 'future'; then a token of the call
+-- return per agent 1 if this call marked it, else 0; or AGAIN
 
 local ttl, stamp = ARGV[1], now()
 
 local MARK, RESTAMP = {status = '"offline"'}, {last_heartbeat = '"' .. stamp .. '"'}
 
--- The record after the change, nil where it is no longer as it was found.
+-- Returns the changed record; nil if the record has changed since it was read.
 local function written(record, key, found, is_future)
   local heartbeat, status = usual(record, key)
   if heartbeat and not is_future then
@@ -37,14 +37,14 @@ local function mark(key, record, i)
     marked[#marked + 1] = key
     return 1
   end
-  -- A time to live that was set before the server's clock went back is too long.
+  -- A time to live set before the server's clock was set back is too long.
   local left = call('PTTL', key)
   local is_too_long = ttl ~= '0' and (left < 0 or left > tonumber(ttl))
   write(key, text, is_too_long and ttl or nil)
   return 0
 end
 
--- Whatever stops the loop half-way, such as a right that the user lacks: who was marked until then is kept for a report.
+-- Catch errors, such as a missing right of the user, so that agents marked before the error are still reported.
 local done, results = pcall(for_each_record, #KEYS, mark)
 
 if #marked > 0 then call('SET', marks, cjson.encode({token, marked}), 'EX', 3600) end

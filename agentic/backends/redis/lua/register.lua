@@ -1,11 +1,11 @@
--- Adds or replaces agents, stamped with the server's time, each for its full time to live.
+-- Adds or replaces agents, stamped with the server's time, and starts their time to live.
 -- KEYS   one per agent
--- ARGV   1: time to live in milliseconds, 0 for none; then per agent its record's JSON, '' for a heartbeat not given
+-- ARGV   1: time to live in milliseconds, 0 for none; then per agent its record's JSON, with '' for no heartbeat
 -- return per agent the server's time, or WRONG_TYPE with nothing changed
 
 local ttl, stamp = ARGV[1], now()
 
--- Within a JSON string the quotes would be escaped, and metadata stand behind: the first place found is the field.
+-- The first match is the field: within a JSON string the quotes would be escaped, and metadata follows later.
 local function stamped(record)
   local _, opened = find(record, ',"last_heartbeat":"', 1, true)
   local closed = find(record, '"', opened + 1, true)

@@ -1,7 +1,7 @@
--- Makes sure that no call of a lower generation runs any more, and returns what the last sweep's call has marked.
--- KEYS   1: where the registry object's sweeps write what they mark
+-- Prevents calls of a lower generation from taking effect, and returns the agents that the last call of a sweep marked.
+-- KEYS   1: the key to which the registry object's sweeps write the agents they mark
 -- ARGV   none
--- return what it holds, '' for nothing
+-- return its value, '' if absent
 
 local refusal = overtaken(true)
 if refusal then return refusal end

@@ -1,9 +1,9 @@
--- Changes fields of agents; heartbeat and remaining time to live stay as they are.
+-- Changes fields of agents; keeps the heartbeat and the remaining time to live.
 -- KEYS   one per agent
--- ARGV   1: the longest record allowed, in bytes; then per agent: how many fields, and per field its name and its new
---        JSON, or '' to leave the field out
--- return per agent {the changed record, the server's time}, or ABSENT, CORRUPT, WRONG_TYPE or {TOO_LARGE, size} with nothing
---        changed, or AGAIN
+-- ARGV   1: the maximum size of a record in bytes; then per agent the number of fields, and per field its name and new
+--        JSON, or '' to remove it
+-- return per agent {the changed record, the server's time}; ABSENT, CORRUPT, WRONG_TYPE or {TOO_LARGE, size} with nothing
+--        changed; or AGAIN
 
 local limit, stamp = tonumber(ARGV[1]), now()
 

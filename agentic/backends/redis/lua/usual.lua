@@ -1,15 +1,15 @@
--- The usual form of a record, recognised without parsing it: as this library writes it, with nothing escaped.
--- Every heartbeat pays for this, and every call for what is defined here.
+-- Recognises the usual form of a record without parsing it: as this library writes it, with no escapes.
+-- Hot path: every heartbeat runs this, and every call of a script runs the definitions.
 
--- The forms of UTF-8 (RFC 3629) with more than one byte, the usual ones first. None can begin inside another one.
+-- The multi-byte forms of UTF-8 (RFC 3629), the max frequent first. None can begin inside another.
 local UTF8 = '[\194-\223][\128-\191] [\225-\236\238\239][\128-\191][\128-\191] \240[\144-\191][\128-\191][\128-\191] '
   .. '\224[\160-\191][\128-\191] \237[\128-\159][\128-\191] [\241-\243][\128-\191][\128-\191][\128-\191] '
   .. '\244[\128-\143][\128-\191][\128-\191]'
 
 local function is_utf8(text)
-  work = work + #text
+  parsed_bytes = parsed_bytes + #text
   for form in string.gmatch(UTF8, '[^ ]+') do
-    -- A space, so that no two parts that are left become one.
+    -- Replace by a space, so that the bytes on either side do not join.
     text = gsub(text, form, ' ')
     if not find(text, '[\128-\255]') then return true end
   end
@@ -27,7 +27,7 @@ local function is_date(year, month, day)
   return year > 0 and month > 0 and month < 13 and day > 0 and day <= days
 end
 
--- Whether a text is made of items that match a pattern, with a comma between each two.
+-- True if a text is a list of items that match a pattern, separated by commas.
 local function is_list(text, item)
   local at, size = match(text, item), #text
   while at and at <= size do
@@ -45,10 +45,10 @@ local function is_list_of_entries(text)
     or is_list(text, '^"[]-\255#-[ !]*":"[]-\255#-[ !]*"()') and is_utf8(text)
 end
 
--- Parts that many records have in common are looked at once in a call: what was found of each, false where it is wrong.
+-- Parts shared by many records are checked once per call: the result for each, false if it is not usual.
 local middles, stamps, hours, ends, load_parts = {}, {}, {}, {}, {}
 
--- The status, by what stands between the name and last_heartbeat.
+-- Returns the status, given the text between the name and last_heartbeat.
 local function status_in(text)
   local closed = find(text, '],"status":"', 1, true)
   if closed then
@@ -65,39 +65,39 @@ end
 
 local function is_stamp(text)
   local hour = sub(text, 1, 13)
-  local is_right = hours[hour]
-  if is_right == nil then
-    is_right = is_hour(hour)
-    hours[hour] = is_right
+  local is_valid = hours[hour]
+  if is_valid == nil then
+    is_valid = is_hour(hour)
+    hours[hour] = is_valid
   end
-  return is_right and find(text, '^:[0-5]%d:[0-5]%d%.%d%d%d%d%d%dZ$', 14) ~= nil
+  return is_valid and find(text, '^:[0-5]%d:[0-5]%d%.%d%d%d%d%d%dZ$', 14) ~= nil
 end
 
 local function are_loads(text)
-  local right = load_parts[text]
-  if right == nil then
-    local load, most = match(text, '^","current_load":(%d+),"max_load":(%d+)$')
-    right = load and #load < 20 and #most < 20 and not find(load, '^0.') and not find(most, '^0.') or false
-    load_parts[text] = right
+  local is_valid = load_parts[text]
+  if is_valid == nil then
+    local load, max = match(text, '^","current_load":(%d+),"max_load":(%d+)$')
+    is_valid = load and #load < 20 and #max < 20 and not find(load, '^0.') and not find(max, '^0.') or false
+    load_parts[text] = is_valid
   end
-  return right
+  return is_valid
 end
 
--- Whether a record may end in a text that begins behind last_heartbeat.
+-- True if a record may end with this text, which begins after last_heartbeat.
 local function is_end(text)
   local from, to = find(text, ',"metadata":{', 1, true)
   if not from then return byte(text, -1) == 125 and are_loads(sub(text, 1, -2)) end
   return are_loads(sub(text, 1, from - 1)) and sub(text, -2) == '}}' and is_list_of_entries(sub(text, to + 1, -3)) or false
 end
 
--- Where the id begins in the keys of all agents of a script: no prefix holds ':agent:'.
+-- Where the id begins in each key of the call: a prefix never contains ':agent:'.
 local ID_AT = #KEYS > 0 and select(2, find(KEYS[1], ':agent:', 1, true)) + 1
 
--- What stands between the status and the text of last_heartbeat.
+-- The text between the status and the value of last_heartbeat.
 local BEFORE = '","last_heartbeat":"'
 
--- Where the text of last_heartbeat begins, and the status, in a record of the usual form; nil for every other record,
--- whether it is valid or not.
+-- Returns the position of the value of last_heartbeat, and the status, if a record has the usual form; nil for any other
+-- record, valid or not.
 local function usual(text, key)
   local id, from = match(text, '^{"id":"([]-\127#-[ !]*)","name":"[]-\127#-[ !]*"()')
   if not id then
@@ -108,18 +108,18 @@ local function usual(text, key)
   local behind, before = find(text, BEFORE, from, true)
   if not behind then return nil end
   local middle, stamp, tail = sub(text, from, behind - 1), sub(text, before + 1, before + 27), sub(text, before + 28)
-  local status, is_right, ends_right = middles[middle], stamps[stamp], ends[tail]
+  local status, is_valid, is_end_valid = middles[middle], stamps[stamp], ends[tail]
   if status == nil then
     status = status_in(middle)
     middles[middle] = status
   end
-  if is_right == nil then
-    is_right = is_stamp(stamp)
-    stamps[stamp] = is_right
+  if is_valid == nil then
+    is_valid = is_stamp(stamp)
+    stamps[stamp] = is_valid
   end
-  if ends_right == nil then
-    ends_right = is_end(tail)
-    ends[tail] = ends_right
+  if is_end_valid == nil then
+    is_end_valid = is_end(tail)
+    ends[tail] = is_end_valid
   end
-  if status and is_right and ends_right then return before + 1, status end
+  if status and is_valid and is_end_valid then return before + 1, status end
 end
