@@ -85,7 +85,8 @@ def lowest(session: nox.Session) -> None:
     # Test dependencies are the latest; installing them does not change the versions above.
     session.run("uv", "pip", "install", *nox.project.dependency_groups(GROUPS, "test"))
     files = [str(Path("tests", each)) for each in CONTRACT]
-    session.run("pytest", *IN_PARALLEL, *files, *session.posargs)
+    # Faults and failovers take long, and depend on the server rather than on the version of a library.
+    session.run("pytest", *IN_PARALLEL, "--ignore-glob=*/test_fa*.py", *files, *session.posargs)
 
 
 @nox.session(default=False)

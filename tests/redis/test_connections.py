@@ -191,7 +191,7 @@ async def test_nodes_that_omit_their_host_are_found(own_redis_cluster: RedisClus
 
 
 async def test_many_connections_that_died_silently_cost_one_timeout(own_redis_server: RedisServer) -> None:
-    async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url, timeout=1) as registry:
+    async with Proxy(own_redis_server.port) as proxy, RedisRegistry(proxy.url, timeout=3) as registry:
         await registry.register(AgentInfo("a"))
         own_redis_server.pause()
         walks = [asyncio.create_task(registry.list()) for _ in range(10)]

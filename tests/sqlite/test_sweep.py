@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentic import AgentInfo, AgentStatus, SQLiteRegistry
-from agentic.backends.sqlite.backend import CLEARED_AT_ONCE, PAGE_SIZE
+from agentic.backends.sqlite.backend import CLEAR_PAGE_SIZE, PAGE_SIZE
 from agentic.testing import FakeClock
 from tests.support.sqlite_file import TABLE_WITHOUT_CONSTRAINTS
 from tests.support.stores import LONG_AGO
@@ -180,7 +180,7 @@ async def test_another_process_can_write_between_the_pages_of_a_sweep(
 
 async def test_a_flush_of_many_rows_is_several_transactions(path: Path, raw: sqlite3.Connection) -> None:
     async with SQLiteRegistry(path) as registry:
-        await registry.backend.insert([AgentInfo(f"a{n}") for n in range(2 * CLEARED_AT_ONCE + 1)])
+        await registry.backend.insert([AgentInfo(f"a{n}") for n in range(2 * CLEAR_PAGE_SIZE + 1)])
         cleared: list[int] = []
         cursor = None
         while cursor is not None or not cleared:
@@ -188,4 +188,4 @@ async def test_a_flush_of_many_rows_is_several_transactions(path: Path, raw: sql
             cleared.append(count)
             raw.execute("INSERT INTO agents (id) VALUES (?)", (f"new-{len(cleared)}",))
         # Agents registered meanwhile reused free rowids.
-        assert cleared == [CLEARED_AT_ONCE, CLEARED_AT_ONCE, 1 + 2]
+        assert cleared == [CLEAR_PAGE_SIZE, CLEAR_PAGE_SIZE, 1 + 2]
