@@ -18,11 +18,14 @@ from agentic.options import flag, flag_of, text
 from agentic.registry import AgentRegistry
 from agentic.stores import options_of, plain_arguments, store_class
 from agentic.text import plain, printable, type_name
-from agentic.urls import StoreURL, is_secret, malformed, store_name, suggestion
+from agentic.urls import StoreURL, is_secret, malformed, refuse_url, store_name, suggestion
 
 logger = logging.getLogger("agentic.config")
 
 ENVIRONMENT_PREFIX: Final = "AGENTIC_"
+
+_IN_URLS_ONLY: Final = ("rediss", "valkey", "valkeys", "unix")
+"""Schemes that say how to connect; as a `backend`, without a URL, that would be lost: `rediss` would not mean TLS."""
 
 _BY_DEFAULT: Final = "memory"
 _OF_A_PATH: Final = "sqlite"
@@ -246,7 +249,11 @@ def choose(config: RegistryConfig) -> StoreChoice:
             does not have, or one of the wrong type.
     """
     given = {name: _read(name, _FIELDS[name], value) for name, value in _given(config).items() if name in _FIELDS}
-    backend, written = given.pop("backend", "").lower(), given.pop("url", "")
+    backend, written = refuse_url(given.pop("backend", ""), "backend").lower(), given.pop("url", "")
+    if backend in _IN_URLS_ONLY:
+        raise ConfigurationError(
+            f"backend: {backend} is the scheme of a URL: give a url such as {backend}://, or redis"
+        )
     name = store_name(written) if written else backend or (_OF_A_PATH if "path" in given else _BY_DEFAULT)
     store = StoreChoice(name, store_class(name), is_default=not (written or backend or "path" in given))
     if written and backend and store_class(backend) is not store.kind:
