@@ -18,7 +18,7 @@ from agentic.options import flag, flag_of, text
 from agentic.registry import AgentRegistry
 from agentic.stores import options_of, plain_arguments, store_class
 from agentic.text import plain, printable, type_name
-from agentic.urls import StoreURL, is_secret, malformed, store_name, suggestion
+from agentic.urls import StoreURL, is_secret, malformed, refuse_url, store_name, suggestion
 
 logger = logging.getLogger("agentic.config")
 
@@ -26,6 +26,8 @@ ENVIRONMENT_PREFIX: Final = "AGENTIC_"
 
 _DEFAULT_STORE: Final = "memory"
 _STORE_FOR_PATH: Final = "sqlite"
+_IN_URLS_ONLY: Final = ("rediss", "valkey", "valkeys", "unix")
+"""Schemes that say how to connect; as a `backend`, without a URL, that would be lost: `rediss` would not mean TLS."""
 
 _EXPECTED: Final = {str: "a string", float: "a number of seconds", int: "a whole number"}
 
@@ -246,7 +248,11 @@ def choose(config: RegistryConfig) -> StoreChoice:
             the store or has the wrong type.
     """
     given = {name: _read(name, _FIELDS[name], value) for name, value in _given(config).items() if name in _FIELDS}
-    backend, written = given.pop("backend", "").lower(), given.pop("url", "")
+    backend, written = refuse_url(given.pop("backend", ""), "backend").lower(), given.pop("url", "")
+    if backend in _IN_URLS_ONLY:
+        raise ConfigurationError(
+            f"backend: {backend} is the scheme of a URL: give a url such as {backend}://, or redis"
+        )
     name = store_name(written) if written else backend or (_STORE_FOR_PATH if "path" in given else _DEFAULT_STORE)
     store = StoreChoice(name, store_class(name), is_default=not (written or backend or "path" in given))
     if written and backend and store_class(backend) is not store.kind:

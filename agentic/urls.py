@@ -95,8 +95,11 @@ class StoreURL:
         """Return the path of a URL that can only name a file, or None if it names none.
 
         Raises:
-            ConfigurationError: It has a host or a user.
+            ConfigurationError: It has a host or a user, or its scheme has a `+`.
         """
+        store, plus, _ = self.scheme.partition("+")
+        if plus:
+            malformed(f"{store} takes nothing between its name and ://")
         if self.hosts != (("", None),) or self.username or self.password:
             malformed(
                 f"{self.scheme}:// takes no host; a file is {self.scheme}:///relative/file or {self.scheme}:////absolute/file"

@@ -86,6 +86,12 @@ def test_a_store_is_picked_with_its_options(source: Any, kind: type[AgentRegistr
     ("source", "problem"),
     [
         ({"backend": "etcd"}, "^unsupported registry backend: expected a URL .* installed are memory, sqlite, redis"),
+        ({"backend": "rediss"}, "^backend: rediss is the scheme of a URL: give a url such as rediss://, or redis$"),
+        ({"backend": "Valkeys", "url": REDIS}, "^backend: valkeys is the scheme of a URL"),
+        ({"backend": "unix"}, "^backend: unix is the scheme of a URL"),
+        ({"backend": "redis://:secret@host"}, "^backend: looks like a URL; open_registry, AGENTIC_URL and `url` take"),
+        ("sqlite+aiosqlite:///x.db", "^URL: sqlite takes nothing between its name and ://$"),
+        ("memory+x://", "^URL: memory takes nothing between its name and ://$"),
         (RegistryConfig(backend=None), "^backend: must be a string, got NoneType$"),  # type: ignore[arg-type]
         ({"backnd": "redis"}, "unknown registry option; did you mean 'backend'?"),
         ({"x": 1}, "unknown registry option: expected backend, url, "),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentic import AgentInfo, AgentRegistry, MemoryRegistry, Reaper, open_registry
+from agentic import AgentInfo, AgentRegistry, MemoryRegistry, Reaper, SQLiteRegistry, open_registry
 from agentic.testing import RedisServer, wait_until
 from tests.support.stores import LONG_AGO, RedisStore
 
@@ -67,6 +70,19 @@ async def test_a_corrupt_record_is_logged_with_its_agent(
         await registry.list()
     record = record_with(caplog, "skipped: ")
     assert (record.agent_id, record.store) == ("a", registry.store)
+    assert record.name == "agentic.redis"
+
+
+async def test_a_corrupt_row_is_logged_by_the_logger_of_sqlite(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SQLiteRegistry(tmp_path / "x.db") as registry:
+        await registry.register(AgentInfo("a"))
+        with closing(sqlite3.connect(tmp_path / "x.db")) as db:
+            db.execute("UPDATE agents SET metadata = '[1]'")
+            db.commit()
+        assert await registry.list() == []
+    assert record_with(caplog, "skipped: ").name == "agentic.sqlite"
 
 
 async def test_undelivered_ids_are_logged_with_a_count(caplog: pytest.LogCaptureFixture) -> None:

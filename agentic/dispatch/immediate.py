@@ -26,25 +26,32 @@ class ImmediateLane(Generic[Item, Outcome]):
         self._next_pause_at = 0.0
 
     def __call__(self, agent_id: str, item: Item) -> asyncio.Future[Outcome]:
-        """Make one call. Await the result for its outcome."""
+        """Make one call. Await the result for its outcome.
+
+        Raises:
+            BaseException: `KeyboardInterrupt` or `SystemExit`, which must end the program, not the call alone.
+        """
         future: asyncio.Future[Outcome] = self._loop.create_future()
+        settle: Callable[[Any], None] = future.set_exception
+        result: Any
         try:
             self._send([item]).send(None)
         except StopIteration as stop:
-            (outcome,) = stop.value
-            now = monotonic()
-            if now < self._next_pause_at:
-                future.set_result(outcome)
-            else:
-                self._next_pause_at = now + LONGEST_RUN
-                self._loop.call_soon(_resolve, future, outcome)
-        except BaseException as error:  # noqa: BLE001  passed on to the caller
-            future.set_exception(as_exception(error))
+            (result,) = stop.value
+            settle = future.set_result
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  passed on to the caller
+            result = as_exception(error)
         else:
-            future.set_exception(RuntimeError("a store that is declared immediate must not wait"))
+            result = RuntimeError("a store that is declared immediate must not wait")
+        now = monotonic()
+        if now < self._next_pause_at:
+            settle(result)
+        else:
+            self._next_pause_at = now + LONGEST_RUN
+            self._loop.call_soon(_settle, future, settle, result)
         return future
 
 
-def _resolve(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+def _settle(future: asyncio.Future[Any], settle: Callable[[Any], None], result: Any) -> None:
     if not future.done():
-        future.set_result(outcome)
+        settle(result)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from time import monotonic
 
 import pytest
 
-from agentic import AgentInfo, AgentStatus, BackendError, MemoryRegistry
+from agentic import AgentInfo, AgentStatus, BackendError, BackendUnavailableError, MemoryRegistry
+from agentic.clock import system_clock
 from agentic.dispatch.immediate import ImmediateLane
 
 
@@ -39,16 +43,41 @@ async def test_a_caller_that_polls_lets_other_tasks_run() -> None:
         await going
 
 
+async def test_a_caller_that_retries_a_failing_store_lets_other_tasks_run() -> None:
+    fails = True
+
+    def clock() -> datetime:
+        if fails:
+            raise BackendUnavailableError("the clock is down")
+        return system_clock()
+
+    async with MemoryRegistry(clock=clock) as registry:
+
+        async def recover() -> None:
+            nonlocal fails
+            await asyncio.sleep(0.01)
+            fails = False
+
+        recovering = asyncio.create_task(recover())
+        end = monotonic() + 20
+        while fails and monotonic() < end:
+            with suppress(BackendUnavailableError):
+                await registry.register(AgentInfo("a"))
+        assert not fails
+        await recovering
+
+
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
         (ZeroDivisionError(), ZeroDivisionError),
-        (KeyboardInterrupt(), BackendError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (SystemExit(), SystemExit),
         (asyncio.CancelledError(), BackendError),
         (BackendError("down"), BackendError),
     ],
 )
-async def test_an_error_of_the_store_reaches_the_caller(raised: BaseException, expected: type[Exception]) -> None:
+async def test_an_error_of_the_store_reaches_the_caller(raised: BaseException, expected: type[BaseException]) -> None:
     async def send(_: Sequence[int]) -> Sequence[int]:
         raise raised
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class RedisRegistry(AgentRegistry):
     """
 
     backend: RedisBackend
+    _logger = logging.getLogger("agentic.redis")
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class SQLiteRegistry(AgentRegistry):
     """
 
     backend: SQLiteBackend
+    _logger = logging.getLogger("agentic.sqlite")
 
     def __init__(
         self,
