@@ -145,15 +145,19 @@ class Walk:
     async def next(self, work: Callable[[RecordPage], Awaitable[T]]) -> tuple[T, bool]:
         """Read the next page; return what `work` makes of it, and whether there is another one.
 
-        While `work` runs, the page after it is read; where that fails, the next call raises the error. Nothing is
-        under way once a call has ended.
+        While `work` runs, the page after it is read; where that fails, the next call raises the error. Of another
+        server nothing is read ahead: if that one hangs, the work on this page counts all the same. Nothing is under way
+        once a call has ended.
 
         Raises:
             BackendUnavailableError: A server could not be asked, or changed again and again.
         """
         page = await self._read() if self._ahead is None else self._ahead.result()
+        self._ahead = None
         if page is None:
             return await work(RecordPage([], None)), False
+        if self._scan is None or self._scan.is_over():
+            return await work(page), True
         self._ahead = ahead = asyncio.ensure_future(self._read())
         ahead.add_done_callback(mark_retrieved)
         try:
