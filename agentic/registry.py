@@ -105,7 +105,7 @@ class AgentRegistry:
         if not isinstance(backend, Backend):
             raise ConfigurationError(f"backend: must be a Backend, got {type_name(backend)}")
         self.backend = backend
-        backend.on_corrupt = self._count_corrupt
+        self._listen_to_backend()
         self.ttl = backend.ttl
         self.timeout = backend.timeout
         self.stale_after = positive_seconds(stale_after, "stale_after")
@@ -287,7 +287,7 @@ class AgentRegistry:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.backend.on_corrupt = self._count_corrupt
+        self._listen_to_backend()
 
     # --- one agent ---
 
@@ -551,6 +551,18 @@ class AgentRegistry:
         return deleted
 
     # --- how calls reach the store ---
+
+    def _listen_to_backend(self) -> None:
+        """Count the corrupt records that the backend reports."""
+        # Weakly: a strong reference is a cycle, and a registry that is dropped would wait for the garbage collector.
+        listener = weakref.WeakMethod(self._count_corrupt)
+
+        def report(error: CorruptRecordError) -> None:
+            count_corrupt = listener()
+            if count_corrupt is not None:
+                count_corrupt(error)
+
+        self.backend.on_corrupt = report
 
     def _count_corrupt(self, error: CorruptRecordError) -> None:
         self.corrupt_records += 1

@@ -136,3 +136,10 @@ def test_every_log_field_is_on_the_page() -> None:
     }
     assert written
     assert written <= set(re.findall(r"^\| `(\w+)` \|", page("observe.md").partition("### Fields")[2], re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_included_files_exist_and_are_included(path: Path) -> None:
+    for marker, name in re.findall(r"^ *(\S*8 ?<.*?)\"(.+)\"$", path.read_text(encoding="utf-8"), re.MULTILINE):
+        assert marker == "--8<-- "  # A formatter of code in pages adds spaces, and the page shows the marker.
+        assert (ROOT / name).is_file()

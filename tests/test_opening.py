@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import sqlite3
+import weakref
 from contextlib import closing
 from pathlib import Path
 
@@ -105,3 +106,10 @@ def test_an_unclosed_registry_warns() -> None:
     asyncio.run(MemoryRegistry().open())
     with pytest.warns(ResourceWarning, match="unclosed MemoryRegistry"):
         gc.collect()
+
+
+def test_a_dropped_registry_is_freed_at_once() -> None:
+    registry = MemoryRegistry()
+    reference = weakref.ref(registry)
+    del registry
+    assert reference() is None

@@ -141,6 +141,32 @@ async def test_a_registry_that_only_lists_finds_a_new_primary_of_its_cluster(own
             assert await registry.flush() == FLEET
 
 
+async def test_the_work_on_a_page_ends_although_the_server_after_it_hangs() -> None:
+    keys = Keys("x")
+
+    class Fleet(Servers):
+        async def nodes(self) -> Sequence[Any]:
+            return ["answers", "hangs"]
+
+        def layout(self) -> object:
+            return None
+
+        async def page(self, node: Any, keys: Sequence[bytes], scan: Any) -> Page:
+            if node == "hangs":
+                await asyncio.Event().wait()
+            scanned = None if scan is None else Scanned(b"run", 0, [b"x:agent:a"])
+            return Page([b"record"] * len(keys), [LATEST] * len(keys), scanned)
+
+    async def records(page: RecordPage) -> list[bytes]:
+        return [key for key, _, _ in page.records]
+
+    Fleet.__abstractmethods__ = frozenset()
+    walk = FleetScan(Fleet(1, 1.0), keys)  # type: ignore[abstract]
+    assert await asyncio.wait_for(walk.next(records), 20) == ([b"x:agent:a"], True)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(walk.next(records), 0.05)
+
+
 async def test_killed_connections_in_a_cluster_fail_no_read_or_heartbeat(redis_cluster: RedisCluster) -> None:
     async with RedisRegistry(redis_cluster.url, prefix="killed") as registry:
         await registry.register(AgentInfo("a"))

@@ -145,15 +145,19 @@ class FleetScan:
     async def next(self, work: Callable[[RecordPage], Awaitable[T]]) -> tuple[T, bool]:
         """Pass the next page to `work`; return its result, and whether there is another page.
 
-        The following page is read while `work` runs; if that fails, the next call raises the error. No task is left
-        running when a call ends.
+        The following page is read while `work` runs; if that fails, the next call raises the error. A page of another
+        server is not read ahead: if that server hangs, the work on this page still counts. No task is left running
+        when a call ends.
 
         Raises:
             BackendUnavailableError: A server did not answer, or kept changing.
         """
         page = await self._read() if self._ahead is None else self._ahead.result()
+        self._ahead = None
         if page is None:
             return await work(RecordPage([], None)), False
+        if self._scan is None or self._scan.is_over():
+            return await work(page), True
         self._ahead = ahead = asyncio.ensure_future(self._read())
         ahead.add_done_callback(mark_retrieved)
         try:
