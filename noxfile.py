@@ -67,7 +67,7 @@ def types(session: nox.Session) -> None:
 
 
 # Tests mostly wait, so use more workers than processors.
-IN_PARALLEL = ("-n", "4", "--dist", "worksteal")
+IN_PARALLEL = ("-n", "6", "--dist", "worksteal")
 
 
 @nox.session

@@ -103,8 +103,8 @@ def test_a_registry_prints_no_logs_unless_logging_is_configured() -> None:
 
 
 def test_an_unclosed_registry_warns() -> None:
-    asyncio.run(MemoryRegistry().open())
     with pytest.warns(ResourceWarning, match="unclosed MemoryRegistry"):
+        asyncio.run(MemoryRegistry().open())
         gc.collect()
 
 
