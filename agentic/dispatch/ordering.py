@@ -38,11 +38,16 @@ class Ordering:
 
     def enter(self, call: Call) -> bool:
         """Add a call. Return whether it may start now."""
-        kind, agent_id, *_ = call
-        groups = self._groups.get(agent_id)
-        if groups is None:
-            self._groups[agent_id] = kind
+        agent_id = call[1]
+        if agent_id not in self._groups:
+            self._groups[agent_id] = call[0]
             return True
+        return self._join(call)
+
+    def _join(self, call: Call) -> bool:
+        """Add a call on an agent that has calls."""
+        kind, agent_id, *_ = call
+        groups = self._groups[agent_id]
         if not isinstance(groups, deque):
             groups = self._groups[agent_id] = deque([_Group(groups)])
         last = groups[-1]
@@ -59,7 +64,7 @@ class Ordering:
         """Remove calls that have ended; each must have started. Return the calls that may start now."""
         groups = self._groups
         unblocked: list[Call] = []
-        for kind, agent_id, *_ in calls:
+        for kind, agent_id, _, _, _ in calls:  # Half the time of a starred target.
             if groups[agent_id] is kind:
                 del groups[agent_id]
             else:
