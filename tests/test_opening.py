@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sqlite3
 import weakref
@@ -102,8 +103,12 @@ def test_a_registry_prints_no_logs_unless_logging_is_configured() -> None:
 
 
 def test_an_unclosed_registry_warns() -> None:
+    def open_and_drop() -> None:
+        asyncio.run(MemoryRegistry().open())
+        gc.collect()
+
     with pytest.warns(ResourceWarning, match="unclosed MemoryRegistry"):
-        asyncio.run(MemoryRegistry().open())  # Dropped as soon as it is open.
+        open_and_drop()
 
 
 def test_a_dropped_registry_is_freed_at_once() -> None:
