@@ -193,7 +193,7 @@ class AgentRegistry:
             # Later than the store's own timeout, because its error is more specific.
             await result_within(connecting, self.timeout * (1 + SLACK))
             self._open_dispatcher = Dispatcher(self.backend, affinity)
-            # Not __del__: when the process exits, Python does not collect a registry that its backend refers to.
+            # Not __del__: Python does not call it for every object that is left when the process exits.
             self._unclosed = weakref.finalize(self, _warn_unclosed, repr(self))
         except BaseException:
             await wait_shielded(self._end(self._abandon(connecting)), self.timeout)
@@ -546,8 +546,8 @@ class AgentRegistry:
         """
         deleted = 0
         with self._dispatcher.walk(self.backend.clear) as counts:
-            async for count in counts:
-                deleted += count
+            async for deleted_in_page in counts:
+                deleted += deleted_in_page
         return deleted
 
     # --- how calls reach the store ---

@@ -307,3 +307,30 @@ class Reaping(Contract):
             assert [*reported, *following] == []
             await clocked_store.step_back(200)
             assert len(await registry.list()) == 1500
+
+    async def test_a_step_back_of_the_clock_between_two_pages_marks_no_agent_offline(
+        self, clocked_store: StoreUnderTest
+    ) -> None:
+        clocked_store.require("clock during a sweep")
+        async with clocked_store.make(ttl=100) as registry:
+            await fill(registry, 1500)
+            sweep = partial(registry.backend.sweep, timedelta(seconds=50))
+            reported, cursor = await sweep(None)
+            await clocked_store.step_back(3600)
+            following = [] if cursor is None else await all_marked(sweep, cursor)
+            assert [*reported, *following] == []
+            assert len(await registry.list()) == 1500
+
+    async def test_a_sweep_keeps_heartbeats_that_arrive_between_two_pages(self, clocked_store: StoreUnderTest) -> None:
+        clocked_store.require("clock during a sweep")
+        async with clocked_store.make(ttl=100) as registry:
+            ids = await fill(registry, 1500)
+            sweep = partial(registry.backend.sweep, timedelta(seconds=50))
+            _, cursor = await sweep(None)
+            await clocked_store.pass_time(30)
+            before = await registry.store_time()
+            assert await registry.heartbeat_many(ids) == set()
+            if cursor is not None:
+                await all_marked(sweep, cursor)
+            assert all(agent.last_heartbeat >= before for agent in await registry.list() if agent.last_heartbeat)
+            assert {agent.id for agent in await registry.list() if agent.last_heartbeat} == ids
