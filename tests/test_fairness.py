@@ -273,6 +273,16 @@ async def test_a_stall_of_the_event_loop_is_reported_once_and_immediately(iterat
         assert stalls.take_longest() < noticed
 
 
+async def beat_until_marked(registry: AgentRegistry, reaped: list[str]) -> None:
+    """Send the heartbeats of "alive" until a second agent is reported."""
+
+    async def marked() -> bool:
+        await registry.heartbeat("alive")
+        return len(reaped) > 1
+
+    await wait_until(marked, "the agent that is silent is marked all the same")
+
+
 async def test_a_stall_of_the_event_loop_marks_no_living_agent() -> None:
     reaped: list[str] = []
     async with MemoryRegistry() as registry, Reaper(registry, ttl=1.2, interval=0.05, on_reaped=reaped.extend):
@@ -285,12 +295,7 @@ async def test_a_stall_of_the_event_loop_marks_no_living_agent() -> None:
             # As an agent in another process on this host, which was stalled as long and runs later than the reaper.
             await asyncio.sleep(0.15)
             await registry.heartbeat("alive")
-
-        async def marked() -> bool:
-            await registry.heartbeat("alive")
-            return len(reaped) > 1
-
-        await wait_until(marked, "the agent that is silent is marked all the same")
+        await beat_until_marked(registry, reaped)
     assert reaped == ["long silent", "silent"]
 
 
@@ -333,12 +338,7 @@ async def test_a_late_answer_of_the_store_marks_no_living_agent(
             await asyncio.sleep(2)
             own_redis_server.resume()
             await wait_until(lambda: "the reaper was stalled" in caplog.text, "the late answer is noticed")
-
-            async def marked() -> bool:
-                await registry.heartbeat("alive")
-                return len(reaped) > 1
-
-            await wait_until(marked, "the agent that is silent is marked all the same")
+            await beat_until_marked(registry, reaped)
     assert reaped == ["long silent", "silent"]
 
 

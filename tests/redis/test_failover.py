@@ -34,9 +34,8 @@ def trio() -> Iterator[SentinelTrio]:
 
 
 @pytest.fixture
-def cluster() -> Iterator[RedisCluster]:
-    with RedisCluster() as made:
-        yield made
+def cluster(own_redis_cluster: RedisCluster) -> RedisCluster:
+    return own_redis_cluster
 
 
 class Fleet:

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,17 +36,6 @@ HOLDS = {
     "exclusive, rollback journal": ("PRAGMA journal_mode = DELETE", *EXCLUSIVE),
     "exclusive, WAL": EXCLUSIVE,
 }
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "r.db"
-
-
-@pytest.fixture
-def raw(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        yield db
 
 
 @pytest.fixture

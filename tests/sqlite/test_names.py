@@ -20,11 +20,6 @@ from tests.support.sqlite_file import integrity, seen_by_another_process, spawn
 DEFAULT = Path(".config/agentic/registry.db")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "r.db"
-
-
 def ids(agents: list[AgentInfo]) -> set[str]:
     return {agent.id for agent in agents}
 

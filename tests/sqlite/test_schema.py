@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -43,17 +42,6 @@ ALTERATIONS = {
     "a unique index": ("CREATE UNIQUE INDEX theirs ON agents (name)", "its unique index theirs"),
     "a trigger": ("CREATE TRIGGER t BEFORE UPDATE ON agents BEGIN SELECT RAISE(IGNORE); END", "it has triggers"),
 }
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "r.db"
-
-
-@pytest.fixture
-def raw(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        yield db
 
 
 @pytest.mark.parametrize(("sql", "reason"), REFUSED.values(), ids=REFUSED)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,17 +38,6 @@ GO_TABLE = """CREATE TABLE agents (
     id TEXT PRIMARY KEY, name TEXT NOT NULL DEFAULT '', capabilities TEXT NOT NULL DEFAULT '[]',
     status TEXT NOT NULL DEFAULT 'available', last_heartbeat DATETIME NOT NULL DEFAULT '', current_load INTEGER NOT NULL DEFAULT 0,
     max_load INTEGER NOT NULL DEFAULT 0, registered_at DATETIME NOT NULL DEFAULT '')"""
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "registry.db"
-
-
-@pytest.fixture
-def raw(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        yield db
 
 
 # --- the file ---

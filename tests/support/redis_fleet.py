@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,7 +30,32 @@ def wait_for(predicate: Callable[[], bool], description: str, *, within: float =
         time.sleep(0.02)
 
 
-class RedisCluster:
+class Fleet(ABC):
+    """Servers that run while the body of a `with` does."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the servers, and wait until they know one another."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop what runs, also after a failed start."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class RedisCluster(Fleet):
     """Three primaries with a replica each."""
 
     def __init__(self) -> None:
@@ -122,25 +148,12 @@ class RedisCluster:
                 from_.execute_command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
             return list(keys)
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def stop(self) -> None:
         for server in self.servers:
             server.__exit__(None, None, None)
 
 
-class SentinelTrio:
+class SentinelTrio(Fleet):
     """A primary, a replica, and three sentinels that monitor them."""
 
     def __init__(self) -> None:
@@ -194,19 +207,6 @@ class SentinelTrio:
             if len(others) < 2 or not replicas:
                 return False
         return True
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         for process, _ in self.sentinels:
