@@ -146,10 +146,20 @@ async def _refused(registry: AgentRegistry) -> list[Finding]:
             try:
                 await attempt(removal, registry.deregister(agent.id))
             except BackendUnavailableError as error:
-                raise BackendUnavailableError(
-                    f"agent {agent.id!r} may stay, because its removal failed: {error}"
-                ) from error
+                if not await _is_absent(registry, agent.id):
+                    raise BackendUnavailableError(
+                        f"agent {agent.id!r} may stay, because its removal failed: {error}"
+                    ) from error
     return refused
+
+
+async def _is_absent(registry: AgentRegistry, agent_id: str) -> bool:
+    with suppress(BackendError):
+        try:
+            await registry.get(agent_id)
+        except AgentNotFoundError:
+            return True
+    return False
 
 
 async def _fleet(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
@@ -162,7 +172,7 @@ async def _fleet(registry: AgentRegistry) -> AsyncGenerator[Finding, None]:
     yield Finding(Level.OK, "agents", f"{sum(counts.values())}{shown and f': {shown}'}")
     corrupt = registry.corrupt_records - before
     if corrupt:
-        advice = "another program writes here; the log names each, deregister removes it"
+        advice = "another program writes here; the log names each: deregister it, or delete it in the store"
         yield Finding(Level.BAD, "corrupt records", str(corrupt), advice)
     else:
         yield Finding(Level.OK, "corrupt records", "none")

@@ -112,7 +112,7 @@ class StoreURL:
 
     def __str__(self) -> str:
         user = f"{quote(self.username)}:***@" if self.password else "***@" if self.username else ""
-        hosts = ",".join(_shown_host(*each) for each in self.hosts)
+        hosts = ",".join(shown_host(*each) for each in self.hosts)
         path = f"/{quote(self.path)}" if self.segments else ""
         query = "&".join(
             f"{name}={'***' if is_secret(name) else quote(value)}" for name, value in self.parameters.items()
@@ -235,7 +235,8 @@ def _parameters(query: str) -> dict[str, str]:
     return parameters
 
 
-def _shown_host(name: str, port: int | None) -> str:
+def shown_host(name: str, port: int | None) -> str:
+    """Return a host as text, or `***` if it may be a misplaced password."""
     if port is None and len(name) >= _MAYBE_A_PASSWORD and name != "localhost" and not re.search("[.:]", name):
         return "***"
     address = f"[{name}]" if ":" in name else name

@@ -163,7 +163,7 @@ async def test_a_sweep_that_is_held_back_marks_every_agent_before_it_is_gone(
     def on_held(stale: int, live: int) -> None:
         held_back.append((stale, live))
 
-    async with store.make(ttl=6, stale_after=0.4) as registry:
+    async with store.make(ttl=10, stale_after=1.2) as registry:
         ids = await register_five_agents(registry)
         for number in range(restarts + 1):
             async with Reaper(
@@ -171,7 +171,7 @@ async def test_a_sweep_that_is_held_back_marks_every_agent_before_it_is_gone(
                 interval=0.1,
                 on_reaped=reaped.extend,
                 max_fraction=0.5,
-                guard_deadline=3.6,
+                guard_deadline=5,
                 on_held=on_held,
             ):
                 await wait_until(lambda number=number: len(held_back) > number, "the sweep is held back")  # type: ignore[misc]

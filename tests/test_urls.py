@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agentic import (
     AgentRegistry,
+    BackendUnavailableError,
     ConfigurationError,
     RedisRegistry,
     RegistryConfig,
@@ -229,6 +230,13 @@ def test_a_secret_in_a_url_is_never_shown(place: str) -> None:
     assert SECRET not in everything_shown(RedisRegistry, url)
     assert SECRET not in everything_shown(RegistryConfig, url=url)
     assert SECRET not in everything_shown(from_env, AGENTIC_URL=url)
+
+
+@pytest.mark.parametrize("url", ["redis://{}", "redis+cluster://{}", "redis+sentinel://{}/fleet"])
+async def test_a_secret_in_place_of_the_host_is_not_in_the_error_of_a_connection(url: str) -> None:
+    with pytest.raises(BackendUnavailableError) as caught:
+        await open_registry(url.format(SECRET), timeout=20)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 FULL = f"redis://:{SECRET}@h:6379/0"

@@ -436,7 +436,10 @@ async def _for_each(agent_ids: Sequence[str], call: Callable[[str], Awaitable[ob
             failed.setdefault(str(outcome), []).append(printable(agent_id))
         elif isinstance(outcome, BaseException):
             raise outcome
-    messages = [f"{why} ({', '.join(ids)})" if len(unique) > 1 else why for why, ids in failed.items()]
+    messages = []
+    for why, ids in failed.items():
+        unnamed = [each for each in ids if f"'{each}'" not in why and len(unique) > 1]
+        messages.append(f"{why} ({', '.join(unnamed)})" if unnamed else why)
     if absent:
         messages.insert(0, f"agent{'s' * (len(absent) > 1)} not found: {', '.join(absent)}")
     if messages:

@@ -219,15 +219,15 @@ def test_a_wrong_url_is_reported_in_one_line_without_its_password(url: str, comm
 )
 def test_every_command_but_register_creates_no_file(command: str, tmp_path: Path) -> None:
     (tmp_path / "other.db").touch()
-    for url in (
-        f"sqlite:///{tmp_path}/fleet.db",
-        f"sqlite:///{tmp_path}/no/fleet.db",
-        f"sqlite:///{tmp_path}/other.db",
+    for url, advice in (
+        (f"sqlite:///{tmp_path}/fleet.db", "registering the first agent creates it"),
+        (f"sqlite:///{tmp_path}/no/fleet.db", "does not exist: create it first"),
+        (f"sqlite:///{tmp_path}/other.db", "registering the first agent creates it"),
     ):
         done = CliRunner().invoke(app, [*command.split(), "--url", url])
         assert (done.exit_code, done.stdout) == (1, "")
         assert ".db'" in done.stderr or "the file has no registry" in done.stderr
-        assert "registering the first agent creates it" in done.stderr
+        assert advice in done.stderr
         assert done.stderr.count("\n") == 1
     assert CliRunner().invoke(app, [*command.split(), "--url", "sqlite://"]).exit_code == 1
     assert [file.stat().st_size for file in tmp_path.iterdir()] == [0]

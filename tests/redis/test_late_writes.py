@@ -314,7 +314,7 @@ async def test_a_registry_opened_again_in_a_forked_process_goes_on(server: Redis
 
 async def test_a_batch_of_large_records_goes_in_requests_of_a_megabyte(server: RedisServer) -> None:
     server.admin().config_set("client-query-buffer-limit", 1_500_000)
-    async with RedisRegistry(server.url) as registry:
+    async with RedisRegistry(server.url, timeout=60) as registry:
         agents = [AgentInfo(f"agent-{number}", metadata={"text": "x" * 60_000}) for number in range(256)]
         made = calls(server)
         await asyncio.gather(*map(registry.register, agents))

@@ -399,9 +399,10 @@ async def test_a_scan_yields_every_agent_that_stays_exactly_once(tmp_path: Path,
 
 
 async def test_without_create_a_missing_file_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.db", tmp_path / "missing" / "r.db"):
-        with pytest.raises(BackendRejectedError, match=r"there is no file '.*db': registering the first agent"):
-            await SQLiteRegistry(path, create=False).open()
+    with pytest.raises(BackendRejectedError, match=r"there is no file '.*db': registering the first agent"):
+        await SQLiteRegistry(tmp_path / "missing.db", create=False).open()
+    with pytest.raises(BackendRejectedError, match=r"its folder '.*/missing' does not exist: create it first"):
+        await SQLiteRegistry(tmp_path / "missing" / "r.db", create=False).open()
     assert list(tmp_path.iterdir()) == []
 
 

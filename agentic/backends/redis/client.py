@@ -47,6 +47,7 @@ from agentic.backends.redis.server_info import PARSE_ERRORS, Refused
 from agentic.backends.redis.topology import Topology
 from agentic.errors import BackendError, BackendRejectedError, BackendUnavailableError, ConfigurationError
 from agentic.text import type_name
+from agentic.urls import shown_host
 
 CONNECT_TIMEOUT: Final = 5.0
 
@@ -192,6 +193,8 @@ _HINTS: Final = {
 }
 _CODE: Final = re.compile(rf"\b({'|'.join((*_TRANSIENT, *_HINTS))})\b")
 
+_AT_DEFAULT_PORT: Final = re.compile(r"(?<![\w.-])([\w-]+)(?=:(?:6379|26379)\b)")
+
 
 def hint_of_closing(options: dict[str, Any]) -> str:
     """Return why a server may close a connection with these options before it replies."""
@@ -216,7 +219,8 @@ def backend_error(error: Exception, what: str, when_closed: str = "") -> Backend
         return BackendUnavailableError(f"{what}: the driver could not parse a reply ({type(error).__name__}: {error})")
     code = _code(error)
     hint = _HINTS.get(code, "") or _hint(error, when_closed)
-    message = f"{what}: {str(error).rstrip('.')}; {hint}" if hint else f"{what}: {error}"
+    text = _without_secret(str(error))
+    message = f"{what}: {text.rstrip('.')}; {hint}" if hint else f"{what}: {text}"
     if code:
         return (BackendUnavailableError if code in _TRANSIENT else BackendRejectedError)(message)
     if isinstance(error, (AuthenticationError, ResponseError)) or _caused_by(error, ssl.SSLError):
@@ -227,12 +231,18 @@ def backend_error(error: Exception, what: str, when_closed: str = "") -> Backend
 def brief(error: Exception) -> Exception:
     """Strip the tracebacks, some forty lines deep, from a driver's error and its chain: the messages say enough.
 
-    Parse errors keep theirs, for debugging.
+    Parse errors keep theirs, for debugging. Hosts that may be passwords are hidden.
     """
     if not isinstance(error, PARSE_ERRORS):
         for each in _chain(error):
             each.__traceback__, each.__suppress_context__ = None, True
+            each.args = tuple(_without_secret(arg) if isinstance(arg, str) else arg for arg in each.args)
     return error
+
+
+def _without_secret(message: str) -> str:
+    """Hide a host that is named without a port, as its URL does, if it may be a misplaced password."""
+    return _AT_DEFAULT_PORT.sub(lambda host: shown_host(host[1], None), message)
 
 
 def _code(error: Exception) -> str:

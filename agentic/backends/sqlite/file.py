@@ -92,13 +92,13 @@ class DatabaseFile:
         try:
             mode = os.stat(self._name).st_mode  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
+            folder = os.path.dirname(self._name)  # noqa: PTH120
+            if not os.path.isdir(folder) and not self._private:  # noqa: PTH112
+                raise self._refused(f"its folder {folder!r} does not exist: create it first") from None
             if not create:
                 raise BackendRejectedError(
                     f"there is no file {self._path!r}: registering the first agent creates it"
                 ) from None
-            folder = os.path.dirname(self._name)  # noqa: PTH120
-            if not os.path.isdir(folder):  # noqa: PTH112
-                raise self._refused(f"its folder {folder!r} does not exist: create it first") from None
             return
         if stat.S_ISDIR(mode):
             raise self._refused("it is a directory: name a file")

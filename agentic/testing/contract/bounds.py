@@ -175,9 +175,9 @@ class Bounds(Contract):
     ) -> None:
         registry = store.make(timeout=0.3)
         stubborn = Stubborn()
-        restore = run_first(registry, "close", action or stubborn)
         async with stubborn.released_on_exit():
             await open_with_short_timeout(registry)
+            restore = run_first(registry, "close", action or stubborn)
             assert isinstance(await outcome_of(registry.aclose()), BackendUnavailableError)
             restore()
         run_first(registry, "open", refuse)
