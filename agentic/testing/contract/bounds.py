@@ -110,7 +110,7 @@ class Bounds(Contract):
         await open_with_short_timeout(registry)
         assert isinstance(await outcome_of(make_call(registry)), BackendUnavailableError)
         restore()
-        await registry.aclose()
+        await outcome_of(registry.aclose())
 
     @pytest.mark.parametrize("call", ["heartbeat", "heartbeat_many", "list", "reap", "store_time"])
     async def test_a_call_ends_although_the_store_ignores_its_cancellation(
@@ -151,7 +151,7 @@ class Bounds(Contract):
                 with pytest.raises(RegistryOpenError):  # Opening again now would leak the first connection.
                     await registry.open()
         await open_with_short_timeout(registry)  # Once the connection of the first try is closed.
-        await registry.aclose()
+        await outcome_of(registry.aclose())
         await wait_until(lambda: store.connections() == before, "no connection is left")
 
     async def test_opening_that_waits_goes_on_when_a_try_that_ignores_its_cancellation_has_ended(
@@ -167,7 +167,7 @@ class Bounds(Contract):
             with pytest.raises(TimeoutError):  # Retries fail while the first try is still running.
                 await asyncio.wait_for(asyncio.shield(opening), 1.5)
         await opening
-        await registry.aclose()
+        await outcome_of(registry.aclose())
 
     @pytest.mark.parametrize("action", [hang, None], ids=["hangs", "ignores its cancellation"])
     async def test_closing_ends_although_the_store_hangs(
