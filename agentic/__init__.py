@@ -4,10 +4,11 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from agentic.agent import AgentInfo, AgentStatus
+from agentic.agent import AgentInfo, AgentStatus, Beat, Drain
 from agentic.config import RegistryConfig, open_registry
 from agentic.errors import (
     AgentNotFoundError,
+    AgentReplacedError,
     BackendError,
     BackendRejectedError,
     BackendUnavailableError,
@@ -34,13 +35,16 @@ __all__ = [
     "AgentInfo",
     "AgentNotFoundError",
     "AgentRegistry",
+    "AgentReplacedError",
     "AgentSession",
     "AgentStatus",
     "BackendError",
     "BackendRejectedError",
     "BackendUnavailableError",
+    "Beat",
     "ConfigurationError",
     "CorruptRecordError",
+    "Drain",
     "InvalidAgentError",
     "MemoryRegistry",
     "Page",

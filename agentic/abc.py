@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from agentic.agent import AgentChanges, AgentInfo
+from agentic.agent import AgentChanges, AgentInfo, Beat, Drain
 from agentic.clock import positive_seconds
 from agentic.errors import CorruptRecordError, RegistryError
 from agentic.findings import Finding
@@ -21,14 +21,41 @@ Step = tuple[T, Cursor]
 """The result of one call of a walk: a page, and the cursor for the next call."""
 
 
+class Registered(NamedTuple):
+    """The outcome of a registration.
+
+    Attributes:
+        agent: The agent as stored.
+        silence: If a new start of the agent has replaced a record: the time since the last heartbeat in it, else None.
+    """
+
+    agent: AgentInfo
+    silence: timedelta | None = None
+
+
+class DrainOrder(NamedTuple):
+    """An order to drain an agent.
+
+    Attributes:
+        reason: As in `Drain`.
+        by: As in `Drain`.
+        seconds: After how many seconds it ends by itself; None for never.
+    """
+
+    reason: str
+    by: str
+    seconds: float | None
+
+
 class Backend(ABC):
     """A store of agents. `AgentRegistry` passes it batches of items and expects one outcome per item, in order.
 
     **Arguments** have been checked. Ids are strings of 1 to 512 bytes in UTF-8. Agents and changes have exactly the
     types of `AgentInfo`, with times in UTC. An agent is at most 64 KiB as JSON. Changes name at least one field.
+    Incarnations are 0, or of 16 digits and below 2**53.
 
     **Batches** contain 1 to 256 items. In `touch` and `fetch`, an id may repeat: return an outcome for each occurrence.
-    In `insert`, `patch` and `delete`, all ids are distinct. Calls overlap: up to `max_batches` batches of each kind
+    In the other primitives, all ids are distinct. Calls overlap: up to `max_batches` batches of each kind
     (and shard) run concurrently, together with walks and all other calls. Two concurrent batches contain the same agent
     only if both are `touch` or both are `fetch`.
 
@@ -43,6 +70,20 @@ class Backend(ABC):
 
     **Atomicity**: a change to one agent is one atomic step that includes its precondition. A batch as a whole need not
     be atomic.
+
+    **Incarnations** tell the starts of an agent apart; see `agentic.incarnations`, whose functions decide all that
+    follows. A stored one that is not an incarnation, or is more than a year ahead of the store's clock, counts as 0.
+    `touch`, `patch` and `delete` get one with each id. If it is 0, it is ignored. Otherwise it is compared with the
+    stored one, in the same step as the change:
+
+    - the stored one is higher: change nothing; the outcome is an `AgentReplacedError`;
+    - the stored one is lower, but not 0: change nothing; the agent counts as absent;
+    - they are equal, or the stored one is 0: make the change;
+    - the given one is more than a year ahead of the store's clock: change nothing; `incarnations.too_far_ahead()`.
+
+    **Drains** are kept by id, apart from the record: neither a change of the record nor its absence affects them. One
+    whose end has passed by the store's clock is none. Each `AgentInfo` that a primitive returns has `draining` filled
+    in, and so has each `Beat`; it is not stored in the record.
 
     **Expiry**: an agent is gone `ttl` seconds after its last `insert` or `touch`. All primitives treat it as absent
     from then on, even if its record stays in the store until the next `sweep`.
@@ -112,23 +153,31 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
+    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[Registered | RegistryError]:
         """Store each agent, replacing any record with its id, even a corrupt one, and restart its `ttl`.
 
         If `last_heartbeat` is None or later than the store's current time, store the current time.
 
+        If `incarnation` is 0, this is a new start: store `incarnations.next_incarnation`, with the highest incarnation
+        that the store has stored so far as the counter. Otherwise store the given one, unless a higher one is stored.
+
         Returns:
-            For each agent: the agent as stored.
+            For each agent: the agent as stored, and what a new start has replaced; or an `AgentReplacedError`.
         """
 
     @abstractmethod
-    async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+    async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
         """Set `last_heartbeat` of each agent that exists to the store's current time, and restart its `ttl`.
 
-        An offline agent becomes available. Nothing else changes, and no agent is created.
+        An agent that a sweep marked offline gets back its status before that; one that was set offline otherwise
+        becomes available. Nothing else changes, and no agent is created.
+
+        Args:
+            beats: For each agent, its id and its incarnation.
 
         Returns:
-            For each id: whether the agent exists.
+            For each agent: what the heartbeat found, or None if the agent does not exist. It was rewritten if an
+            incarnation is given and none is stored. Return `agentic.agent.USUAL_BEAT` in the common case.
         """
 
     @abstractmethod
@@ -136,25 +185,49 @@ class Backend(ABC):
         """Return each agent, or None if it does not exist."""
 
     @abstractmethod
-    async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+    async def patch(
+        self, changes: Sequence[tuple[str, AgentChanges, int]]
+    ) -> Sequence[AgentInfo | RegistryError | None]:
         """Change the given fields of each agent that exists, and nothing else: neither its heartbeat nor its `ttl`.
+
+        If an incarnation is given and none is stored, the given one is stored as well.
 
         If the record would exceed 64 KiB, change nothing, and return the `InvalidAgentError` that
         `agentic.validation.check_size` raises as the outcome.
 
+        Args:
+            changes: For each agent, its id, the new values of fields, and its incarnation.
+
         Returns:
-            For each id: the agent after the change, or None if it does not exist.
+            For each agent: the agent after the change, or None if it does not exist.
         """
 
     @abstractmethod
-    async def delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        """Remove each agent that exists, or its corrupt record.
+    async def delete(self, starts: Sequence[tuple[str, int]]) -> Sequence[bool | RegistryError]:
+        """Remove each agent that exists, or its corrupt record, which counts as one without an incarnation.
 
         Keep the record of an agent that is gone but has not been returned by a sweep: the next sweep returns it.
 
+        Args:
+            starts: For each agent, its id and its incarnation.
+
         Returns:
-            For each id: whether a record was removed.
+            For each agent: whether a record was removed.
         """
+
+    @abstractmethod
+    async def set_drains(
+        self, orders: Sequence[tuple[str, DrainOrder | None]]
+    ) -> Sequence[Drain | bool | RegistryError]:
+        """Store an order to drain each agent, in place of an earlier one, or for None remove it. Agents need not exist.
+
+        Returns:
+            For each agent: the drain as stored, or for None whether there was one.
+        """
+
+    @abstractmethod
+    async def drains(self) -> dict[str, Drain]:
+        """Return the drains of all agents by id."""
 
     @abstractmethod
     async def times(self) -> Sequence[datetime]:
@@ -189,7 +262,8 @@ class Backend(ABC):
 
         - An agent whose last heartbeat is exactly `ttl` old is alive.
         - An agent is marked in one atomic step; a heartbeat that is stored first prevents the mark. Marking does not
-          affect the agent's remaining time in the store.
+          affect the agent's remaining time in the store. Its status is kept for its next heartbeat. Any other write of
+          the status discards what is kept.
         - Exactly one sweep returns each mark, even if this one fails or is cancelled: a mark whose answer was lost is
           returned by the next sweep.
         - Remove agents that are gone and still stored. Return the id of each that was not marked offline before.
@@ -204,7 +278,10 @@ class Backend(ABC):
 
     @abstractmethod
     async def clear(self, cursor: Cursor) -> Step[int]:
-        """Delete a page of agents. Return how many there were, not counting those that were gone."""
+        """Delete a page of agents. Return how many there were, not counting those that were gone.
+
+        The last page deletes all drains.
+        """
 
     async def diagnose(self, cursor: Cursor) -> Step[Sequence[Finding]]:
         """Examine the store itself, changing nothing. Return the findings of one request to it; by default, none."""

@@ -33,6 +33,8 @@ def read(clock: Clock) -> datetime:
         ConfigurationError: The clock did not return an aware `datetime`.
     """
     now = clock()
+    if type(now) is datetime and now.tzinfo is UTC:
+        return now  # Hot path.
     if not isinstance(now, datetime) or now.utcoffset() is None:
         raise ConfigurationError(f"clock: must return an aware datetime, got {type_name(now)}")
     return to_utc(now)
@@ -105,6 +107,16 @@ def positive_seconds(value: float | timedelta, name: str) -> float:
     if seconds == 0:
         raise ConfigurationError(f"{name} must be greater than 0, and at least a microsecond")
     return min(seconds, _CENTURY)
+
+
+def after(now: datetime, seconds: float | None) -> datetime | None:
+    """Return the instant `seconds` after `now`; None for None, or beyond the year 9999."""
+    if seconds is None:
+        return None
+    try:
+        return now + timedelta(seconds=seconds)
+    except OverflowError:
+        return None
 
 
 def is_stale(last_heartbeat: datetime, now: datetime, ttl: timedelta) -> bool:

@@ -119,6 +119,11 @@ async def _refused(registry: AgentRegistry) -> list[Finding]:
     agent = AgentInfo(f"doctor-{uuid4().hex[:12]}")
     offline = replace(agent, status=AgentStatus.OFFLINE)
     refused = []
+    incarnation = 0
+
+    async def register(agent: AgentInfo) -> None:
+        nonlocal incarnation
+        incarnation = (await registry.register(agent, incarnation=incarnation)).incarnation
 
     async def attempt(what: str, call: Awaitable[object]) -> bool:
         try:
@@ -132,12 +137,12 @@ async def _refused(registry: AgentRegistry) -> list[Finding]:
 
     removal = f"deregister of {agent.id!r}, which may stay,"
     try:
-        if not await attempt("register", registry.register(agent)):
+        if not await attempt("register", register(agent)):
             removal = "deregister"
         # Redis writes the heartbeats of an agent and of an offline one with different commands.
         await attempt("heartbeat", registry.heartbeat(agent.id))
         with suppress(BackendRejectedError):
-            await registry.register(offline)
+            await register(offline)
         await attempt("heartbeat of an offline agent", registry.heartbeat(agent.id))
         await attempt("update", registry.update(agent.id, status=AgentStatus.BUSY))
     finally:

@@ -57,6 +57,21 @@ class AgentNotFoundError(RegistryError, LookupError):
         self.agent_id = agent_id
 
 
+class AgentReplacedError(RegistryError):
+    """A later start of the agent has registered: this one must stop. Nothing was changed.
+
+    Attributes:
+        agent_id: The agent.
+        incarnation: The incarnation of the later start.
+    """
+
+    def __init__(self, agent_id: str, incarnation: int) -> None:
+        super().__init__(409, f"agent {printable(agent_id)!r} was replaced by a later start of it: this one must stop")
+        self.args = (agent_id, incarnation)
+        self.agent_id = agent_id
+        self.incarnation = incarnation
+
+
 class BackendError(RegistryError):
     """The store failed; `__cause__` is the driver's error, if any.
 

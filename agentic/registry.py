@@ -15,10 +15,12 @@ from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self, TypeVar, Unpack
+from typing import Any, ClassVar, Final, Self, TypeVar, Unpack, cast
 
-from agentic.abc import Backend
-from agentic.agent import AgentChanges, AgentInfo
+from msgspec.structs import replace
+
+from agentic.abc import Backend, DrainOrder
+from agentic.agent import USUAL_BEAT, AgentChanges, AgentInfo, Beat, Drain
 from agentic.backoff import Backoff
 from agentic.clock import duration, positive_seconds
 from agentic.concurrency import SLACK, result_within, start_detached, wait_shielded
@@ -37,18 +39,23 @@ from agentic.errors import (
     RegistryOpenError,
 )
 from agentic.findings import Finding
+from agentic.incarnations import valid_incarnation
 from agentic.logs import FieldLogger
 from agentic.options import count, function
 from agentic.page import MAX_PAGE, Page, Position
 from agentic.session import AgentSession, DeregistrationBudget
 from agentic.text import type_name
 from agentic.urls import StoreURL
-from agentic.validation import valid_agent, valid_changes, valid_id
+from agentic.validation import valid_agent, valid_changes, valid_id, valid_text
 
 T = TypeVar("T")
 
 LONGEST_PAUSE: Final = 5.0
 """The most seconds between two attempts to open a registry whose store is unavailable."""
+
+MAX_REASON: Final = 1024
+MAX_BY: Final = 256
+"""The longest texts of an order to drain an agent, in characters."""
 
 
 class AgentRegistry:
@@ -291,39 +298,60 @@ class AgentRegistry:
 
     # --- one agent ---
 
-    async def register(self, agent: AgentInfo) -> AgentInfo:
+    async def register(self, agent: AgentInfo, *, incarnation: int = 0) -> AgentInfo:
         """Add an agent, or replace the one with its id, and restart its `ttl`.
 
-        If `last_heartbeat` is None or later than the store's current time, the current time is stored.
+        If `last_heartbeat` is None or later than the store's current time, the current time is stored. The
+        `incarnation` of the agent is ignored.
+
+        Args:
+            agent: The agent.
+            incarnation: The start of the agent that registers again, as an earlier registration returned it. 0 for a
+                new start: it gets a higher incarnation than all before, and replaces whatever is stored. If that had
+                sent a heartbeat within `stale_after`, a warning is logged.
 
         Returns:
-            The agent as stored.
+            The agent as stored, with its incarnation.
 
         Raises:
-            InvalidAgentError: A field is invalid; the message names it.
+            AgentReplacedError: A later start of the agent is stored; nothing was changed.
+            InvalidAgentError: A field or the incarnation is invalid; the message names it.
             BackendError: The store failed; the agent may still have been registered.
         """
         agent = valid_agent(agent)
-        stored = await self._dispatcher.insert(agent.id, agent)
-        return _unwrap(stored, agent.id)
+        if incarnation := valid_incarnation(incarnation):
+            agent = replace(agent, incarnation=incarnation)
+        registered = _unwrap(await self._dispatcher.insert(agent.id, agent), agent.id)
+        if registered.silence is not None:
+            self._warn_if_alive(agent.id, registered.silence.total_seconds())
+        return registered.agent
 
-    async def heartbeat(self, agent_id: str) -> None:
+    async def heartbeat(self, agent_id: str, *, incarnation: int = 0) -> Beat:
         """Set an agent's `last_heartbeat` to the store's current time and restart its `ttl`.
 
-        An offline agent becomes available. Nothing else changes, and no agent is created.
+        An agent that `reap` marked offline gets back its status before that, and one whose owner wrote `OFFLINE`
+        becomes available. Nothing else changes, and no agent is created.
+
+        Args:
+            agent_id: The agent.
+            incarnation: The start of the agent that sends the heartbeat, as `register` returned it; 0 for any.
+
+        Returns:
+            What the heartbeat found.
 
         Raises:
-            AgentNotFoundError: The agent was never registered, was deregistered, or is gone after its `ttl`.
-            InvalidAgentError: The id is invalid.
+            AgentNotFoundError: The agent was never registered, was deregistered, or is gone after its `ttl`; or what is
+                stored belongs to an earlier start of it.
+            AgentReplacedError: A later start of the agent is stored; nothing was changed.
+            InvalidAgentError: The id or the incarnation is invalid.
             BackendError: The store failed; the heartbeat may still have been stored.
         """
         agent_id = valid_id(agent_id)
-        present = await self._dispatcher.touch(agent_id, agent_id)
-        if present is not True:  # Hot path: skip the call below in the common case.
-            _unwrap(present, agent_id)
+        found = await self._dispatcher.touch(agent_id, (agent_id, valid_incarnation(incarnation)))
+        return found if found is USUAL_BEAT else _unwrap(found, agent_id)
 
     async def heartbeat_many(self, ids: Iterable[str]) -> set[str]:
-        """Send the heartbeats of many agents, in as few round trips as the store allows.
+        """Send the heartbeats of many agents, whatever start of each is stored, in as few round trips as possible.
 
         Atomic for each agent, not for all together.
 
@@ -338,11 +366,11 @@ class AgentRegistry:
             raise InvalidAgentError("ids", f"ids: must be an iterable of ids, got {type_name(ids)}")
         unique = list(dict.fromkeys(valid_id(agent_id) for agent_id in ids))
         touch = self._dispatcher.touch
-        outcomes = await asyncio.gather(*(touch(agent_id, agent_id) for agent_id in unique))
+        outcomes = await asyncio.gather(*(touch(agent_id, (agent_id, 0)) for agent_id in unique))
         for each in outcomes:
             if isinstance(each, RegistryError):
                 raise copy_error(each)
-        return {agent_id for agent_id, present in zip(unique, outcomes, strict=True) if not present}
+        return {agent_id for agent_id, found in zip(unique, outcomes, strict=True) if found is None}
 
     async def get(self, agent_id: str) -> AgentInfo:
         """Return an agent.
@@ -356,39 +384,108 @@ class AgentRegistry:
         found = await self._dispatcher.fetch(agent_id, agent_id)
         return _unwrap(found, agent_id)
 
-    async def update(self, agent_id: str, **changes: Unpack[AgentChanges]) -> AgentInfo:
+    async def update(self, agent_id: str, *, incarnation: int = 0, **changes: Unpack[AgentChanges]) -> AgentInfo:
         """Change the named fields of an agent in one atomic step, and no others.
 
         This does not count as a heartbeat and does not restart the `ttl`. Fields: `status`, `current_load`, `name`,
-        `capabilities`, `max_load`, `metadata` (replaced as a whole).
+        `capabilities`, `max_load`, `metadata` (replaced as a whole), `unready`.
+
+        Args:
+            agent_id: The agent.
+            incarnation: The start of the agent that makes the change, as `register` returned it; 0 for any. It is
+                stored as well if the record has lost its own.
+            **changes: The new values.
 
         Returns:
             The agent after the change.
 
         Raises:
-            AgentNotFoundError: The agent does not exist.
+            AgentNotFoundError: The agent does not exist, or what is stored belongs to an earlier start of it.
+            AgentReplacedError: A later start of the agent is stored; nothing was changed.
             InvalidAgentError: A value is invalid, or the record would be too long.
             TypeError: A name is not one of the fields above.
             BackendError: The store failed; the change may still have been made.
         """
-        agent_id = valid_id(agent_id)
+        agent_id, incarnation = valid_id(agent_id), valid_incarnation(incarnation)
         checked = valid_changes(changes)
         if not checked:
             return await self.get(agent_id)
-        changed = await self._dispatcher.patch(agent_id, (agent_id, checked))
+        changed = await self._dispatcher.patch(agent_id, (agent_id, checked, incarnation))
         return _unwrap(changed, agent_id)
 
-    async def deregister(self, agent_id: str) -> None:
+    async def deregister(self, agent_id: str, *, incarnation: int = 0) -> None:
         """Remove an agent. Only `register` adds it again.
 
+        Args:
+            agent_id: The agent.
+            incarnation: The start of the agent that leaves, as `register` returned it; 0 for any.
+
         Raises:
-            AgentNotFoundError: The agent does not exist.
-            InvalidAgentError: The id is invalid.
+            AgentNotFoundError: The agent does not exist, or what is stored belongs to an earlier start of it.
+            AgentReplacedError: A later start of the agent is stored; nothing was changed.
+            InvalidAgentError: The id or the incarnation is invalid.
             BackendError: The store failed; the agent may still have been removed.
         """
         agent_id = valid_id(agent_id)
-        removed = await self._dispatcher.delete(agent_id, agent_id)
+        removed = await self._dispatcher.delete(agent_id, (agent_id, valid_incarnation(incarnation)))
         _unwrap(removed, agent_id)
+
+    async def drain(
+        self, agent_id: str, *, reason: str, by: str = "", duration: float | timedelta | None = None
+    ) -> Drain:
+        """Order that an agent gets no new work, for maintenance or before it is replaced. This is an operator's call.
+
+        The order is kept by id, apart from the agent's record, and also for an agent that does not exist. It survives
+        heartbeats, updates, registrations, expiry and restarts of the agent, and ends with `resume`, or when `duration`
+        has passed by the store's clock. A second order replaces the first. `flush` removes it, and it is lost if the
+        store loses its data. `AgentInfo.draining` shows it, and the agent's session sees it at its next heartbeat. Work
+        in progress is not affected.
+
+        Args:
+            agent_id: The agent.
+            reason: Why; 1 to 1,024 characters.
+            by: Who orders it; at most 256 characters.
+            duration: Seconds after which it ends by itself; None for never.
+
+        Returns:
+            The order as stored.
+
+        Raises:
+            InvalidAgentError: The id, the reason or `by` is invalid.
+            ConfigurationError: The duration is invalid.
+            BackendError: The store failed; the order may still have been stored.
+        """
+        agent_id = valid_id(agent_id)
+        reason, by = valid_text("reason", reason, MAX_REASON), valid_text("by", by, MAX_BY)
+        if not reason:
+            raise InvalidAgentError("reason", "reason: must not be empty")
+        seconds = None if duration is None else positive_seconds(duration, "duration")
+        drain = await self._dispatcher.set_drains(agent_id, (agent_id, DrainOrder(reason, by, seconds)))
+        return cast("Drain", _unwrap(drain, agent_id))
+
+    async def resume(self, agent_id: str) -> bool:
+        """End the order to drain an agent.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            InvalidAgentError: The id is invalid.
+            BackendError: The store failed; the order may still have been ended.
+        """
+        agent_id = valid_id(agent_id)
+        ended = await self._dispatcher.set_drains(agent_id, (agent_id, None))
+        if isinstance(ended, RegistryError):
+            raise copy_error(ended)
+        return ended is True
+
+    async def drains(self) -> dict[str, Drain]:
+        """Return all orders to drain agents, by id, those for agents that do not exist included.
+
+        Raises:
+            BackendError: The store failed.
+        """
+        return await self._dispatcher.bounded(self.backend.drains)
 
     def session(self, agent: AgentInfo, *, interval: float | timedelta | None = None) -> AgentSession:
         """Return a session, which keeps an agent registered and alive. Use `async with`, or `open` and `aclose`.
@@ -536,7 +633,7 @@ class AgentRegistry:
                     yield finding
 
     async def flush(self) -> int:
-        """Delete every agent of this registry, and nothing else in the store.
+        """Delete every agent of this registry and all orders to drain agents, and nothing else in the store.
 
         Returns:
             How many there were.
@@ -563,6 +660,17 @@ class AgentRegistry:
                 count_corrupt(error)
 
         self.backend.on_corrupt = report
+
+    def _warn_if_alive(self, agent_id: str, silence: float) -> None:
+        """Log that a new start of an agent has replaced another one, unless that one was stale."""
+        if silence <= self.stale_after:
+            self._log.warning(
+                "agent %r was started again while another start of it was alive, with a heartbeat %.1f s ago: that one "
+                "is replaced",
+                agent_id,
+                max(0.0, silence),
+                extra={"agent_id": agent_id},
+            )
 
     def _count_corrupt(self, error: CorruptRecordError) -> None:
         self.corrupt_records += 1

@@ -13,11 +13,20 @@ from typing import Any, Final, Protocol, Unpack
 import anyio
 import msgspec
 
-from agentic.agent import AgentChanges, AgentInfo
+from agentic.agent import CHANGEABLE, AgentChanges, AgentInfo, Beat, Drain
 from agentic.backoff import Backoff
 from agentic.clock import positive_seconds, system_clock
 from agentic.concurrency import finish
-from agentic.errors import AgentNotFoundError, BackendError, ConfigurationError, CorruptRecordError, RegistryClosedError
+from agentic.errors import (
+    AgentNotFoundError,
+    AgentReplacedError,
+    BackendError,
+    ConfigurationError,
+    CorruptRecordError,
+    InvalidAgentError,
+    RegistryClosedError,
+    RegistryError,
+)
 from agentic.logs import FieldLogger
 from agentic.service import Service
 from agentic.text import printable
@@ -28,6 +37,14 @@ logger = logging.getLogger("agentic.session")
 LONGEST_DEFAULT_INTERVAL: Final = 10.0
 BEATS_PER_STALE_AFTER: Final = 3
 """Heartbeats that fit into `stale_after`: two in a row may be lost before a reaper marks the agent offline."""
+
+
+SUSPICIOUS_BEATS: Final = 5
+"""Heartbeats in a row that find a rewritten record, after which this is logged as an error."""
+
+
+_LOST: Final = (AgentNotFoundError, CorruptRecordError, InvalidAgentError)
+"""Errors after which a session registers its agent again; see `_raise_unless_lost`."""
 
 
 class DeregistrationBudget:
@@ -72,10 +89,12 @@ class Registry(Protocol):
     @property
     def store(self) -> str: ...  # noqa: D102
 
-    async def register(self, agent: AgentInfo) -> AgentInfo: ...  # noqa: D102
-    async def heartbeat(self, agent_id: str) -> None: ...  # noqa: D102
-    async def update(self, agent_id: str, **changes: Unpack[AgentChanges]) -> AgentInfo: ...  # noqa: D102
-    async def deregister(self, agent_id: str) -> None: ...  # noqa: D102
+    async def register(self, agent: AgentInfo, *, incarnation: int) -> AgentInfo: ...  # noqa: D102
+    async def heartbeat(self, agent_id: str, *, incarnation: int) -> Beat: ...  # noqa: D102
+    async def update(  # noqa: D102
+        self, agent_id: str, *, incarnation: int, **changes: Unpack[AgentChanges]
+    ) -> AgentInfo: ...
+    async def deregister(self, agent_id: str, *, incarnation: int) -> None: ...  # noqa: D102
 
 
 class AgentSession(Service):
@@ -83,8 +102,14 @@ class AgentSession(Service):
 
     - Entering registers the agent. If the store fails, entering raises and may be tried again.
     - A heartbeat is sent every `interval`, or up to a fifth earlier at random, so that a fleet's heartbeats spread out.
+    - Each session that is opened is a new start of the agent, with an incarnation of its own, which it names in every
+      call. If a later start of the agent registers, `replaced` is set, which is logged as an error. The session then
+      sends no more heartbeats, its `update` raises `AgentReplacedError`, and leaving it does not remove the agent. End
+      the program: two supervised programs with one id would replace each other for ever.
     - If the agent has gone from the store (expired, flushed, restarted empty) or its record is corrupt, the session
-      registers it again, with every change made by `update`.
+      registers it again, with the same incarnation and every change made by `update`.
+    - If a program that does not know all fields has rewritten the record, the session writes its fields again, except
+      `status`. If that happens at five heartbeats in a row, it is logged as an error.
     - A store outage does not end the session. It is logged once, `healthy` is False until a heartbeat succeeds, and
       heartbeats are retried after half a second, then after pauses that double up to `interval`.
     - Leaving deregisters the agent within the registry's `timeout`, even when cancelled. A failure is only logged,
@@ -101,6 +126,10 @@ class AgentSession(Service):
         interval: Seconds between heartbeats. More than a third of the registry's `stale_after` logs a warning.
         healthy: Whether the latest heartbeat or registration succeeded.
         last_beat_at: When the latest successful one was acknowledged, by this host's clock; None before the first.
+        incarnation: Which start of the agent this session is; 0 before it was opened.
+        replaced: Set when a later start of the agent has registered.
+        draining: The operator's order under which the agent gets no new work, as of the latest heartbeat or
+            registration; None if there is none.
     """
 
     def __init__(self, registry: Registry, agent: AgentInfo, *, interval: float | timedelta | None = None) -> None:
@@ -118,6 +147,11 @@ class AgentSession(Service):
         # Serializes writes of the record, so that no registration restores fields that an update has just replaced.
         self._writing = anyio.Lock()
         self._registered = False
+        self.incarnation = 0
+        self.replaced = asyncio.Event()
+        self.draining: Drain | None = None
+        self._rewritten_beats = 0
+        self._successor: int | None = None
 
     @property
     def agent(self) -> AgentInfo:
@@ -133,6 +167,7 @@ class AgentSession(Service):
             The agent after the change.
 
         Raises:
+            AgentReplacedError: A later start of the agent has registered; nothing was changed.
             InvalidAgentError: A value is invalid; nothing was changed.
             RegistryClosedError: The session is not open; nothing was changed.
             BackendError: The store failed. The session drops the change, but the store may have applied it.
@@ -141,14 +176,36 @@ class AgentSession(Service):
         async with self._writing:
             if not self._registered:
                 raise RegistryClosedError(f"{self._name} is not open")
+            if self._successor is not None:
+                raise AgentReplacedError(self._agent.id, self._successor)
             wanted = valid_agent(msgspec.structs.replace(self._agent, **checked))
             try:
-                changed = await self._registry.update(wanted.id, **checked)
-                self._agent = wanted
-            except (AgentNotFoundError, CorruptRecordError) as error:
-                changed = await self._register(wanted)
-                self._log_registered_again(error)
+                return await self._change(wanted, checked)
+            except AgentReplacedError as error:
+                self._be_replaced(error)
+                raise
+
+    async def _change(self, wanted: AgentInfo, changes: AgentChanges) -> AgentInfo:
+        try:
+            changed = await self._registry.update(wanted.id, incarnation=self.incarnation, **changes)
+        except _LOST as error:
+            _raise_unless_lost(error)
+            changed = await self._register(wanted)
+            self._log_registered_again(error)
+        else:
+            self._agent = wanted
         return changed
+
+    async def unready(self, reason: str) -> AgentInfo:
+        """Announce why the agent takes no work now, such as "loading the model". It stays registered and alive.
+
+        This is `update(unready=reason)`, with the same guarantees.
+        """
+        return await self.update(unready=reason)
+
+    async def ready(self) -> AgentInfo:
+        """Announce that the agent takes work again. This is `update(unready="")`."""
+        return await self.update(unready="")
 
     async def _begin(self) -> None:
         longest = self._registry.stale_after / BEATS_PER_STALE_AFTER
@@ -161,6 +218,9 @@ class AgentSession(Service):
                 self._registry.stale_after,
                 longest,
             )
+        self.incarnation = self._rewritten_beats = 0
+        self._successor = None
+        self.replaced.clear()
         try:
             await self._register(self._agent)
         except asyncio.CancelledError:
@@ -172,7 +232,7 @@ class AgentSession(Service):
         backoff = Backoff(self._log, self._name, self.interval)
         pause = jittered(self.interval)
         loop = asyncio.get_running_loop()
-        while True:
+        while self._successor is None:
             planned = loop.time() + pause
             await asyncio.sleep(pause)
             started_at = loop.time()
@@ -184,27 +244,60 @@ class AgentSession(Service):
                 )
             try:
                 await self._heartbeat()
+            except AgentReplacedError as error:
+                self._be_replaced(error)
             except BackendError as error:
                 self.healthy = False
                 pause = backoff.failed(error)
             else:
                 backoff.succeeded()
                 pause = max(0.0, jittered(self.interval) - (loop.time() - started_at))
+        await loop.create_future()  # Until the session is left.
 
     async def _end(self) -> None:
         await self._registry.deregistration_budget.wait(self._deregister())
 
     async def _heartbeat(self) -> None:
         try:
-            await self._registry.heartbeat(self._agent.id)
+            beat = await self._registry.heartbeat(self._agent.id, incarnation=self.incarnation)
+            self.draining = beat.draining
+            if beat.rewritten:
+                await self._write_again()
+            else:
+                self._rewritten_beats = 0
             self._acknowledged()
-        except (AgentNotFoundError, CorruptRecordError) as error:
+        except _LOST as error:
+            _raise_unless_lost(error)
             # The session owns this record, so it may replace a corrupt one.
             async with self._writing:
+                if self._successor is not None:
+                    return
                 await self._register(self._agent)
             self._log_registered_again(error)
 
-    def _log_registered_again(self, error: AgentNotFoundError | CorruptRecordError) -> None:
+    async def _write_again(self) -> None:
+        """Write the fields of the session, except `status`, into a record that has lost some, and its incarnation."""
+        self._rewritten_beats += 1
+        async with self._writing:
+            fields: AgentChanges = {name: getattr(self._agent, name) for name in CHANGEABLE if name != "status"}  # type: ignore[assignment]
+            await self._registry.update(self._agent.id, incarnation=self.incarnation, **fields)
+        if self._rewritten_beats == SUSPICIOUS_BEATS:
+            self._log.error(
+                "agent %r: another program has rewritten its record before each of the last %d heartbeats: give each "
+                "program an id of its own",
+                self._agent.id,
+                SUSPICIOUS_BEATS,
+            )
+
+    def _be_replaced(self, error: AgentReplacedError) -> None:
+        """Record that a later start of the agent has registered; the session sends nothing more."""
+        self.healthy = False
+        if self._successor is None:
+            self._successor = error.incarnation
+            self.replaced.set()
+            self._log.error("agent %r was replaced by a later start of it: end this program", self._agent.id)
+
+    def _log_registered_again(self, error: RegistryError) -> None:
         if isinstance(error, CorruptRecordError):
             self._log.warning("agent %r was registered again, replacing its corrupt record: %s", self._agent.id, error)
         else:
@@ -215,8 +308,16 @@ class AgentSession(Service):
         return await finish(self._register_now(agent), self._registry.timeout)
 
     async def _register_now(self, agent: AgentInfo) -> AgentInfo:
-        stored = await self._registry.register(agent)
+        try:
+            stored = await self._registry.register(agent, incarnation=self.incarnation)
+        except InvalidAgentError as error:
+            if error.field != "incarnation":
+                raise
+            # The store's clock was set back by more than a year, so that it no longer believes this incarnation.
+            stored = await self._registry.register(agent, incarnation=0)
         self._agent = agent
+        self.incarnation = stored.incarnation
+        self.draining = stored.draining
         self._registered = True
         self._acknowledged()
         return stored
@@ -226,9 +327,13 @@ class AgentSession(Service):
         self.healthy = False
         async with self._writing:
             self._registered = False
+            if self._successor is not None:
+                return True
             try:
-                await self._registry.deregister(self._agent.id)
-            except AgentNotFoundError:
+                await self._registry.deregister(self._agent.id, incarnation=self.incarnation)
+            except AgentReplacedError as error:
+                self._be_replaced(error)
+            except (AgentNotFoundError, InvalidAgentError):
                 self._log.info("agent %r was already gone from the store when its session ended", self._agent.id)
             except (BackendError, RegistryClosedError, asyncio.CancelledError) as error:
                 reason = str(error) or "cancelled by other code"
@@ -240,6 +345,12 @@ class AgentSession(Service):
         self.healthy = True
         self.last_beat_at = system_clock()
         self._registry.deregistration_budget.reset()
+
+
+def _raise_unless_lost(error: RegistryError) -> None:
+    """Raise an error about invalid fields; one about the incarnation means that the store no longer believes it."""
+    if isinstance(error, InvalidAgentError) and error.field != "incarnation":
+        raise error
 
 
 def jittered(interval: float) -> float:

@@ -12,6 +12,7 @@ from agentic.agent import CHANGEABLE, FIELDS, STATUSES, AgentChanges, AgentInfo,
 from agentic.clock import to_utc
 from agentic.errors import InvalidAgentError
 from agentic.frozen import FrozenDict
+from agentic.incarnations import LOWEST
 from agentic.options import shown_number
 from agentic.text import plain, printable, type_name
 from agentic.wire import encode_agent
@@ -22,6 +23,7 @@ MAX_ENTRIES: Final = 256
 """The most capabilities of an agent, and the most entries of its metadata."""
 
 MAX_NUMBER: Final = 2**63 - 1
+_INCARNATION_SIZE: Final = len(f',"incarnation":{LOWEST}')
 
 _SURELY_SMALL: Final = 10_000
 """Strings plus characters. JSON needs at most 6 bytes for each, so a record below this size is within the limit."""
@@ -31,7 +33,7 @@ _SURELY_SMALL: Final = 10_000
 
 
 def valid_agent(agent: object) -> AgentInfo:
-    """Check every field of an agent. Return it with plain types, and times in UTC.
+    """Check every field of an agent. Return it with plain types, times in UTC, and without an incarnation.
 
     Raises:
         InvalidAgentError: A field is invalid, and named in the message, or the record would exceed 64 KiB.
@@ -43,6 +45,18 @@ def valid_agent(agent: object) -> AgentInfo:
     values = zip(_CHECKS.items(), astuple(agent), strict=False)  # A subclass may have more fields.
     checked = AgentInfo(*[check(name, value) for (name, check), value in values])
     check_size(checked)
+    return checked
+
+
+def valid_text(field: str, value: object, longest: int) -> str:
+    """Return a text as a plain `str`.
+
+    Raises:
+        InvalidAgentError: It is not a string, exceeds `longest` characters, or contains a lone surrogate.
+    """
+    checked = _text(field, value)
+    if len(checked) > longest:
+        raise InvalidAgentError(field, f"{field}: must be at most {longest} characters, got {len(checked)}")
     return checked
 
 
@@ -64,13 +78,13 @@ def valid_changes(changes: Mapping[str, object]) -> AgentChanges:
 
 
 def check_size(agent: AgentInfo) -> None:
-    """Check that the record of an agent does not exceed 64 KiB.
+    """Check that the record of an agent, with an incarnation, does not exceed 64 KiB.
 
     Raises:
         InvalidAgentError: It does.
     """
     _check_characters(astuple(agent))
-    size = len(encode_agent(agent))
+    size = len(encode_agent(agent)) + (0 if agent.incarnation else _INCARNATION_SIZE)
     if size > MAX_RECORD_BYTES:
         raise too_large(size)
 
@@ -103,6 +117,7 @@ _USUAL: Final = {
     Kind.INSTANT: "{0} is None",
     Kind.NUMBER: "type({0}) is int and 0 <= {0} <= MAX_NUMBER",
     Kind.ENTRIES: "type({0}) is FrozenDict",
+    Kind.INCARNATION: "not {0}",
 }
 _TEXTS_IN: Final = {Kind.TEXT: "{0}", Kind.TEXTS: "*{0}", Kind.ENTRIES: "*{0}, *{0}.values()"}
 
@@ -112,6 +127,7 @@ def _compiled() -> Callable[[AgentInfo], bool]:
     named = [(f"agent.{field.name}", field.kind) for field in FIELDS]
     usual = " and ".join(_USUAL[kind].format(name) for name, kind in named)
     texts = ", ".join(_TEXTS_IN[kind].format(name) for name, kind in named if kind in _TEXTS_IN)
+    usual += " and agent.draining is None and not agent.claimed"
     return eval(f"lambda agent: type(agent) is AgentInfo and {usual} and _are_usual([{texts}])")  # type: ignore[no-any-return] # noqa: S307
 
 
@@ -245,6 +261,7 @@ _CHECK_OF: Final[Mapping[Kind, Callable[[str, object], Any]]] = {
     Kind.INSTANT: _instant,
     Kind.NUMBER: _number,
     Kind.ENTRIES: _entries,
+    Kind.INCARNATION: lambda *_: 0,  # The store sets it.
 }
 _CHECKS: Final[Mapping[str, Callable[[str, object], Any]]] = {
     **{field.name: _CHECK_OF[field.kind] for field in FIELDS},

@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
-from agentic.agent import FIELDS, AgentInfo, Kind, status_of
+from agentic.agent import FIELDS, AgentInfo, Drain, Kind, status_of, stored_values
 from agentic.clock import NEVER, format_instant, parse_instant
 from agentic.frozen import FrozenDict
+from agentic.incarnations import END, LOWEST
 
 MAX_DEPTH: Final = 64
 """The deepest nesting of objects and arrays in a record, counting the record itself."""
@@ -22,6 +23,10 @@ MAX_STORED_BYTES: Final = 128 * 1024
 
 class CorruptRecord(ValueError):
     """A stored record that is not a valid agent; the message states the reason."""
+
+
+UNREADABLE: Final = Drain("the stored order cannot be read: drain the agent again, or resume it", "", NEVER)
+"""Stands for a damaged order: its agent stays out of rotation, as an operator wanted."""
 
 
 # --- encode ---
@@ -43,8 +48,12 @@ def encode_agent(agent: AgentInfo) -> bytes:
 
 
 def encode_to_stamp(agent: AgentInfo) -> bytes:
-    """Return the record as JSON for a store that sets the time: a `last_heartbeat` of None becomes an empty string."""
-    return _encoded(agent, "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat))
+    """Return the record as JSON for a store that sets the time and the incarnation.
+
+    A `last_heartbeat` of None becomes an empty string; the incarnation is left out.
+    """
+    unnumbered = replace(agent, incarnation=0) if agent.incarnation else agent
+    return _encoded(unnumbered, "" if agent.last_heartbeat is None else format_instant(agent.last_heartbeat))
 
 
 def encode_field(name: str, value: object) -> bytes:
@@ -53,7 +62,7 @@ def encode_field(name: str, value: object) -> bytes:
 
 
 def _encoded(agent: AgentInfo, last_heartbeat: str) -> bytes:
-    record = _Record(*astuple(agent))
+    record = _Record(*stored_values(agent))
     record.last_heartbeat = last_heartbeat
     for name, empty in _ENTRIES:  # msgspec compares these defaults by identity.
         if not getattr(record, name):
@@ -70,6 +79,7 @@ _LOOSE: Final[Mapping[Kind, tuple[Any, Any]]] = {
     Kind.INSTANT: (str | None, ""),
     Kind.NUMBER: (int | None, 0),
     Kind.ENTRIES: (dict[str, Any] | None, FrozenDict()),
+    Kind.INCARNATION: (Any, 0),
 }
 """By kind: the types that any writer may store in a field, and the value that replaces null."""
 
@@ -89,11 +99,13 @@ _READ: Final[Mapping[Kind, Callable[[Any], Any]]] = {
     Kind.STATUS: status_of,
     Kind.INSTANT: lambda text: parse_instant(text) if text else NEVER,
     Kind.ENTRIES: lambda entries: {key: _as_text(value) for key, value in entries.items()},
+    Kind.INCARNATION: lambda number: number if type(number) is int and LOWEST <= number < END else 0,
 }
 _READERS: Final = [(at, _READ[field.kind]) for at, field in enumerate(FIELDS) if field.kind in _READ]
 
 _decode_own = msgspec.json.Decoder(AgentInfo).decode
 _decode_any = msgspec.json.Decoder().decode
+_decode_drain = msgspec.json.Decoder(Drain).decode
 
 
 def decode_agent(record: bytes | str) -> AgentInfo:
@@ -101,7 +113,7 @@ def decode_agent(record: bytes | str) -> AgentInfo:
 
     Unknown fields are ignored. An unknown or empty status becomes `UNKNOWN`. A time is converted to UTC and rounded to
     microseconds; a missing one becomes the year 1. `null` becomes an empty value. If a name is repeated, the last value
-    is used.
+    is used. An incarnation that is none becomes 0.
 
     Raises:
         CorruptRecord: It is not a JSON object in UTF-8, has no id, has a field of the wrong type, exceeds 128 KiB, or
@@ -117,7 +129,24 @@ def decode_agent(record: bytes | str) -> AgentInfo:
         raise CorruptRecord(str(error)) from error
     if agent.last_heartbeat is None or agent.last_heartbeat.tzinfo is not UTC:
         return _decode_tolerantly(record)
+    if agent.incarnation and not LOWEST <= agent.incarnation < END:
+        return _decode_tolerantly(record)
+    if agent.draining is not None or agent.claimed:  # Fields of another program.
+        return _decode_tolerantly(record)
     return agent
+
+
+def decode_drain(stored: bytes) -> Drain:
+    """Decode an order to drain an agent, as `encode_order` and the scripts write it; `UNREADABLE` if it is not one."""
+    try:
+        return _decode_drain(stored)
+    except (ValueError, RecursionError):
+        return UNREADABLE
+
+
+def encode_order(reason: str, by: str) -> bytes:
+    """Return the beginning of the JSON of a `Drain`, to which the store adds its times and the closing brace."""
+    return msgspec.json.encode({"reason": reason, "by": by})[:-1]
 
 
 def _decode_tolerantly(record: bytes | str) -> AgentInfo:

@@ -17,13 +17,16 @@ import msgspec
 from msgspec.structs import replace
 
 from agentic import AgentInfo, AgentRegistry, AgentStatus, BackendRejectedError, CorruptRecordError, RegistryError
-from agentic.abc import Backend, Cursor, Step
-from agentic.agent import AgentChanges
-from agentic.clock import Clock, system_clock
+from agentic.abc import Backend, Cursor, DrainOrder, Registered, Step
+from agentic.agent import AgentChanges, Beat, Drain
+from agentic.clock import NEVER, Clock, after, system_clock
+from agentic.incarnations import admitted, believed, next_incarnation, random_distance
 from agentic.urls import StoreURL
 from agentic.validation import check_size
 
 PAGE_SIZE = 500
+HEAD = ""
+"""The name, which no agent can have, of what the file holds beside agents."""
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -55,13 +58,24 @@ class Lease(msgspec.Struct):
 
     agent: AgentInfo
     renewed_at: datetime
+    before_offline: AgentStatus = AgentStatus.AVAILABLE
+    incarnation: Any = 0
+    """Beside the agent, so that a wrong one does not make it corrupt."""
+
+
+class Head(msgspec.Struct):
+    """The highest incarnation given out so far, and the drains by id."""
+
+    counter: int = 0
+    drains: dict[str, Drain] = {}
 
 
 class Table(dict[str, msgspec.Raw]):
     """The records of the file by id. Each is decoded when it is needed, so that a corrupt one harms no other."""
 
-    def __init__(self, records: dict[str, msgspec.Raw], now: datetime, ttl: float | None) -> None:
+    def __init__(self, records: dict[str, msgspec.Raw], head: Head, now: datetime, ttl: float | None) -> None:
         super().__init__(records)
+        self.head = head
         self.now = now
         self._ttl = None if ttl is None else timedelta(seconds=ttl)
 
@@ -71,7 +85,14 @@ class Table(dict[str, msgspec.Raw]):
             lease = msgspec.json.decode(self[agent_id], type=Lease)
         except ValueError as error:
             raise CorruptRecordError(f"the record of agent {agent_id!r} is corrupt: {error}", agent_id) from error
-        return Lease(lease.agent.stamped(self.now), min(lease.renewed_at, self.now))
+        number = believed(lease.incarnation, self.now)
+        agent = replace(lease.agent.stamped(self.now), incarnation=number, draining=self.drain_of(agent_id))
+        return Lease(agent, min(lease.renewed_at, self.now), lease.before_offline)
+
+    def drain_of(self, agent_id: str) -> Drain | None:
+        """Return the drain of an agent; None if there is none, or it has ended."""
+        drain = self.head.drains.get(agent_id)
+        return None if drain is None or (drain.ends_at and drain.ends_at <= self.now) else drain
 
     def is_gone(self, lease: Lease) -> bool:
         """Return whether an agent's `ttl` is over."""
@@ -82,10 +103,23 @@ class Table(dict[str, msgspec.Raw]):
         lease = self.read(agent_id) if agent_id in self else None
         return None if lease is None or self.is_gone(lease) else lease
 
-    def write(self, agent: AgentInfo, renewed_at: datetime) -> AgentInfo:
+    def find_for(self, agent_id: str, incarnation: int) -> Lease | None:
+        """Return what is stored of an agent, None where a call of this start of it must not change that."""
+        lease = self.find(agent_id)
+        if lease is None:
+            return None
+        verdict = admitted(agent_id, incarnation, lease.agent.incarnation, self.now)
+        if isinstance(verdict, RegistryError):
+            raise verdict
+        return lease if verdict else None
+
+    def write(
+        self, agent: AgentInfo, renewed_at: datetime, before_offline: AgentStatus = AgentStatus.AVAILABLE
+    ) -> AgentInfo:
         """Store an agent and return it."""
-        self[agent.id] = msgspec.Raw(msgspec.json.encode(Lease(agent, renewed_at)))
-        return agent
+        stored = replace(agent, incarnation=0, draining=None)
+        self[agent.id] = msgspec.Raw(msgspec.json.encode(Lease(stored, renewed_at, before_offline, agent.incarnation)))
+        return replace(agent, draining=self.drain_of(agent.id))
 
 
 class JSONBackend(Backend):
@@ -110,18 +144,37 @@ class JSONBackend(Backend):
 
     # --- agents by id ---
 
-    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
-        return await self._locked(lambda table: [table.write(each.stamped(table.now), table.now) for each in agents])
+    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[Registered | RegistryError]:
+        def insert_one(table: Table, agent: AgentInfo) -> Registered:
+            try:
+                lease = table.find(agent.id)
+            except CorruptRecordError:
+                lease = None
+            stored = 0 if lease is None else lease.agent.incarnation
+            verdict = admitted(agent.id, agent.incarnation, stored, table.now)
+            if isinstance(verdict, RegistryError):
+                raise verdict
+            new = agent.incarnation or next_incarnation(table.head.counter, stored, table.now, random_distance())
+            table.head.counter = max(table.head.counter, new)
+            written = table.write(replace(agent.stamped(table.now), incarnation=new), table.now)
+            if lease is None or agent.incarnation:
+                return Registered(written)
+            return Registered(written, table.now - (lease.agent.last_heartbeat or NEVER))
 
-    async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        def touch_one(table: Table, agent_id: str) -> bool:
-            if (lease := table.find(agent_id)) is None:
-                return False
-            status = AgentStatus.AVAILABLE if lease.agent.status is AgentStatus.OFFLINE else lease.agent.status
+        return await self._each(agents, insert_one)
+
+    async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
+        def touch_one(table: Table, beat: tuple[str, int]) -> Beat | None:
+            agent_id, incarnation = beat
+            if (lease := table.find_for(agent_id, incarnation)) is None:
+                return None
+            was_offline = lease.agent.status is AgentStatus.OFFLINE
+            status = lease.before_offline if was_offline else lease.agent.status
             table.write(replace(lease.agent, last_heartbeat=table.now, status=status), table.now)
-            return True
+            is_rewritten = incarnation > 0 and not lease.agent.incarnation
+            return Beat(was_offline, lease.agent.draining, is_rewritten)
 
-        return await self._each(ids, touch_one)
+        return await self._each(beats, touch_one)
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         def fetch_one(table: Table, agent_id: str) -> AgentInfo | None:
@@ -130,28 +183,53 @@ class JSONBackend(Backend):
 
         return await self._each(ids, fetch_one)
 
-    async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
-        def patch_one(table: Table, change: tuple[str, AgentChanges]) -> AgentInfo | None:
-            agent_id, fields = change
-            if (lease := table.find(agent_id)) is None:
+    async def patch(
+        self, changes: Sequence[tuple[str, AgentChanges, int]]
+    ) -> Sequence[AgentInfo | RegistryError | None]:
+        def patch_one(table: Table, change: tuple[str, AgentChanges, int]) -> AgentInfo | None:
+            agent_id, fields, incarnation = change
+            if (lease := table.find_for(agent_id, incarnation)) is None:
                 return None
-            changed = replace(lease.agent, **fields)
+            changed = replace(lease.agent, incarnation=incarnation or lease.agent.incarnation, **fields)
             check_size(changed)
-            return table.write(changed, lease.renewed_at)
+            before_offline = AgentStatus.AVAILABLE if "status" in fields else lease.before_offline
+            return table.write(changed, lease.renewed_at, before_offline)
 
         return await self._each(changes, patch_one)
 
-    async def delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        def delete_one(table: Table, agent_id: str) -> bool:
+    async def delete(self, starts: Sequence[tuple[str, int]]) -> Sequence[bool | RegistryError]:
+        def delete_one(table: Table, start: tuple[str, int]) -> bool:
             try:
-                is_there = table.find(agent_id) is not None
+                is_there = table.find_for(*start) is not None
             except CorruptRecordError:
                 is_there = True
             if is_there:  # One that is gone stays for a sweep to report.
-                del table[agent_id]
+                del table[start[0]]
             return is_there
 
-        return await self._each(ids, delete_one)
+        return await self._each(starts, delete_one)
+
+    async def set_drains(
+        self, orders: Sequence[tuple[str, DrainOrder | None]]
+    ) -> Sequence[Drain | bool | RegistryError]:
+        def set_one(table: Table, order: tuple[str, DrainOrder | None]) -> Drain | bool:
+            agent_id, wanted = order
+            was_there = table.drain_of(agent_id) is not None
+            table.head.drains.pop(agent_id, None)
+            if wanted is None:
+                return was_there
+            drain = Drain(wanted.reason, wanted.by, table.now, after(table.now, wanted.seconds))
+            table.head.drains[agent_id] = drain
+            return drain
+
+        return await self._each(orders, set_one)
+
+    async def drains(self) -> dict[str, Drain]:
+        def work(table: Table) -> dict[str, Drain]:
+            found = {agent_id: table.drain_of(agent_id) for agent_id in table.head.drains}
+            return {agent_id: drain for agent_id, drain in found.items() if drain is not None}
+
+        return await self._locked(work)
 
     async def times(self) -> Sequence[datetime]:
         return [self.clock()]
@@ -175,8 +253,10 @@ class JSONBackend(Backend):
             is_new = agent.status is not AgentStatus.OFFLINE and (is_gone or is_silent)
             if is_gone:
                 del table[agent.id]
-            else:  # Written in any case: a time in the future becomes now, so that the agent ages from now on.
-                table.write(replace(agent, status=AgentStatus.OFFLINE) if is_new else agent, lease.renewed_at)
+            elif is_new:
+                table.write(replace(agent, status=AgentStatus.OFFLINE), lease.renewed_at, agent.status)
+            else:  # Written all the same: a time in the future becomes now, so that the agent ages from now on.
+                table.write(agent, lease.renewed_at, lease.before_offline)
             return is_new
 
         def work(table: Table) -> Sequence[str]:
@@ -188,6 +268,7 @@ class JSONBackend(Backend):
         def work(table: Table) -> int:
             agents = self._present(table, table)
             table.clear()
+            table.head.drains.clear()
             return len(agents)
 
         return await self._locked(work), None
@@ -235,12 +316,14 @@ class JSONBackend(Backend):
         try:
             content = self.path.read_bytes() if self.path.exists() else b"{}"
             records = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+            head = msgspec.json.decode(records.pop(HEAD, b"{}"), type=Head)
         except ValueError as error:
             raise BackendRejectedError(f"{self.store}: not a JSON object: {error}") from error
-        table = Table(records, self.clock(), self.ttl)
+        before = msgspec.json.encode(head)
+        table = Table(records, head, self.clock(), self.ttl)
         outcome = work(table)
-        if table != records:
+        if table != records or msgspec.json.encode(head) != before:
             new = self.path.with_name(f"{self.path.name}.new")
-            new.write_bytes(msgspec.json.encode(table))
+            new.write_bytes(msgspec.json.encode({HEAD: head, **table}))
             new.replace(self.path)  # In one step: a reader or a crash finds either file whole.
         return outcome

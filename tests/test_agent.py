@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
+import re
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -17,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agentic import AgentInfo, AgentStatus, InvalidAgentError, Page
+from agentic import AgentInfo, AgentStatus, Drain, InvalidAgentError, Page
 from agentic.clock import NEVER
+from agentic.incarnations import LOWEST
 from agentic.validation import MAX_RECORD_BYTES, valid_agent
 from agentic.wire import CorruptRecord, decode_agent, encode_agent
 from tests.support.documents import GO_RECORDS
@@ -34,6 +38,7 @@ agents = st.builds(
     current_load=st.integers(0, 2**63 - 1),
     max_load=st.integers(0, 2**63 - 1),
     metadata=st.dictionaries(texts, texts, max_size=4),
+    unready=texts,
 )
 
 
@@ -100,7 +105,7 @@ def test_a_status_that_is_none_is_an_error_for_callers_and_unknown_when_read() -
 @given(st.integers(0, 20_000), st.integers(0, 256))
 def test_whatever_is_accepted_has_a_record_of_at_most_64_kib(controls: int, capabilities: int) -> None:
     agent = AgentInfo("a", name="\0" * controls, capabilities=("\0" * 20,) * capabilities)
-    size = len(encode_agent(agent))
+    size = len(encode_agent(replace(agent, incarnation=LOWEST)))
     if size <= MAX_RECORD_BYTES:
         assert valid_agent(agent) == agent
     else:
@@ -111,17 +116,70 @@ def test_whatever_is_accepted_has_a_record_of_at_most_64_kib(controls: int, capa
 @given(agents)
 def test_the_record_has_the_original_fields_in_their_order(agent: AgentInfo) -> None:
     record = json.loads(encode_agent(agent))
-    names = ["id", "name", "capabilities", "status", "last_heartbeat", "current_load", "max_load", "metadata"]
-    assert list(record) == [name for name in names if name not in ("capabilities", "metadata") or getattr(agent, name)]
+    names = [
+        "id",
+        "name",
+        "capabilities",
+        "status",
+        "last_heartbeat",
+        "current_load",
+        "max_load",
+        "metadata",
+        "unready",
+    ]
+    omitted = ("capabilities", "metadata", "unready")
+    assert list(record) == [name for name in names if name not in omitted or getattr(agent, name)]
     assert datetime.fromisoformat(record.pop("last_heartbeat")) == agent.last_heartbeat
     assert all(record[name] == _plain(getattr(agent, name)) for name in record)
 
 
+def test_an_agent_that_is_ready_is_neither_offline_nor_unready_nor_drained() -> None:
+    assert AgentInfo("a").ready
+    assert AgentInfo("a", status="busy", current_load=9, max_load=1).ready
+    assert not AgentInfo("a", status="offline").ready
+    assert not AgentInfo("a", unready="loading").ready
+    assert not AgentInfo("a", draining=Drain("r", "", NEVER)).ready
+
+
+def test_what_is_free_is_left_of_the_most_work() -> None:
+    assert AgentInfo("a", current_load=5).free == math.inf
+    assert AgentInfo("a", current_load=1, max_load=4).free == 3
+    assert AgentInfo("a", current_load=1, max_load=4, claimed=2).free == 1
+    assert AgentInfo("a", current_load=9, max_load=4).free == 0
+
+
+def test_new_agents_of_a_role_have_different_ids() -> None:
+    one, other = AgentInfo.new("planner", capabilities=["plan"]), AgentInfo.new("planner", name="n", max_load=2)
+    assert re.fullmatch(rf"planner:{re.escape(socket.gethostname())}:[0-9a-f]{{8}}", one.id)
+    assert one.id != other.id
+    assert (one.name, one.capabilities, other.name, other.max_load) == ("planner", ("plan",), "n", 2)
+
+
+def test_what_stores_fill_in_is_neither_registered_nor_written() -> None:
+    filled = AgentInfo("a", incarnation=LOWEST, draining=Drain("r", "", NEVER), claimed=3)
+    assert valid_agent(filled) == AgentInfo("a")
+    assert b"draining" not in encode_agent(filled)
+    assert b"claimed" not in encode_agent(filled)
+    for field in (
+        '"draining":{"reason":"r","by":"","drained_at":"2026-01-01T00:00:00Z"}',
+        '"claimed":3',
+        '"draining":5',
+    ):
+        record = f'{{"id":"a","last_heartbeat":"2026-01-01T00:00:00Z",{field}}}'.encode()
+        assert decode_agent(record) == AgentInfo("a", last_heartbeat=datetime(2026, 1, 1, tzinfo=UTC))
+
+
 def test_the_form_of_a_record() -> None:
-    agent = AgentInfo("a", capabilities=("go",), last_heartbeat=datetime(2026, 1, 2, tzinfo=UTC), metadata={"k": "v"})
+    agent = AgentInfo(
+        "a",
+        capabilities=("go",),
+        last_heartbeat=datetime(2026, 1, 2, tzinfo=UTC),
+        metadata={"k": "v"},
+        unready="loading",
+    )
     assert encode_agent(agent) == (
         b'{"id":"a","name":"","capabilities":["go"],"status":"available","last_heartbeat":"2026-01-02T00:00:00.000000Z",'
-        b'"current_load":0,"max_load":0,"metadata":{"k":"v"}}'
+        b'"current_load":0,"max_load":0,"metadata":{"k":"v"},"unready":"loading"}'
     )
     assert encode_agent(AgentInfo("a")) == (
         b'{"id":"a","name":"","status":"available","last_heartbeat":"0001-01-01T00:00:00.000000Z",'

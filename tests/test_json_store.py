@@ -25,6 +25,14 @@ class JSONStore(StoreUnderTest):
         records[agent_id] = "damaged"
         self.path.write_text(json.dumps(records), encoding="utf-8")
 
+    async def rewrite(self, agent_id: str, incarnation: object = None) -> None:
+        records = json.loads(self.path.read_text(encoding="utf-8"))
+        stored = records[agent_id]
+        stored.pop("before_offline", None)
+        stored["agent"]["unready"] = ""
+        stored["incarnation"] = 0 if incarnation is None else incarnation
+        self.path.write_text(json.dumps(records), encoding="utf-8")
+
 
 class TestJSONStore(RegistryContract):
     @pytest.fixture

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +18,7 @@ from agentic import (
     AgentInfo,
     AgentNotFoundError,
     AgentRegistry,
+    AgentReplacedError,
     AgentStatus,
     BackendError,
     ConfigurationError,
@@ -25,7 +29,7 @@ from agentic import (
 )
 from agentic.backends.memory import MemoryBackend
 from agentic.session import jittered
-from agentic.testing import RedisServer, StoreUnderTest, wait_until
+from agentic.testing import FakeClock, RedisServer, StoreUnderTest, wait_until
 from tests.support.stores import LONG_AGO, SHARED_STORES, RedisStore
 
 QUICK = 0.02
@@ -343,7 +347,7 @@ async def test_a_session_blocked_for_longer_than_the_registrys_ttl_registers_aga
     async with redis_store.make(ttl=1) as registry, registry.session(AgentInfo("a", name="n")) as session:
         await session.update(current_load=3)
         time.sleep(2)  # noqa: ASYNC251  blocks the loop on purpose
-        assert redis_store.client.keys(f"{redis_store.prefix}:*") == []
+        assert redis_store.client.keys(f"{redis_store.prefix}:agent:*") == []
         await wait_until(lambda: "was gone from the store and was registered again" in caplog.text, "it is logged")
         assert "the event loop or the process was blocked" in caplog.text
         assert session.healthy
@@ -375,3 +379,188 @@ async def test_an_update_replaces_a_corrupt_record(store: StoreUnderTest, caplog
         assert (updated.name, updated.current_load) == ("n", 3)
         assert await registry.get("a") == updated
     assert "replacing its corrupt record" in caplog.text
+
+
+# --- several starts of one agent ---
+
+
+async def test_a_later_start_replaces_a_session(registry: AgentRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    async with registry.session(AgentInfo("a", name="old"), interval=QUICK) as old:
+        async with registry.session(AgentInfo("a", name="new"), interval=QUICK) as new:
+            assert new.incarnation > old.incarnation
+            await asyncio.wait_for(old.replaced.wait(), 20)
+            assert not old.healthy
+            assert "agent 'a' was replaced by a later start of it: end this program" in caplog.text
+            with pytest.raises(AgentReplacedError):
+                await old.update(current_load=1)
+            await old.aclose()
+            assert (await registry.get("a")).name == "new"
+            assert new.healthy
+            assert not new.replaced.is_set()
+        assert not await is_registered(registry)
+    assert len(caplog.records) == 1
+
+
+async def test_a_replaced_session_never_registers_again(registry: AgentRegistry) -> None:
+    async with registry.session(AgentInfo("a", name="old"), interval=QUICK) as old:
+        async with registry.session(AgentInfo("a", name="new"), interval=60):
+            await asyncio.wait_for(old.replaced.wait(), 20)
+        await registry.flush()
+        with pytest.raises(AgentReplacedError):
+            await old.update(current_load=1)
+        await asyncio.sleep(3 * QUICK)
+        assert not await is_registered(registry)
+
+
+async def test_leaving_tells_a_session_that_it_was_replaced(registry: AgentRegistry) -> None:
+    async with registry.session(AgentInfo("a", name="old"), interval=60) as old:
+        await registry.register(AgentInfo("a", name="new"))
+    assert old.replaced.is_set()
+    assert (await registry.get("a")).name == "new"
+
+
+async def test_after_data_was_lost_the_later_of_two_starts_stays(registry: AgentRegistry) -> None:
+    async with (
+        registry.session(AgentInfo("a", name="old"), interval=60) as old,
+        registry.session(AgentInfo("a", name="new"), interval=60) as new,
+    ):
+        await registry.flush()
+        await old.update(current_load=1)  # It finds no agent, and registers; so would its heartbeat.
+        assert (await registry.get("a")).incarnation == old.incarnation
+        await new.update(current_load=2)
+        assert (await registry.get("a")).incarnation == new.incarnation
+        await registry.flush()
+        await new.update(current_load=3)
+        with pytest.raises(AgentReplacedError):
+            await old.update(current_load=4)
+        assert old.replaced.is_set()
+        assert (await registry.get("a")).current_load == 3
+
+
+async def test_a_session_whose_agent_was_deregistered_registers_the_same_start(registry: AgentRegistry) -> None:
+    async with registry.session(AgentInfo("a"), interval=QUICK) as session:
+        incarnation = session.incarnation
+        await registry.deregister("a")
+        await wait_until(lambda: is_registered(registry), "it is registered again")
+        assert (await registry.get("a")).incarnation == session.incarnation == incarnation
+        assert session.healthy
+
+
+async def test_a_session_that_is_opened_again_is_a_new_start(registry: AgentRegistry) -> None:
+    session = registry.session(AgentInfo("a"), interval=QUICK)
+    assert session.incarnation == 0
+    async with session:
+        first = session.incarnation
+        await registry.register(AgentInfo("a"))
+        await asyncio.wait_for(session.replaced.wait(), 20)
+    async with session:
+        assert not session.replaced.is_set()
+        assert session.incarnation > first
+        assert (await registry.get("a")).incarnation == session.incarnation
+
+
+async def test_a_session_says_that_it_takes_no_work(registry: AgentRegistry) -> None:
+    async with registry.session(AgentInfo("a", unready="loading"), interval=QUICK) as session:
+        assert not (await registry.get("a")).ready
+        assert (await session.ready()).ready
+        assert (await session.unready("its disk is full")).unready == "its disk is full"
+        await registry.flush()
+        await wait_until(lambda: is_registered(registry), "it is registered again")
+        assert (await registry.get("a")).unready == "its disk is full"
+
+
+@pytest.mark.parametrize("store", SHARED_STORES, indirect=True)
+async def test_a_session_writes_its_fields_again_when_another_program_has_dropped_them(
+    store: StoreUnderTest, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with store.make() as registry:
+        async with registry.session(AgentInfo("a", metadata={"k": "v"}, unready="loading"), interval=QUICK) as session:
+            await registry.update("a", status=AgentStatus.BUSY, metadata={})  # as the other program may
+            await store.rewrite("a")
+
+            async def written_again() -> bool:
+                agent = await registry.get("a")
+                return (agent.incarnation, agent.unready) == (session.incarnation, "loading")
+
+            await wait_until(written_again, "the session has written its fields")
+            found = await registry.get("a")
+            assert (found.metadata, found.status) == ({"k": "v"}, AgentStatus.BUSY)
+            assert session.healthy
+            assert caplog.records == []
+
+            async def told() -> bool:
+                if (await registry.get("a")).incarnation:
+                    await store.rewrite("a")
+                return "another program has rewritten its record" in caplog.text
+
+            await wait_until(told, "it is logged as an error")
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("store", SHARED_STORES, indirect=True)
+async def test_the_later_of_two_sessions_stays_whatever_other_programs_write(store: StoreUnderTest, seed: int) -> None:
+    chance = random.Random(seed)
+    async with store.make() as one, store.make() as other:
+        disturbances: list[Callable[[], Awaitable[object]]] = [
+            lambda: one.deregister("a"),
+            lambda: other.heartbeat("a"),
+            lambda: one.reap(0),
+            one.flush,
+        ]
+        async with one.session(AgentInfo("a", name="old"), interval=QUICK) as old:
+            async with other.session(AgentInfo("a", name="new"), interval=QUICK) as new:
+                for _ in range(40):
+                    with suppress(AgentNotFoundError):
+                        await chance.choice(disturbances)()
+                    with suppress(TypeError, AttributeError):  # There is no record to rewrite.
+                        await store.rewrite("a")
+                    await asyncio.sleep(chance.uniform(0, QUICK))
+
+                async def is_settled() -> bool:
+                    with suppress(AgentNotFoundError):
+                        agent = await one.get("a")
+                        return (agent.incarnation, agent.name) == (new.incarnation, "new") and old.replaced.is_set()
+                    return False
+
+                await wait_until(is_settled, "the later session has the agent")
+                await asyncio.sleep(3 * QUICK)
+                assert await is_settled()
+                assert new.healthy
+                assert not new.replaced.is_set()
+
+
+async def test_a_session_knows_that_its_agent_is_drained(registry: AgentRegistry) -> None:
+    drain = await registry.drain("a", reason="new disk")
+    async with registry.session(AgentInfo("a"), interval=QUICK) as session:
+        assert session.draining == drain
+        await registry.resume("a")
+        await wait_until(lambda: session.draining is None, "the session sees the end")
+        drain = await registry.drain("a", reason="again")
+        await wait_until(lambda: session.draining == drain, "the session sees the order")
+        assert session.healthy
+        await registry.deregister("a")
+        await wait_until(lambda: is_registered(registry), "it is registered again")
+        assert (await registry.get("a")).draining == drain
+
+
+async def test_a_session_goes_on_after_the_clock_was_set_back_by_years(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    async with MemoryRegistry(clock=clock) as registry:
+        async with registry.session(AgentInfo("a"), interval=QUICK) as session:
+            before = session.incarnation
+            clock.advance(-3 * 366 * 86_400)
+            await wait_until(lambda: session.incarnation < before, "it is a new start by the new clock")
+            assert (await registry.get("a")).incarnation == session.incarnation
+            assert session.healthy
+
+
+async def test_an_update_that_makes_the_record_too_long_keeps_what_others_have_written(redis_store: RedisStore) -> None:
+    async with redis_store.make() as registry, registry.session(AgentInfo("a"), interval=60) as session:
+        key = redis_store.keys.agent("a")
+        record: Any = redis_store.client.get(key)
+        redis_store.client.set(key, record.replace(b'"name"', b'"z":"%b","name"' % (b"z" * 70_000)))
+        with pytest.raises(InvalidAgentError, match="at most"):
+            await session.update(name="longer")
+        assert b"zzz" in redis_store.client.get(key)  # type: ignore[operator]
+        assert session.agent.name == ""

@@ -11,6 +11,8 @@ from agentic import (
     AgentRegistry,
     AgentStatus,
     BackendUnavailableError,
+    Beat,
+    Drain,
     Reaper,
     RegistryConfig,
     open_registry,
@@ -51,6 +53,13 @@ async def sessions(registry: AgentRegistry) -> None:
         async with registry.session(AgentInfo("worker"), interval=5) as session:
             await session.update(status="busy", current_load=1)
             assert session.healthy
+            await session.unready("loading")
+            await session.ready()
+            order: Drain = await registry.drain("worker", reason="new disk", duration=timedelta(minutes=5))
+            beat: Beat = await registry.heartbeat("worker", incarnation=session.incarnation)
+            assert beat.draining == order
+            assert await registry.resume("worker")
+            assert not session.replaced.is_set()
             assert (await registry.get("worker")).status is AgentStatus.BUSY
 
 

@@ -11,10 +11,11 @@ from typing import Any, Final, Self
 
 from msgspec.structs import replace
 
-from agentic.abc import Backend, Cursor, Step
-from agentic.agent import AgentChanges, AgentInfo, AgentStatus
-from agentic.clock import NEVER, Clock, is_stale, read, system_clock
+from agentic.abc import Backend, Cursor, DrainOrder, Registered, Step
+from agentic.agent import USUAL_BEAT, AgentChanges, AgentInfo, AgentStatus, Beat, Drain
+from agentic.clock import NEVER, Clock, after, is_stale, read, system_clock
 from agentic.errors import InvalidAgentError, RegistryError
+from agentic.incarnations import admitted, believed, next_incarnation, random_distance
 from agentic.options import function
 from agentic.registry import AgentRegistry
 from agentic.urls import StoreURL, malformed
@@ -27,6 +28,8 @@ PAGE_SIZE: Final = 1000
 class _Entry:
     agent: AgentInfo
     renewed_at: datetime
+    before_offline: AgentStatus = AgentStatus.AVAILABLE
+    """The status that a sweep replaced by `OFFLINE`."""
 
 
 class MemoryRegistry(AgentRegistry):
@@ -97,6 +100,8 @@ class MemoryBackend(Backend):
         self.clock = function(clock, "clock")
         self._lifetime = None if self.ttl is None else timedelta(seconds=self.ttl)
         self._entries: dict[str, _Entry] = {}
+        self._counter = 0
+        self._drains: dict[str, Drain] = {}
 
     @property
     def store(self) -> str:
@@ -109,57 +114,124 @@ class MemoryBackend(Backend):
     async def close(self) -> None:
         pass
 
-    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
+    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[Registered | RegistryError]:
         now = self._now()
-        stored = []
-        for agent in agents:
-            stamped = agent.stamped(now)
-            self._entries[agent.id] = _Entry(stamped, renewed_at=now)
-            stored.append(stamped)
-        return stored
+        return [self._insert_one(agent, now) for agent in agents]
 
-    async def touch(self, ids: Sequence[str]) -> Sequence[bool]:
+    def _insert_one(self, agent: AgentInfo, now: datetime) -> Registered | RegistryError:
+        entry = self._entry(agent.id, now)
+        stored = 0 if entry is None else believed(entry.agent.incarnation, now)
+        verdict = admitted(agent.id, agent.incarnation, stored, now)
+        if isinstance(verdict, RegistryError):
+            return verdict
+        incarnation = agent.incarnation or next_incarnation(self._counter, stored, now, random_distance())
+        self._counter = max(self._counter, incarnation)
+        stamped = replace(agent.stamped(now), incarnation=incarnation)
+        self._entries[agent.id] = _Entry(stamped, renewed_at=now)
+        stored_agent = self._seen(stamped, now)
+        if entry is None or agent.incarnation:
+            return Registered(stored_agent)
+        return Registered(stored_agent, now - (entry.agent.last_heartbeat or NEVER))
+
+    async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
         now = self._now()
-        entries = [self._entry(agent_id, now) for agent_id in ids]
-        for entry in entries:
-            if entry is not None:
-                status = entry.agent.status
-                if status is AgentStatus.OFFLINE:
-                    status = AgentStatus.AVAILABLE
-                entry.agent = replace(entry.agent, last_heartbeat=now, status=status)
-                entry.renewed_at = now
-        return [entry is not None for entry in entries]
+        return [self._touch_one(agent_id, incarnation, now) for agent_id, incarnation in beats]
+
+    def _touch_one(self, agent_id: str, incarnation: int, now: datetime) -> Beat | RegistryError | None:
+        entry = self._entry(agent_id, now)
+        if entry is None:
+            return None
+        agent = entry.agent
+        is_rewritten = False
+        if incarnation:
+            stored = believed(agent.incarnation, now)
+            verdict = admitted(agent_id, incarnation, stored, now)
+            if verdict is not True:
+                return verdict or None
+            is_rewritten = not stored
+        entry.renewed_at = now
+        was_offline = agent.status is AgentStatus.OFFLINE
+        status = entry.before_offline if was_offline else agent.status
+        entry.agent = replace(agent, last_heartbeat=now, status=status)
+        draining = self._drain(agent_id, now) if self._drains else None
+        if was_offline or is_rewritten or draining:
+            return Beat(was_offline=was_offline, draining=draining, rewritten=is_rewritten)
+        return USUAL_BEAT
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | None]:
         now = self._now()
         entries = [self._entry(agent_id, now) for agent_id in ids]
-        return [None if entry is None else entry.agent.stamped(now) for entry in entries]
+        return [None if entry is None else self._seen(entry.agent, now) for entry in entries]
 
-    async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+    async def patch(
+        self, changes: Sequence[tuple[str, AgentChanges, int]]
+    ) -> Sequence[AgentInfo | RegistryError | None]:
         now = self._now()
-        return [self._patch_one(agent_id, fields, now) for agent_id, fields in changes]
+        return [self._patch_one(agent_id, fields, incarnation, now) for agent_id, fields, incarnation in changes]
 
-    def _patch_one(self, agent_id: str, fields: AgentChanges, now: datetime) -> AgentInfo | RegistryError | None:
+    def _patch_one(
+        self, agent_id: str, fields: AgentChanges, incarnation: int, now: datetime
+    ) -> AgentInfo | RegistryError | None:
         entry = self._entry(agent_id, now)
         if entry is None:
             return None
-        changed = replace(entry.agent, **fields)
+        verdict = admitted(agent_id, incarnation, believed(entry.agent.incarnation, now), now)
+        if verdict is not True:
+            return verdict or None
+        changed = replace(entry.agent, incarnation=incarnation or entry.agent.incarnation, **fields)
         try:
             check_size(changed)
         except InvalidAgentError as error:
             return error
         entry.agent = changed
-        return changed.stamped(now)
+        if "status" in fields:
+            entry.before_offline = AgentStatus.AVAILABLE
+        return self._seen(changed, now)
 
-    async def delete(self, ids: Sequence[str]) -> Sequence[bool]:
+    async def delete(self, starts: Sequence[tuple[str, int]]) -> Sequence[bool | RegistryError]:
         now = self._now()
-        return [self._delete_one(agent_id, now) for agent_id in ids]
+        return [self._delete_one(agent_id, incarnation, now) for agent_id, incarnation in starts]
 
-    def _delete_one(self, agent_id: str, now: datetime) -> bool:
-        if self._entry(agent_id, now) is None:
+    def _delete_one(self, agent_id: str, incarnation: int, now: datetime) -> bool | RegistryError:
+        entry = self._entry(agent_id, now)
+        if entry is None:
             return False  # An agent past its `ttl` stays, so that `reap` can report it.
-        del self._entries[agent_id]
-        return True
+        verdict = admitted(agent_id, incarnation, believed(entry.agent.incarnation, now), now)
+        if verdict is True:
+            del self._entries[agent_id]
+        return verdict
+
+    async def set_drains(self, orders: Sequence[tuple[str, DrainOrder | None]]) -> Sequence[Drain | bool]:
+        now = self._now()
+        outcomes: list[Drain | bool] = []
+        for agent_id, order in orders:
+            if order is None:
+                outcomes.append(self._drain(agent_id, now) is not None)
+                self._drains.pop(agent_id, None)
+            else:
+                drain = Drain(order.reason, order.by, now, after(now, order.seconds))
+                self._drains[agent_id] = drain
+                outcomes.append(drain)
+        return outcomes
+
+    async def drains(self) -> dict[str, Drain]:
+        now = self._now()
+        found = {agent_id: self._drain(agent_id, now) for agent_id in [*self._drains]}
+        return {agent_id: drain for agent_id, drain in found.items() if drain is not None}
+
+    def _drain(self, agent_id: str, now: datetime) -> Drain | None:
+        """Return an agent's drain; forget one that has ended."""
+        drain = self._drains.get(agent_id)
+        if drain is not None and drain.ends_at is not None and drain.ends_at <= now:
+            del self._drains[agent_id]
+            return None
+        return drain
+
+    def _seen(self, agent: AgentInfo, now: datetime) -> AgentInfo:
+        """Return an agent as it is read at this time."""
+        stamped = agent.stamped(now)
+        drain = self._drain(agent.id, now) if self._drains else None
+        return stamped if drain is None else replace(stamped, draining=drain)
 
     async def times(self) -> Sequence[datetime]:
         return [self._now()]
@@ -198,12 +270,15 @@ class MemoryBackend(Backend):
             return False
         is_silent = is_over or is_stale(agent.last_heartbeat or NEVER, as_of, ttl)
         if is_silent:
+            entry.before_offline = agent.status
             entry.agent = replace(agent, status=AgentStatus.OFFLINE)
         return is_silent
 
     async def clear(self, cursor: Cursor) -> Step[int]:
         ids, following = self._next_ids(cursor)
         now = self._now()
+        if following is None:
+            self._drains.clear()
         entries = [self._entries.pop(agent_id, None) for agent_id in ids]
         return sum(entry is not None and not self._is_over(entry, now) for entry in entries), following
 

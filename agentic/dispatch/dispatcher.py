@@ -38,6 +38,7 @@ class Dispatcher:
         self.fetch = self._lane(backend.fetch, commutes=True)
         self.patch = self._lane(backend.patch)
         self.delete = self._lane(backend.delete)
+        self.set_drains = self._lane(backend.set_drains)
 
     def _lane(
         self, send: Callable[[Sequence[T]], Coroutine[Any, Any, Sequence[R]]], *, commutes: bool = False

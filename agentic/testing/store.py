@@ -13,19 +13,20 @@ import pytest
 from agentic.registry import AgentRegistry
 from agentic.testing.clock import FakeClock
 
-Ability = Literal["clock", "clock during a sweep", "corruption", "sharing"]
+Ability = Literal["clock", "clock during a sweep", "corruption", "foreign writes", "sharing"]
 
 
 class StoreUnderTest(ABC):
     """One store, initially empty, on which any number of registries may be made.
 
-    Define `make`, and `corrupt` unless the store lacks `"corruption"`. If the backend takes no `clock`, also define the
-    methods that move the store's clock. The abilities below are optional: list the missing ones in `lacks`, and their
-    tests are skipped with your reason.
+    Define `make`, `corrupt` unless the store lacks `"corruption"`, and `rewrite` unless it lacks `"foreign writes"`. If
+    the backend takes no `clock`, also define the methods that move the store's clock. The abilities below are optional:
+    list the missing ones in `lacks`, and their tests are skipped with your reason.
 
     - `"clock"`: tests can move the store's clock with `pass_time`, `step_back` and `stop_clock`.
     - `"clock during a sweep"`: tests can do so between two pages of one sweep.
     - `"corruption"`: `corrupt` can corrupt a stored record.
+    - `"foreign writes"`: other programs can write to the store; `rewrite` does what they may do.
     - `"sharing"`: registries that are open at the same time have the same agents, and agents outlive their registry.
 
     Attributes:
@@ -52,6 +53,14 @@ class StoreUnderTest(ABC):
     async def corrupt(self, agent_id: str) -> None:
         """Corrupt the stored record of an agent, so that the store cannot decode it."""
         raise NotImplementedError('define corrupt, or say in lacks["corruption"] why it cannot be done')
+
+    async def rewrite(self, agent_id: str, incarnation: object = None) -> None:
+        """Write the record of an agent as a program may that does not know all fields.
+
+        Remove `unready` and what a sweep has kept. Replace the incarnation by the given value, which may be of any JSON
+        type, or remove it if that is None.
+        """
+        raise NotImplementedError('define rewrite, or say in lacks["foreign writes"] why it cannot be done')
 
     async def pass_time(self, seconds: float) -> None:
         """Let seconds pass on the store's clock."""

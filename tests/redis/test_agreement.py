@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agentic import AgentInfo, AgentStatus, CorruptRecordError, RedisRegistry
+from agentic import AgentInfo, AgentNotFoundError, AgentReplacedError, CorruptRecordError, RedisRegistry
+from agentic.agent import status_of
 from agentic.wire import MAX_DEPTH, MAX_STORED_BYTES
 from tests.support.stores import RedisStore
 
@@ -19,8 +20,11 @@ OLD = "2020-01-01T00:00:00.000000Z"
 OWN = (
     '{"id":"x","name":"n","capabilities":["go","a b"],"status":"busy","last_heartbeat":"'
     + OLD
-    + '","current_load":1,"max_load":20,"metadata":{"k":"v","é":"漢"}}'
+    + '","current_load":1,"max_load":20,"metadata":{"k":"v","é":"漢"},"unready":"lädt"}'
 )
+NUMBER = 1_764_512_345_678_901
+"""An incarnation."""
+
 FIELDS = {
     "id": ['"x"', r'"\u0078"', '"y"', "1", "null"],
     "name": ['"n"', "null", "1", "[]", '"é漢😀"', r'"\ud83d\ude00"', r'"\ud800"', r'"\udc00"', r'"\x"', '"\t"', '"\x7f"'],
@@ -35,6 +39,12 @@ FIELDS = {
     ],
     "current_load": ["0", "-0", "7", "-5", "1" + "0" * 400, "1" + "0" * 5000, "01", "1.0", "1e2", "null", '"1"', "true", "-"],
     "metadata": ["{}", "null", '{"a":"b"}', '{"a":1,"b":[null]}', '{"a" : "b"}', '{"a":"b",}', '{a:1}', '["a"]', '{"":{}}'],
+    "unready": ['""', '"x"', "null", "1", '"\t"', r'"\""', '"\xff"'],
+    "before_offline": ['"busy"', '"offline"', '""', '"d\xc3\xa9"', r'"\u0062usy"', "null", "1", '["busy"]', "{"],
+    "incarnation": [
+        str(NUMBER), str(NUMBER + 1), str(NUMBER - 1), f"{NUMBER}.0", f"{NUMBER}e0", f"0{NUMBER}", f"-{NUMBER}", f"{NUMBER}0", f'"{NUMBER}"',
+        "0", "7", "-1", "1.5", "null", "true", "[]", "9007199254740991", "9007199254740992", "1" + "0" * 400, '"x"', "999999999999999",
+    ],
     "unknown": ["NaN", "1e400", "1" + "0" * 400 + ".5", "0.5e-7", "tru", '"\\ud800"', "[[],[{}]]", "{", '"\xed\xa0\x80"'],
 }  # fmt: skip
 
@@ -47,6 +57,28 @@ def without_future(agent: AgentInfo) -> AgentInfo:
     """Return the agent with a heartbeat that does not depend on the time of the read."""
     heartbeat = agent.last_heartbeat
     return replace(agent, last_heartbeat=None) if heartbeat is not None and heartbeat > YESTERDAY else agent
+
+
+def before_offline(record: bytes) -> str:
+    """Return the status that a heartbeat gives back to an offline agent."""
+    kept = json.loads(record).get("before_offline")
+    return kept if isinstance(kept, str) and kept not in ("", "offline") else "available"
+
+
+async def fenced_heartbeat(registry: RedisRegistry) -> str:
+    try:
+        beat = await registry.heartbeat("x", incarnation=NUMBER)
+    except AgentNotFoundError:
+        return "absent"
+    except AgentReplacedError:
+        return "replaced"
+    return "rewritten" if beat.rewritten else "same"
+
+
+def expected_of_fenced_heartbeat(stored: int) -> str:
+    if stored in (0, NUMBER):
+        return "same" if stored else "rewritten"
+    return "replaced" if stored > NUMBER else "absent"
 
 
 async def assert_agreement(store: RedisStore, registry: RedisRegistry, record: bytes) -> bool:
@@ -64,11 +96,15 @@ async def assert_agreement(store: RedisStore, registry: RedisRegistry, record: b
     read = await attempt(lambda: registry.get("x"))
     listed = await attempt(registry.list)
     assert list(map(without_future, listed)) == ([] if read is None else [without_future(read)])
+    fenced = await attempt(lambda: fenced_heartbeat(registry))
+    assert fenced == (None if read is None else expected_of_fenced_heartbeat(read.incarnation))
+    if fenced in ("absent", "replaced"):
+        assert store.client.get(key) == record
     beaten = await attempt(lambda: registry.heartbeat_many(["x"]))
     assert (beaten is None) is (read is None)
     if read is not None:
         after = await registry.get("x")
-        assert after.status == (AgentStatus.AVAILABLE if read.status == "offline" else read.status)
+        assert after.status == (status_of(before_offline(record)) if read.status == "offline" else read.status)
         assert after.last_heartbeat > read.last_heartbeat
     updated = await attempt(lambda: registry.update("x", max_load=3))
     assert (updated is None) is (read is None)
@@ -127,8 +163,13 @@ async def test_no_call_makes_a_record_too_long_to_be_read(redis_store: RedisStor
 async def test_calls_agree_on_the_own_form_with_any_byte_damaged(redis_store: RedisStore, instead: bytes) -> None:
     own = OWN.replace('"name":"n"', '"name":"ñ"').encode()
     short = own[: own.index(b',"metadata"')] + b"}"
+    numbered = short[:-1] + f',"incarnation":{NUMBER}'.encode() + b"}"
     async with redis_store.make() as registry:
-        for record, first in ((own, 0), (short, short.index(b"current_load"))):
+        for record, first in (
+            (own, 0),
+            (short, short.index(b"current_load")),
+            (numbered, short.index(b"max_load")),
+        ):
             assert await assert_agreement(redis_store, registry, record)
             for at in range(first, len(record)):
                 await assert_agreement(redis_store, registry, record[:at] + instead + record[at + 1 :])
@@ -139,7 +180,14 @@ def damaged(draw: st.DrawFn) -> bytes:
     """A record of this library with a few bytes changed, inserted or removed."""
     record = bytearray(
         draw(
-            st.sampled_from([OWN, OWN.replace('"capabilities":["go","a b"],', ""), json.dumps(json.loads(OWN))])
+            st.sampled_from(
+                [
+                    OWN,
+                    f'{OWN[:-1]},"incarnation":{NUMBER}}}',
+                    OWN.replace('"capabilities":["go","a b"],', ""),
+                    json.dumps(json.loads(OWN)),
+                ]
+            )
         ).encode()
     )
     for _ in range(draw(st.integers(0, 3))):

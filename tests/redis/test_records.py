@@ -99,15 +99,26 @@ async def test_a_heartbeat_changes_only_its_own_fields(redis_store: RedisStore, 
             assert_stamped(redis_store.client.get(key), text, after)
 
 
+def without_note(record: Any) -> tuple[bytes, str | None]:
+    """Return a record without `before_offline`, and its value."""
+    found = re.search(rb',"before_offline":("(?:[^"\\]|\\.)*")', record)
+    return (record.replace(found[0], b""), json.loads(found[1])) if found else (record, None)
+
+
 @pytest.mark.parametrize("heartbeat", HEARTBEATS)
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
-async def test_a_reap_changes_only_the_status(redis_store: RedisStore, text: str, heartbeat: str) -> None:
+async def test_a_reap_changes_only_the_status_and_keeps_the_one_before(
+    redis_store: RedisStore, text: str, heartbeat: str
+) -> None:
     async with redis_store.make() as registry:
-        for before in ('"available"', '"busy"', '"draining"', '""', "null"):
+        for before in ('"available"', '"busy"', '"draining"', r'"qu\"o\u0074e"', '""', "null"):
             key = put(redis_store, "x", form(text, before, heartbeat))
             assert await registry.reap(60) == ["x"]
-            assert redis_store.client.get(key) == form(text, '"offline"', heartbeat)
+            kept = json.loads(before) if before not in ('"available"', '""', "null") else None
+            assert without_note(redis_store.client.get(key)) == (form(text, '"offline"', heartbeat), kept)
             assert await registry.reap(60) == []
+            await registry.heartbeat("x")
+            assert_stamped(redis_store.client.get(key), text, '"available"' if kept is None else before)
 
 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
@@ -127,15 +138,19 @@ async def test_every_go_record_is_read_beaten_and_reaped_without_another_byte_ch
         for agent_id in records:
             assert (await registry.get(agent_id)).id == agent_id
         assert set(await registry.reap(60)) == set(records) - {"trimmed"}
+        statuses = {}
         for agent_id, record in records.items():
             # In these records, the effective fields come after their escaped duplicates.
             offline = re.sub(r'(?<!\\)"status":"[a-z]*"', '"status":"offline"', record)
-            assert redis_store.client.get(keys[agent_id]) == offline.encode()
+            found, kept = without_note(redis_store.client.get(keys[agent_id]))
+            assert found == offline.encode()
+            statuses[agent_id] = kept or "available"
+        assert set(statuses.values()) > {"available", "busy"}
         assert await registry.heartbeat_many(records) == set()
         assert await registry.heartbeat_many(records) == set()  # now their times have this library's width
         for agent_id, record in records.items():
-            available = re.sub(r'(?<!\\)"status":"[a-z]*"', '"status":"available"', record)
-            text = re.sub(r'(?<!\\)"last_heartbeat":"[^"]*"', '"last_heartbeat":@H@', available)
+            back = re.sub(r'(?<!\\)"status":"[a-z]*"', f'"status":"{statuses[agent_id]}"', record)
+            text = re.sub(r'(?<!\\)"last_heartbeat":"[^"]*"', '"last_heartbeat":@H@', back)
             assert_stamped(redis_store.client.get(keys[agent_id]), text, "")
 
 
@@ -249,7 +264,7 @@ async def test_any_json_object_keeps_every_byte_of_others(redis_store: RedisStor
         assert_stamped(redis_store.client.get(key), text, '"available"')
         put(redis_store, "x", form(text, '"busy"', OLD))
         assert await registry.reap(60) == ["x"]
-        assert redis_store.client.get(key) == form(text, '"offline"', OLD)
+        assert without_note(redis_store.client.get(key)) == (form(text, '"offline"', OLD), "busy")
         await registry.update("x", status=AgentStatus.AVAILABLE)
         assert redis_store.client.get(key) == form(text, '"available"', OLD)
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 import redis.asyncio as aioredis
 
-from agentic import AgentInfo, AgentNotFoundError, BackendError, ConfigurationError, RedisRegistry
+from agentic import AgentInfo, AgentNotFoundError, BackendError, Beat, ConfigurationError, RedisRegistry
 from agentic.backends.redis.scan import PAGE_SIZE
 from agentic.testing import RedisServer, wait_until
 from tests.support.redis_fleet import RedisCluster
@@ -31,7 +31,9 @@ async def test_an_agent_is_one_key_that_expires_to_the_millisecond(redis_store: 
         assert 1000 < redis_store.client.pttl(key(redis_store, "a")) <= 1500
         redis_store.client.pexpire(key(redis_store, "a"), 700)
         await registry.update("a", name="x")
-        assert list(redis_store.client.scan_iter(f"{redis_store.prefix}*")) == [key(redis_store, "a").encode()]
+        counter = f"{redis_store.prefix}:incarnation".encode()
+        assert set(redis_store.client.scan_iter(f"{redis_store.prefix}*")) == {key(redis_store, "a").encode(), counter}
+        assert 86_000 < redis_store.client.ttl(counter) <= 86_400
         await registry.reap(0)
         assert 0 < redis_store.client.pttl(key(redis_store, "a")) <= 700
         await registry.heartbeat("a")
@@ -232,7 +234,7 @@ async def test_db_and_password_override_the_url() -> None:
         async with RedisRegistry(url, password="right", db=3) as registry:
             await registry.register(AgentInfo("a"))
         client = aioredis.Redis.from_url(server.url.replace("/0", "/3"), password="right")
-        assert await client.keys() == [b"agentic:agent:a"]
+        assert set(await client.keys()) == {b"agentic:agent:a", b"agentic:incarnation"}
         await client.aclose()
 
 
@@ -335,3 +337,18 @@ async def test_cancelled_calls_do_not_mix_up_replies(redis_store: RedisStore) ->
             for result in await asyncio.gather(*tasks, return_exceptions=True):
                 assert result is None or isinstance(result, asyncio.CancelledError)
         await asyncio.gather(*(ask(number) for number in range(200)))
+
+
+async def test_a_damaged_drain_still_drains(redis_store: RedisStore) -> None:
+    async with redis_store.make() as registry:
+        await registry.register(AgentInfo("a"))
+        await registry.drain("a", reason="r")
+        for damaged in ("{", "[]", '{"reason":1}', b"\xff", '{"reason":"r","by":"","drained_at":"x"}'):
+            redis_store.client.hset(f"{redis_store.prefix}:drains", "a", damaged)
+            assert (await registry.drains())["a"].reason.startswith("the stored order cannot be read")
+            for agent in (await registry.get("a"), *await registry.list()):
+                assert not agent.ready
+            assert (await registry.heartbeat("a")).draining is not None
+        assert await registry.resume("a")
+        assert await registry.heartbeat("a") == Beat()
+        assert (await registry.get("a")).ready

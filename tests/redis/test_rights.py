@@ -79,6 +79,12 @@ async def test_the_documented_rights_suffice(own_redis_server: RedisServer) -> N
             await registry.register(AgentInfo("b", last_heartbeat=LONG_AGO))
             await registry.heartbeat("a")
             await registry.update("a", current_load=1)
+            await registry.drain("a", reason="r", duration=3600)
+            await registry.heartbeat("a")
+            assert [*await registry.drains()] == ["a"]
+            await registry.update("a", current_load=2, incarnation=(await registry.get("a")).incarnation)
+            assert await registry.resume("a")
+            await registry.heartbeat("a")
             assert await registry.reap(60) == ["b"]
             assert len(await registry.list()) == 2
             await registry.deregister("b")
@@ -94,7 +100,9 @@ async def expect_viewer(url: str, prefix: str, others: str) -> None:
     """Check what a viewer sees of an agent, and of a key of another type."""
     async with RedisRegistry(url, prefix=prefix) as registry:
         assert [agent.id for agent in await registry.list()] == ["a"]
-        assert (await registry.get("a")).id == "a"
+        drain = (await registry.get("a")).draining
+        assert drain is not None
+        assert await registry.drains() == {"a": drain}
         assert [agent.id async for agent in registry.scan()] == ["a"]
         with pytest.raises(AgentNotFoundError):
             await registry.get("absent")
@@ -111,6 +119,7 @@ async def test_a_viewers_documented_rights_suffice_for_reading(own_redis_server:
     client.execute_command(*documented_acl("viewer"))
     async with RedisRegistry(own_redis_server.url) as registry:
         await registry.register(AgentInfo("a"))
+        await registry.drain("a", reason="r")
     client.rpush("agentic:agent:list", "x")
     client.config_resetstat()
     await expect_viewer(own_redis_server.url.replace("://", "://viewer:password@"), "agentic", "list")
@@ -122,9 +131,10 @@ async def test_a_viewers_documented_rights_suffice_for_reading_in_a_cluster(own_
     cluster = own_redis_cluster
     for server in cluster.servers:
         words = [word for word in documented_acl("viewer") if not word.startswith("%R~")]
-        cluster.ask(server, *words, "%R~{agentic:*}:agent:*", "+cluster|slots", "+command")
+        cluster.ask(server, *words, "%R~{agentic:*}:agent:*", "%R~{agentic:*}:drains", "+cluster|slots", "+command")
     async with RedisRegistry(cluster.url) as registry:
         await registry.register(AgentInfo("a"))
+        await registry.drain("a", reason="r")
     with redis.RedisCluster(host="127.0.0.1", port=cluster.servers[0].port) as client:
         client.rpush(ShardedKeys("agentic").agent("list").decode(), "x")
     await expect_viewer(cluster.url.replace("://", "://viewer:password@"), "agentic", "list")

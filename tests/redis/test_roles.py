@@ -110,6 +110,25 @@ async def test_a_demoted_primary_does_not_report_an_agent_as_absent(own_redis_se
             await ON_AN_ABSENT_AGENT[call](registry)
 
 
+@pytest.mark.parametrize("call", ["heartbeat", "update", "deregister", "register"])
+async def test_a_demoted_primary_does_not_tell_a_start_that_it_was_replaced(
+    own_redis_server: RedisServer, call: str
+) -> None:
+    async with RedisRegistry(own_redis_server.url) as registry:
+        first = await registry.register(AgentInfo("a"))
+        second = await registry.register(AgentInfo("a"))
+        follow(own_redis_server, NOBODY)
+        for incarnation in (first.incarnation, second.incarnation + 1):
+            calls: dict[str, Any] = {
+                "heartbeat": lambda: registry.heartbeat("a", incarnation=incarnation),  # noqa: B023  called below
+                "update": lambda: registry.update("a", incarnation=incarnation, name="n"),  # noqa: B023
+                "deregister": lambda: registry.deregister("a", incarnation=incarnation),  # noqa: B023
+                "register": lambda: registry.register(AgentInfo("a"), incarnation=incarnation),  # noqa: B023
+            }
+            with pytest.raises(BackendUnavailableError, match="replica"):
+                await calls[call]()
+
+
 async def test_a_replica_before_its_first_sync_cannot_be_opened(own_redis_server: RedisServer) -> None:
     follow(own_redis_server, NOBODY)
     with pytest.raises(BackendUnavailableError, match="not in sync"):
@@ -282,7 +301,7 @@ async def test_slots_that_a_node_has_lost_are_noticed_while_it_is_scanned(
     own_redis_cluster: RedisCluster, in_cluster: RedisRegistry, nodes: Cluster
 ) -> None:
     first, second = own_redis_cluster.servers[:2]
-    await in_cluster.flush()
+    own_redis_cluster.ask(first, "FLUSHALL")
     slot = key_slot(ShardedKeys("agentic").probes()[0])
     assert not await scan_node(nodes, first.port)
     for server in own_redis_cluster.servers[:PRIMARIES]:

@@ -105,7 +105,8 @@ async def test_a_scan_yields_what_it_read_before_the_server_fails(own_redis_serv
             async for agent in registry.scan():
                 seen.append(agent.id)
                 own_redis_server.stop()
-        assert 2 * PAGE_SIZE <= len(seen) < FLEET  # The second page was read while the first was processed.
+        # The second page was read while the first was processed; the server may repeat some keys.
+        assert 2 * PAGE_SIZE - 50 <= len(seen) < FLEET
         assert len(seen) == len(set(seen))
 
 

@@ -325,12 +325,13 @@ async def test_batches_of_any_size_and_ids_of_any_kind_find_their_rows(tmp_path:
         for size in (1, 2, 3, 5, 64, 65, len(ids)):
             some = ids[-size:]
             await registry.flush()
-            assert await registry.backend.touch(some) == [False] * size
+            beats = [(agent_id, 0) for agent_id in some]
+            assert await registry.backend.touch(beats) == [None] * size
             await registry.backend.insert([AgentInfo(agent_id) for agent_id in some[::2]])
             found = [agent_id in some[::2] for agent_id in some]
-            assert await registry.backend.touch(some) == found
+            assert [beat is not None for beat in await registry.backend.touch(beats)] == found
             assert [agent is not None for agent in await registry.backend.fetch(some)] == found
-            assert await registry.backend.delete(some) == found
+            assert await registry.backend.delete(beats) == found
 
 
 async def test_invalid_text_makes_only_its_own_row_corrupt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -372,7 +373,7 @@ async def test_a_scan_yields_every_agent_that_stays_exactly_once(tmp_path: Path,
     ids = [f"a{n:04}" for n in range(2 * PAGE_SIZE)]
     async with SQLiteRegistry(path) as registry:
         await registry.backend.insert([AgentInfo(agent_id) for agent_id in ids])
-        await registry.backend.delete(ids[::7])
+        await registry.backend.delete([(agent_id, 0) for agent_id in ids[::7]])
         stay = set(ids) - set(ids[::7])
         found = []
         async for agent in registry.scan():
@@ -381,7 +382,7 @@ async def test_a_scan_yields_every_agent_that_stays_exactly_once(tmp_path: Path,
                 continue
             if meanwhile == "some registered anew":
                 some = sorted(stay)[::5]
-                await registry.backend.delete(some)
+                await registry.backend.delete([(agent_id, 0) for agent_id in some])
                 await registry.backend.insert([AgentInfo(agent_id) for agent_id in some])
                 stay -= set(some)
             elif meanwhile == "vacuumed":
@@ -433,3 +434,17 @@ async def test_without_create_a_registry_is_opened_as_always(path: Path) -> None
         await registry.register(AgentInfo("b"))
     with pytest.raises(ConfigurationError, match="create: must be True or False, got str"):
         SQLiteRegistry(path, create="no")  # type: ignore[arg-type]
+
+
+async def test_a_damaged_drain_still_drains(path: Path, raw: sqlite3.Connection) -> None:
+    async with SQLiteRegistry(path) as registry:
+        await registry.register(AgentInfo("a"))
+        await registry.drain("a", reason="r")
+        raw.execute("UPDATE agentic_drains SET reason = x'00', drained_at = 'yesterday'")
+        for agent in (await registry.get("a"), *await registry.list()):
+            assert not agent.ready
+        beat = await registry.heartbeat("a")
+        assert beat.draining is not None
+        assert beat.draining.reason.startswith("the stored order cannot be read")
+        assert await registry.resume("a")
+        assert (await registry.get("a")).ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import uuid
@@ -25,7 +26,11 @@ SHARED_STORES = ("sqlite-file", "redis")
 
 
 class MemoryStore(StoreUnderTest):
-    lacks = {"corruption": "objects in memory cannot be damaged", "sharing": "each registry has agents of its own"}
+    lacks = {
+        "corruption": "objects in memory cannot be damaged",
+        "foreign writes": "no other program can write to this process's memory",
+        "sharing": "each registry has agents of its own",
+    }
 
     def make(self, **options: Any) -> MemoryRegistry:
         return MemoryRegistry(clock=self.clock, **options)
@@ -43,6 +48,11 @@ class SQLiteMemoryStore(StoreUnderTest):
     async def corrupt(self, agent_id: str) -> None:
         await self._registry.backend.database.write(lambda db: _damage(db, agent_id))
 
+    async def rewrite(self, agent_id: str, incarnation: object = None) -> None:
+        database = self._registry.backend.database
+        await database.write(lambda db: _rewrite(db, agent_id, incarnation))
+        database.starts.clear()  # As if another connection had written.
+
 
 class SQLiteStore(StoreUnderTest):
     def __init__(self, path: Path) -> None:
@@ -56,12 +66,21 @@ class SQLiteStore(StoreUnderTest):
         with closing(sqlite3.connect(self._path)) as db, db:
             _damage(db, agent_id)
 
+    async def rewrite(self, agent_id: str, incarnation: object = None) -> None:
+        with closing(sqlite3.connect(self._path)) as db, db:
+            _rewrite(db, agent_id, incarnation)
+
 
 def _damage(db: sqlite3.Connection, agent_id: str) -> None:
     columns = AGENT_COLUMNS.replace("id, ", "", 1).replace("metadata", "'no JSON'")
     db.execute(
         f"INSERT OR REPLACE INTO agents ({AGENT_COLUMNS}) SELECT id, {columns} FROM agents WHERE id = ?", (agent_id,)
     )
+
+
+def _rewrite(db: sqlite3.Connection, agent_id: str, incarnation: object) -> None:
+    values = (0 if incarnation is None else incarnation, agent_id)
+    db.execute("UPDATE agents SET unready = '', before_offline = '', incarnation = ? WHERE id = ?", values)
 
 
 _HEARTBEAT = re.compile(rb'(?<="last_heartbeat":")[^"]*')
@@ -94,6 +113,16 @@ class RedisStore(StoreUnderTest):
 
     async def corrupt(self, agent_id: str) -> None:
         self.client.set(self.keys.agent(agent_id), '{"id":"' + agent_id, keepttl=True)
+
+    async def rewrite(self, agent_id: str, incarnation: object = None) -> None:
+        key = self.keys.agent(agent_id)
+        record: Any = self.client.get(key)
+        fields = json.loads(record)
+        for name in ("unready", "before_offline", "incarnation"):
+            fields.pop(name, None)
+        if incarnation is not None:
+            fields["incarnation"] = incarnation
+        self.client.set(key, json.dumps(fields, separators=(",", ":"), ensure_ascii=False), keepttl=True)
 
     def stop_clock(self, registry: AgentRegistry, now: datetime) -> None:
         async def stopped(node: object) -> datetime:

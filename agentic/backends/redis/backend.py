@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
 import redis.asyncio as aioredis
+from msgspec.structs import replace
 
-from agentic.abc import Backend, Cursor, Step
-from agentic.agent import AgentChanges, AgentInfo
+from agentic.abc import Backend, Cursor, DrainOrder, Registered, Step
+from agentic.agent import AgentChanges, AgentInfo, Beat, Drain
 from agentic.backends.redis.client import (
     CONNECT_TIMEOUT,
     backend_error,
@@ -27,19 +28,23 @@ from agentic.backends.redis.diagnosis import findings_of, may_evict
 from agentic.backends.redis.ids import OrderedIds
 from agentic.backends.redis.keys import Keys, ShardedKeys, family_of, marks_key, valid_prefix
 from agentic.backends.redis.operations import (
+    ClearDrains,
     Deregister,
     FindMarks,
     Heartbeat,
     Mark,
     Read,
+    ReadDrain,
+    ReadDrains,
     ReadType,
     Register,
+    SetDrain,
     Settle,
     TrySettle,
     Update,
 )
-from agentic.backends.redis.outcomes import facts, failure, raise_any
-from agentic.backends.redis.records import Records
+from agentic.backends.redis.outcomes import beats_of, facts, failure, raise_any
+from agentic.backends.redis.records import MAYBE_DRAINED, Records
 from agentic.backends.redis.requests import Batch, Command, Request, Writer, bounded, requests
 from agentic.backends.redis.scan import PAGE_SIZE, FleetScan, Record, RecordPage
 from agentic.backends.redis.scripts import ABSENT, DONE, WRONG_TYPE
@@ -54,12 +59,15 @@ from agentic.errors import (
     RegistryError,
 )
 from agentic.findings import Finding
+from agentic.incarnations import random_distance
 from agentic.logs import FieldLogger
 from agentic.options import text
 from agentic.text import printable
 from agentic.urls import refuse_url, with_parameter
 from agentic.validation import MAX_RECORD_BYTES
-from agentic.wire import encode_field, encode_to_stamp
+from agentic.wire import decode_drain, encode_field, encode_order, encode_to_stamp
+
+T = TypeVar("T")
 
 logger = logging.getLogger("agentic.redis")
 
@@ -208,21 +216,19 @@ class RedisBackend(Backend):
 
     # --- agents, by id ---
 
-    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo | RegistryError]:
+    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[Registered | RegistryError]:
         keys = self._keys.agents([agent.id for agent in agents])
-        records = [(encode_to_stamp(agent),) for agent in agents]
-        results = await self._run(Register, keys, (self._milliseconds,), records)
-        instants = {stamp: parse_instant(stamp.decode()) for stamp in set(results) if isinstance(stamp, bytes)}
-        return [
-            agent.stamped(instants[result]) if isinstance(result, bytes) else failure(result, agent.id)
-            for agent, result in zip(agents, results, strict=True)
-        ]
+        each = [(encode_to_stamp(agent), agent.incarnation or random_distance()) for agent in agents]
+        results = await self._run(Register, keys, (self._milliseconds,), each)
+        return [_registered(agent, result) for agent, result in zip(agents, results, strict=True)]
 
-    async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+    async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
+        ids = [agent_id for agent_id, _ in beats]
         keys = self._keys.agents(ids)
         if self._writer.generations.unsettled:
             await self._settle_lost(keys)
-        return facts(await self._run(Heartbeat, keys, (self._milliseconds,)), ids)
+        starts = [(incarnation,) for _, incarnation in beats]
+        return beats_of(await self._run(Heartbeat, keys, (self._milliseconds,), starts), ids)
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)
@@ -243,7 +249,7 @@ class RedisBackend(Backend):
                 found[at] = kind
             elif kind not in EXPECTED_TYPES:
                 found[at] = failure(WRONG_TYPE, ids[at])
-        return found
+        return await self._with_drains(found)
 
     async def _types(self, keys: Sequence[bytes]) -> list[bytes | BackendError]:
         """Return the type of each key's value."""
@@ -251,17 +257,20 @@ class RedisBackend(Backend):
         await self._servers.run([ReadType(batch, [at]) for at in range(len(keys))])
         return batch.outcomes
 
-    async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+    async def patch(
+        self, changes: Sequence[tuple[str, AgentChanges, int]]
+    ) -> Sequence[AgentInfo | RegistryError | None]:
         each = []
-        for _, fields in changes:
-            arguments: list[str | bytes | int] = [len(fields)]
+        for _, fields, incarnation in changes:
+            arguments: list[str | bytes | int] = [incarnation, len(fields)]
             for name, value in fields.items():
                 arguments += (name, encode_field(name, value))
             each.append(tuple(arguments))
-        ids = [agent_id for agent_id, _ in changes]
+        ids = [agent_id for agent_id, *_ in changes]
         keys = self._keys.agents(ids)
         reply = await self._run(Update, keys, (MAX_RECORD_BYTES,), each)
-        return [self._updated(key, result, agent_id) for key, agent_id, result in zip(keys, ids, reply, strict=True)]
+        changed = [self._updated(key, result, agent_id) for key, agent_id, result in zip(keys, ids, reply, strict=True)]
+        return await self._with_drains(changed)
 
     def _updated(self, key: bytes, result: Any, agent_id: str) -> AgentInfo | RegistryError | None:
         if isinstance(result, list) and isinstance(result[0], bytes):
@@ -269,8 +278,52 @@ class RedisBackend(Backend):
             return self._records.decoded(key, record, parse_instant(stamp.decode()))
         return None if result == ABSENT else failure(result, agent_id)
 
-    async def delete(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
-        return facts(await self._run(Deregister, self._keys.agents(ids)), ids)
+    async def delete(self, starts: Sequence[tuple[str, int]]) -> Sequence[bool | RegistryError]:
+        ids = [agent_id for agent_id, _ in starts]
+        each = [(incarnation,) for _, incarnation in starts]
+        return facts(await self._run(Deregister, self._keys.agents(ids), (), each), ids)
+
+    async def set_drains(
+        self, orders: Sequence[tuple[str, DrainOrder | None]]
+    ) -> Sequence[Drain | bool | RegistryError]:
+        ids = [agent_id for agent_id, _ in orders]
+        each: list[Command] = [
+            (b"", 0)
+            if order is None
+            else (encode_order(order.reason, order.by), 0 if order.seconds is None else round(order.seconds * 1e6) or 1)
+            for _, order in orders
+        ]
+        results = await self._run(SetDrain, self._keys.agents(ids), (), each)
+        return [
+            decode_drain(result)
+            if isinstance(result, bytes)
+            else result
+            if isinstance(result, BackendError)
+            else result == DONE
+            for result in results
+        ]
+
+    async def drains(self) -> dict[str, Drain]:
+        batch = Batch(self._keys.probes())
+        await self._servers.run([ReadDrains(batch, [at]) for at in range(len(batch.keys))])
+        return {
+            encoded.decode(errors="replace"): drain
+            for found, now in raise_any(batch.outcomes)
+            for encoded, stored in found.items()
+            if (drain := _current(stored, now)) is not None
+        }
+
+    async def _with_drains(self, found: list[T]) -> list[T]:
+        """Return what was read, with the drains of agents that may have one filled in."""
+        maybe = [at for at, each in enumerate(found) if isinstance(each, AgentInfo) and each.draining is MAYBE_DRAINED]
+        if not maybe:
+            return found
+        agents = [cast("AgentInfo", found[at]) for at in maybe]
+        keys = self._keys.agents([agent.id for agent in agents])
+        whole: list[Any] = [*found]
+        for at, agent, reading in zip(maybe, agents, await self._run(ReadDrain, keys), strict=True):
+            whole[at] = reading if isinstance(reading, BackendError) else replace(agent, draining=_current(*reading))
+        return whole
 
     # --- the whole fleet ---
 
@@ -290,6 +343,10 @@ class RedisBackend(Backend):
         return agents, walk if has_more else None
 
     async def _agents(self, page: RecordPage) -> list[AgentInfo]:
+        return raise_any(await self._with_drains(await self._undrained(page)))
+
+    async def _undrained(self, page: RecordPage) -> list[AgentInfo]:
+        """Return the agents of a page without their drains."""
         return self._records.agents(await self._strings(page.records), self.on_corrupt)
 
     async def sweep(self, ttl: timedelta, cursor: Cursor) -> Step[Sequence[str]]:
@@ -347,11 +404,16 @@ class RedisBackend(Backend):
     async def clear(self, cursor: Cursor) -> Step[int]:
         async def deleted(page: RecordPage) -> int:
             # Only records whose id matches their key: the pattern can match keys of another registry too.
-            agents = await self._agents(page)
-            return sum(raise_any(await self._run(Deregister, self._keys.agents([agent.id for agent in agents]))))
+            agents = await self._undrained(page)
+            keys = self._keys.agents([agent.id for agent in agents])
+            return sum(raise_any(await self._run(Deregister, keys, (), [(0,)] * len(keys))))
 
         walk: FleetScan = cursor or FleetScan(self._servers, self._keys)
         count, has_more = await walk.next(deleted)
+        if not has_more:
+            batch = Batch(self._keys.probes())
+            await self._servers.run([ClearDrains(batch, [at]) for at in range(len(batch.keys))])
+            raise_any(batch.outcomes)
         return count, walk if has_more else None
 
     async def _run(
@@ -380,3 +442,20 @@ class RedisBackend(Backend):
     async def time_of(self, node: Any) -> datetime:
         """Return the time of one server."""
         return await self._servers.time(node)
+
+
+def _registered(agent: AgentInfo, result: Any) -> Registered | RegistryError:
+    """Return what a registration has stored, or its error."""
+    if not isinstance(result, list) or not isinstance(result[0], bytes):
+        return failure(result, agent.id)
+    stamp, incarnation, last_heartbeat, drain = result
+    now = parse_instant(stamp.decode())
+    silence = now - parse_instant(last_heartbeat.decode()) if last_heartbeat else None
+    draining = decode_drain(drain) if drain else None
+    return Registered(replace(agent.stamped(now), incarnation=int(incarnation), draining=draining), silence)
+
+
+def _current(stored: bytes | None, now: datetime) -> Drain | None:
+    """Return a drain that has not ended."""
+    drain = decode_drain(stored) if stored else None
+    return None if drain is None or (drain.ends_at is not None and drain.ends_at <= now) else drain

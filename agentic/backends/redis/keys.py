@@ -128,6 +128,16 @@ def family_of(key: bytes) -> bytes:
     return key[: key.find(_AGENT)]
 
 
+def counter_key(family: bytes) -> bytes:
+    """Return the key that stores the highest incarnation given out in a family."""
+    return family + b":incarnation"
+
+
+def drains_key(family: bytes) -> bytes:
+    """Return the key that stores the drains of the agents in a family."""
+    return family + b":drains"
+
+
 def writer_key(family: bytes, writer: str) -> bytes:
     """Return the key that stores the highest generation of a registry object's writes in a family."""
     return family + b":writer:" + writer.encode()

@@ -8,7 +8,15 @@ from typing import Any
 
 import msgspec
 
-from agentic.backends.redis.keys import family_of_marks, id_in, marks_key
+from agentic.backends.redis.keys import (
+    counter_key,
+    drains_key,
+    encoded_id,
+    family_of,
+    family_of_marks,
+    id_in,
+    marks_key,
+)
 from agentic.backends.redis.requests import Command, Request, Run, Single, Write
 from agentic.backends.redis.scripts import DONE, SCRIPTS, SLOW
 from agentic.backends.redis.server_info import OutOfStep
@@ -53,10 +61,87 @@ class ReadType(Request):
         return super().settle(reply if isinstance(reply, BackendError) else [reply[0]])
 
 
-class Register(Write):
+class ReadDrain(Single):
+    """Reads the drain of the agent of each key, None if there is none; an outcome is its JSON and the server's time."""
+
+    repeatable = True
+    reads = True
+
+    def command(self) -> Command:
+        """Return the command to send."""
+        return ("HMGET", drains_key(family_of(self.key)), *map(encoded_id, self.keys))
+
+    def settle(self, reply: Any) -> Sequence[Request]:
+        """Store a reply like `Request.settle`, adding the server's time to each value."""
+        if isinstance(reply, BackendError):
+            return super().settle(reply)
+        drains, now = reply
+        return super().settle(list(zip(drains, repeat(now))))
+
+
+class ReadDrains(Request):
+    """Reads all drains of the family of one key; the outcome is a dict of their JSON by id, and the server's time."""
+
+    repeatable = True
+    reads = True
+
+    def command(self) -> Command:
+        """Return the command to send."""
+        return ("HGETALL", drains_key(family_of(self.key)))
+
+    def check(self, reply: Any) -> None:
+        """Check a reply like `Request.check`: RESP3 has a map, RESP2 a list of names and values."""
+        if not isinstance(reply, (dict, list)):
+            raise OutOfStep("the reply to HGETALL is no map: the connection is out of step")
+
+    def settle(self, reply: Any) -> Sequence[Request]:
+        """Store a reply like `Request.settle`."""
+        if isinstance(reply, BackendError):
+            return super().settle(reply)
+        found, now = reply
+        drains = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
+        return super().settle([(drains, now)])
+
+
+class ClearDrains(Request):
+    """Removes all drains of the family of one key."""
+
+    def command(self) -> Command:
+        """Return the command to send."""
+        return ("DEL", drains_key(family_of(self.key)))
+
+    def check(self, reply: Any) -> None:
+        """Check a reply like `Request.check`."""
+        if not isinstance(reply, int):
+            raise OutOfStep("the reply to DEL is no number: the connection is out of step")
+
+    def settle(self, reply: Any) -> Sequence[Request]:
+        """Store a reply like `Request.settle`."""
+        return super().settle(reply if isinstance(reply, BackendError) else [reply])
+
+
+class WriteWithDrains(Write):
+    """Runs a script that also uses the drains of the family."""
+
+    def _further(self) -> tuple[Command, Command]:
+        keys, arguments = super()._further()
+        return (drains_key(self.family), *keys), arguments
+
+
+class SetDrain(WriteWithDrains):
+    """Stores and removes drains."""
+
+    script = SCRIPTS["drain"]
+
+
+class Register(WriteWithDrains):
     """Adds or replaces agents."""
 
     script = SCRIPTS["register"]
+
+    def _further(self) -> tuple[Command, Command]:
+        keys, arguments = super()._further()
+        return (counter_key(self.family), *keys), arguments
 
 
 class Update(Write):
@@ -75,6 +160,7 @@ class Heartbeat(Run, Single):
     """Sends heartbeats. Safe to repeat: a second one only renews the stamp, and never creates an agent."""
 
     repeatable = True
+    is_small = True
     script = SCRIPTS["heartbeat"]
 
     def settle(self, reply: Any) -> Sequence[Request]:
@@ -86,7 +172,7 @@ class Heartbeat(Run, Single):
         return [*super().settle(reply), *self._left(SlowHeartbeat, SLOW)]
 
 
-class SlowHeartbeat(Write):
+class SlowHeartbeat(WriteWithDrains):
     """Sends heartbeats to agents whose records need more than a new stamp."""
 
     repeatable = True

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from typing import Final
 
-from agentic.agent import AgentInfo, AgentStatus
+from msgspec.structs import replace
+
+from agentic.agent import AgentInfo, AgentStatus, Drain
 from agentic.backends.redis.keys import Keys, id_in
 from agentic.clock import NEVER
 from agentic.errors import CorruptRecordError
+from agentic.incarnations import latest
 from agentic.text import printable
 from agentic.wire import CorruptRecord, decode_agent, decode_pulse, heartbeat_as_written
 
@@ -19,19 +23,39 @@ Stored = tuple[bytes, bytes, datetime]
 OnCorrupt = Callable[[CorruptRecordError], object]
 
 
+MAYBE_DRAINED: Final = Drain("", "", NEVER)
+"""Stands for a drain that must be looked up, because the record of the agent is marked, or may have lost its mark."""
+
+
 class Records:
     """Decodes the records of a registry."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
+        self._latest: tuple[datetime | None, int] = None, 0
+
+    def _latest_as_of(self, now: datetime) -> int:
+        """Return the highest incarnation that is believed; computed once for the agents of a page."""
+        as_of, found = self._latest
+        if as_of is not now:
+            found = latest(now)
+            self._latest = now, found
+        return found
 
     def decoded(self, key: bytes, record: bytes, now: datetime) -> AgentInfo | CorruptRecordError:
-        """Return the agent in a record as of `now`, or the error of a corrupt record."""
+        """Return the agent in a record as of `now`, or the error of a corrupt record.
+
+        Its drain is None, or `MAYBE_DRAINED`.
+        """
         try:
             agent = decode_agent(record)
         except CorruptRecord as error:
             return self.corrupt(key, str(error))
         if self._keys.agent(agent.id) == key:
+            if agent.incarnation > self._latest_as_of(now):
+                agent = replace(agent, incarnation=0)
+            if not agent.incarnation or b'"marked"' in record:
+                agent = replace(agent, draining=MAYBE_DRAINED)
             heartbeat = agent.last_heartbeat
             return agent if heartbeat is not None and heartbeat <= now else agent.stamped(now)
         return self.corrupt(key, "it names the id of another key")

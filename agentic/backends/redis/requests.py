@@ -57,6 +57,7 @@ class Request(ABC):
 
     Attributes:
         repeatable: Whether it may be sent again after its connection was lost.
+        is_small: Whether its arguments are so short that no batch of them exceeds `MAX_BYTES`.
         reads: Whether it only reads. Its reply then comes with the server's time, and is valid only if the server is in
             sync.
         places: The indexes of its keys in the batch.
@@ -65,6 +66,7 @@ class Request(ABC):
     """
 
     repeatable: ClassVar[bool] = False
+    is_small: ClassVar[bool] = False
     reads: ClassVar[bool] = False
 
     def __init__(self, batch: Batch, places: Sequence[int]) -> None:
@@ -189,7 +191,7 @@ class Write(Run):
 
 def requests(kind: type[Request], batch: Batch, groups: Sequence[Sequence[int]]) -> list[Request]:
     """Return requests of one kind for a batch, given the indexes of its keys grouped by slot."""
-    if batch.each is None:
+    if batch.each is None or kind.is_small:
         return [kind(batch, group) for group in groups]
     sizes = [sum(len(argument) for argument in each if not isinstance(argument, int)) for each in batch.each]
     return [kind(batch, part) for group in groups for part in bounded(group, sizes)]

@@ -6,10 +6,11 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-from agentic.agent import FIELDS
+from agentic.agent import IN_RECORD
 
-DONE, ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN = 1, 0, -1, -2, -3, -4, -5
-"""Outcome codes for one agent, as in prelude.lua. SLOW: needs another script. AGAIN: not done yet, send again."""
+DONE, ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN, REPLACED, AHEAD = 1, 0, -1, -2, -3, -4, -5, -6, -7
+WAS_OFFLINE, REWRITTEN = 2, 4
+"""Outcome codes for one agent, as in prelude.lua, and what a heartbeat adds to DONE."""
 
 
 class Script(NamedTuple):
@@ -20,9 +21,9 @@ class Script(NamedTuple):
 
 
 FIELDS_IN_LUA: Final = "local FIELDS = {{{}}}\n".format(
-    ", ".join(f"{{'{field.name}', '{field.kind}'}}" for field in FIELDS)
+    ", ".join(f"{{'{field.name}', '{field.kind}'}}" for field in IN_RECORD)
 )
-"""What json.lua knows of an agent's fields."""
+"""What json.lua knows of the fields of a record."""
 
 
 def _load(name: str, *shared: str) -> Script:
@@ -35,7 +36,13 @@ def _load(name: str, *shared: str) -> Script:
 
 
 SCRIPTS: Final = {
-    "heartbeat": _load("heartbeat", "usual"),
-    **{name: _load(name, "usual", "json", "writer") for name in ("heartbeat_slow", "update", "reap")},
-    **{name: _load(name, "writer") for name in ("register", "deregister", "settle")},
+    "heartbeat": _load("heartbeat", "incarnations", "usual"),
+    "reap": _load("reap", "incarnations", "usual", "json", "writer"),
+    **{name: _load(name, "incarnations", "usual", "json", "writer", "fence") for name in ("update", "deregister")},
+    "drain": _load("drain", "incarnations", "usual", "json", "writer", "drains"),
+    **{
+        name: _load(name, "incarnations", "usual", "json", "writer", "drains", "fence")
+        for name in ("heartbeat_slow", "register")
+    },
+    "settle": _load("settle", "writer"),
 }

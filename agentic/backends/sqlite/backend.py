@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import quote
 
 from msgspec.structs import replace
 
-from agentic.abc import Backend, Cursor, Step
-from agentic.agent import AgentChanges, AgentInfo
+from agentic.abc import Backend, Cursor, DrainOrder, Registered, Step
+from agentic.agent import USUAL_BEAT, AgentChanges, AgentInfo, Beat, Drain
 from agentic.backends.seen import Seen
 from agentic.backends.sqlite.database import Database
 from agentic.backends.sqlite.diagnosis import CHECKS
+from agentic.backends.sqlite.drains import clear_drains, drains_in, remove_drain, set_drain, with_drain
 from agentic.backends.sqlite.file import DEFAULT_PATH
 from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, execute_for_keys, later, row_of, stored
 from agentic.backends.sqlite.sweep import due_rows, sweep_rows
-from agentic.backends.sqlite.writes import delete_rows, insert_rows, update_rows
-from agentic.clock import Clock, format_instant, read, system_clock
+from agentic.backends.sqlite.writes import delete_rows, insert_rows, raise_counter, update_rows
+from agentic.clock import Clock, format_instant, parse_instant, read, system_clock
 from agentic.errors import ConfigurationError, InvalidAgentError, RegistryClosedError, RegistryError
 from agentic.findings import Finding
+from agentic.incarnations import admitted, believed, next_incarnation, random_distance
 from agentic.options import flag, function, text
 from agentic.urls import file_path
 from agentic.validation import check_size
@@ -35,10 +37,19 @@ _SAFE_IN_PATH: Final = "/:@+,;=!$&'()*[]"
 CLEAR_PAGE_SIZE: Final = 5_000
 
 _PRESENT: Final = "(expires_at IS NULL OR expires_at >= ?)"
-_BEAT: Final = """
-    last_heartbeat = ?, expires_at = ?, status = CASE status WHEN 'offline' THEN 'available' ELSE status END"""
 _PRESENT_WITH_ID: Final = f"{_PRESENT} AND id IN (?)"
 _PRESENT_IDS: Final = f"SELECT id FROM agents WHERE {_PRESENT_WITH_ID}"
+_STARTS: Final = f"SELECT id, incarnation, last_heartbeat FROM agents WHERE {_PRESENT_WITH_ID}"
+_COUNTER: Final = "SELECT value FROM agentic_counters WHERE name = 'incarnation'"
+_BEAT: Final = "last_heartbeat = ?, expires_at = ?"
+_ONLINE_WITH_ID: Final = f"status IS NOT 'offline' AND {_PRESENT_WITH_ID}"
+_USUAL_WITH_ID: Final = f"id NOT IN (SELECT agent_id FROM agentic_drains) AND {_ONLINE_WITH_ID}"
+# Expressions after SET refer to the values before the update.
+_RETURN: Final = f"""{_BEAT}, before_offline = '', status = CASE
+    WHEN typeof(before_offline) = 'text' AND before_offline NOT IN ('', 'offline') THEN before_offline
+    ELSE 'available' END"""
+_OFFLINE_WITH_ID: Final = f"status IS 'offline' AND {_PRESENT_WITH_ID}"
+_OFFLINE_IDS: Final = f"SELECT id FROM agents WHERE {_OFFLINE_WITH_ID}"
 _FETCH: Final = f"SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT_WITH_ID}"
 _PAGE: Final = f"""
 SELECT {AGENT_COLUMNS}, rowid FROM agents WHERE {_PRESENT} AND rowid <= ? ORDER BY rowid DESC LIMIT {PAGE_SIZE}"""
@@ -50,7 +61,14 @@ _WITHOUT_TEXT_ID: Final = f"""
 SELECT {AGENT_COLUMNS} FROM agents WHERE {_PRESENT} AND (id IS NULL OR id < '' OR id >= x'')"""
 _LAST_ROWID: Final = 2**63 - 1
 _CLEARED: Final = f"rowid IN (SELECT rowid FROM agents WHERE rowid <= ? ORDER BY rowid DESC LIMIT {CLEAR_PAGE_SIZE})"
-_MAX_SOUND_IDS: Final = 100_000
+_MAX_STARTS: Final = 100_000
+
+
+class _AsOf(NamedTuple):
+    """What agents are read with: the store's time, and all drains then."""
+
+    now: datetime
+    drains: dict[str, Drain]
 
 
 class SQLiteBackend(Backend):
@@ -105,55 +123,106 @@ class SQLiteBackend(Backend):
 
     # --- agents, by id ---
 
-    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[AgentInfo]:
-        def work(db: sqlite3.Connection) -> list[AgentInfo]:
-            now = self._now()
-            inserted = [agent.stamped(now) for agent in agents]
-            stamp, expires_at = format_instant(now), later(now, self.ttl)
-            rows = [
-                (*row_of(agent, format_instant(agent.last_heartbeat or now)), expires_at, stamp) for agent in inserted
-            ]
-            insert_rows(db, rows)
-            return inserted
-
-        return await self.database.write(work)
-
-    async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+    async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[Registered | RegistryError]:
         database = self.database
 
-        def work(db: sqlite3.Connection) -> list[bool | RegistryError]:
+        def work(db: sqlite3.Connection) -> list[Registered | RegistryError]:
             now = self._now()
-            stamp = format_instant(now)
-            corrupt = _corrupt_among(db, ids, now, database.sound_ids)
-            sound = [agent_id for agent_id in ids if agent_id not in corrupt] if corrupt else ids
-            if not sound:
-                return [corrupt[agent_id] for agent_id in ids]
-            # One statement per batch: SQLite runs it without the GIL, so that the event loop continues.
-            touched = update_rows(db, _BEAT, _PRESENT_WITH_ID, (stamp, later(now, self.ttl), stamp), sound)
-            if not corrupt and touched == len(set(ids)):
-                return [True] * len(ids)
-            # In the same transaction, so agents present now were present for the update.
-            present = {agent_id for (agent_id,) in execute_for_keys(db, _PRESENT_IDS, (stamp,), sound).fetchall()}
-            return [corrupt.get(agent_id, agent_id in present) for agent_id in ids]
+            stamp, expires_at = format_instant(now), later(now, self.ttl)
+            ids = [agent.id for agent in agents]
+            before, drains = _stored_starts(db, ids, now), drains_in(db, now, ids)
+            ((counter,),) = db.execute(_COUNTER).fetchall() or [(0,)]
+            counter = highest = believed(counter, now)
+            outcomes: list[Registered | RegistryError] = []
+            rows = []
+            for agent in agents:
+                last, heartbeat = before.get(agent.id, (0, None))
+                verdict = admitted(agent.id, agent.incarnation, last, now)
+                if isinstance(verdict, RegistryError):
+                    outcomes.append(verdict)
+                    continue
+                incarnation = agent.incarnation or next_incarnation(highest, last, now, random_distance())
+                highest = max(highest, incarnation)
+                stamped = replace(agent.stamped(now), incarnation=incarnation)
+                silence = now - heartbeat if heartbeat and not agent.incarnation else None
+                outcomes.append(Registered(with_drain(stamped, drains), silence))
+                rows.append((*row_of(stamped, format_instant(stamped.last_heartbeat or now)), expires_at, stamp))
+                database.starts.pop(agent.id, None)
+            insert_rows(db, rows)
+            if highest > counter:
+                raise_counter(db, highest)
+            return outcomes
+
+        return await database.write(work)
+
+    async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
+        database = self.database
+
+        def work(db: sqlite3.Connection) -> list[Beat | RegistryError | None]:
+            now = self._now()
+            corrupt = _read_starts(db, [agent_id for agent_id, _ in beats], now, database.starts)
+            outcomes = [_verdict(beat, corrupt, database.starts, now) for beat in beats]
+            admitted_ids = [agent_id for (agent_id, _), outcome in zip(beats, outcomes, strict=True) if outcome is True]
+            found = _beat_all(db, admitted_ids, now, later(now, self.ttl)) if admitted_ids else {}
+            return [
+                outcome or None
+                if outcome is not True
+                else _rewritten(found.get(agent_id))
+                if incarnation and not database.starts.get(agent_id)
+                else found.get(agent_id)
+                for (agent_id, incarnation), outcome in zip(beats, outcomes, strict=True)
+            ]
 
         return await database.write(work)
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         return await self.database.read(lambda db: _fetch_all(db, ids, self._now()))
 
-    async def patch(self, changes: Sequence[tuple[str, AgentChanges]]) -> Sequence[AgentInfo | RegistryError | None]:
+    async def patch(
+        self, changes: Sequence[tuple[str, AgentChanges, int]]
+    ) -> Sequence[AgentInfo | RegistryError | None]:
+        database = self.database
+
         def work(db: sqlite3.Connection) -> list[AgentInfo | RegistryError | None]:
             now = self._now()
-            return [_patch_one(db, agent_id, fields, now) for agent_id, fields in changes]
+            for agent_id, _, incarnation in changes:
+                if incarnation:
+                    database.starts.pop(agent_id, None)
+            return [_patch_one(db, agent_id, fields, incarnation, now) for agent_id, fields, incarnation in changes]
+
+        return await database.write(work)
+
+    async def delete(self, starts: Sequence[tuple[str, int]]) -> Sequence[bool | RegistryError]:
+        def work(db: sqlite3.Connection) -> list[bool | RegistryError]:
+            now = self._now()
+            verdicts: list[bool | RegistryError] = [True] * len(starts)
+            if any(incarnation for _, incarnation in starts):
+                last = _stored_starts(db, [agent_id for agent_id, _ in starts], now)
+                verdicts = [
+                    admitted(agent_id, incarnation, last.get(agent_id, (0, None))[0], now)
+                    for agent_id, incarnation in starts
+                ]
+            ids = [agent_id for (agent_id, _), verdict in zip(starts, verdicts, strict=True) if verdict is True]
+            removed = set(delete_rows(db, _PRESENT_WITH_ID, "id", (format_instant(now),), ids)) if ids else set()
+            return [
+                agent_id in removed if verdict is True else verdict
+                for (agent_id, _), verdict in zip(starts, verdicts, strict=True)
+            ]
 
         return await self.database.write(work)
 
-    async def delete(self, ids: Sequence[str]) -> Sequence[bool]:
-        def work(db: sqlite3.Connection) -> list[bool]:
-            removed = set(delete_rows(db, _PRESENT_WITH_ID, "id", (format_instant(self._now()),), ids))
-            return [agent_id in removed for agent_id in ids]
+    async def set_drains(self, orders: Sequence[tuple[str, DrainOrder | None]]) -> Sequence[Drain | bool]:
+        def work(db: sqlite3.Connection) -> list[Drain | bool]:
+            now = self._now()
+            return [
+                remove_drain(db, agent_id, now) if order is None else set_drain(db, agent_id, order, now)
+                for agent_id, order in orders
+            ]
 
         return await self.database.write(work)
+
+    async def drains(self) -> dict[str, Drain]:
+        return await self.database.read(lambda db: drains_in(db, self._now()))
 
     # --- the whole fleet ---
 
@@ -163,15 +232,15 @@ class SQLiteBackend(Backend):
     async def page(self, after: str, limit: int, walk: str) -> tuple[Sequence[AgentInfo], str | None]:
         limit = min(limit, PAGE_SIZE)
 
-        def work(db: sqlite3.Connection) -> tuple[datetime, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        def work(db: sqlite3.Connection) -> tuple[_AsOf, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
             now = self._now()
             parameters = (format_instant(now), after.encode(errors="surrogateescape"), limit + 1)
             rows = db.execute(_PAGE_BY_ID, parameters).fetchall()
             without_text_id = [] if len(rows) > limit else db.execute(_WITHOUT_TEXT_ID, parameters[:1]).fetchall()
-            return now, rows, without_text_id
+            return _AsOf(now, drains_in(db, now)), rows, without_text_id
 
-        now, rows, without_text_id = await self.database.read(work)
-        agents = self._agents(chain((row[:-1] for row in rows[:limit]), without_text_id), now)
+        as_of, rows, without_text_id = await self.database.read(work)
+        agents = self._agents(chain((row[:-1] for row in rows[:limit]), without_text_id), as_of)
         return agents, rows[limit - 1][-1].decode(errors="surrogateescape") if len(rows) > limit else None
 
     async def scan(self, cursor: Cursor) -> Step[Sequence[AgentInfo]]:
@@ -179,12 +248,12 @@ class SQLiteBackend(Backend):
         # can only lower a rowid. An agent that was registered again or moved may appear twice.
         upto, seen = cursor or (_LAST_ROWID, Seen[str]())
 
-        def work(db: sqlite3.Connection) -> tuple[datetime, list[tuple[Any, ...]]]:
+        def work(db: sqlite3.Connection) -> tuple[_AsOf, list[tuple[Any, ...]]]:
             now = self._now()
-            return now, db.execute(_PAGE, (format_instant(now), upto)).fetchall()
+            return _AsOf(now, drains_in(db, now)), db.execute(_PAGE, (format_instant(now), upto)).fetchall()
 
-        now, rows = await self.database.read(work)
-        agents = self._agents((row[:-1] for row in rows), now)
+        as_of, rows = await self.database.read(work)
+        agents = self._agents((row[:-1] for row in rows), as_of)
         new = set(seen.only_new([agent.id for agent in agents]))
         page = [agent for agent in agents if agent.id in new]
         if len(rows) == PAGE_SIZE:
@@ -192,13 +261,13 @@ class SQLiteBackend(Backend):
         await seen.forget()
         return page, None
 
-    def _agents(self, rows: Iterable[tuple[Any, ...]], now: datetime) -> list[AgentInfo]:
+    def _agents(self, rows: Iterable[tuple[Any, ...]], as_of: _AsOf) -> list[AgentInfo]:
         """Return the agent of each row; skip corrupt rows and pass them to `on_corrupt`."""
         agents = []
         for row in rows:
-            agent = agent_of(row, now)
+            agent = agent_of(row, as_of.now)
             if isinstance(agent, AgentInfo):
-                agents.append(agent)
+                agents.append(with_drain(agent, as_of.drains))
             else:
                 self.on_corrupt(agent)
         return agents
@@ -217,10 +286,16 @@ class SQLiteBackend(Backend):
         if cursor is None:
             (cursor,) = await self.database.read(lambda db: db.execute("SELECT max(rowid) FROM agents").fetchone())
         if cursor is None:
+            await self.database.write(clear_drains)
             return 0, None
-        present = await self.database.write(
-            lambda db: delete_rows(db, _CLEARED, _PRESENT, (cursor, format_instant(self._now())))
-        )
+
+        def work(db: sqlite3.Connection) -> list[int]:
+            present = delete_rows(db, _CLEARED, _PRESENT, (cursor, format_instant(self._now())))
+            if len(present) < CLEAR_PAGE_SIZE:
+                clear_drains(db)
+            return present
+
+        present = await self.database.write(work)
         return sum(present), cursor if len(present) == CLEAR_PAGE_SIZE else None
 
     async def diagnose(self, cursor: Cursor) -> Step[Sequence[Finding]]:
@@ -233,38 +308,103 @@ class SQLiteBackend(Backend):
 
 def _fetch_all(db: sqlite3.Connection, ids: Sequence[str], now: datetime) -> list[AgentInfo | RegistryError | None]:
     rows = {row[0]: row for row in execute_for_keys(db, _FETCH, (format_instant(now),), ids).fetchall()}
-    return [agent_of(rows[agent_id], now) if agent_id in rows else None for agent_id in ids]
+    drains = drains_in(db, now, ids)
+    found: list[AgentInfo | RegistryError | None] = [
+        agent_of(rows[agent_id], now) if agent_id in rows else None for agent_id in ids
+    ]
+    return [with_drain(each, drains) if isinstance(each, AgentInfo) else each for each in found] if drains else found
 
 
-def _corrupt_among(
-    db: sqlite3.Connection, ids: Sequence[str], now: datetime, sound_ids: set[str]
+def _stored_starts(db: sqlite3.Connection, ids: Sequence[str], now: datetime) -> dict[str, tuple[int, datetime | None]]:
+    """Return the incarnation and the last heartbeat of each agent that is there, even if its row is corrupt."""
+    rows = execute_for_keys(db, _STARTS, (format_instant(now),), ids).fetchall()
+    return {agent_id: (believed(incarnation, now), _instant(heartbeat)) for agent_id, incarnation, heartbeat in rows}
+
+
+def _instant(stored: object) -> datetime | None:
+    try:
+        return parse_instant(stored) if isinstance(stored, str) else None
+    except ValueError:
+        return None
+
+
+def _read_starts(
+    db: sqlite3.Connection, ids: Sequence[str], now: datetime, starts: dict[str, int]
 ) -> dict[str, RegistryError]:
-    """Return the errors of corrupt rows by id; check only rows that may have changed since they were last read."""
-    if sound_ids.issuperset(ids):
-        return {}
-    unread = [agent_id for agent_id in ids if agent_id not in sound_ids]
+    """Add the incarnations of agents to `starts`, and return the errors of corrupt rows by id.
+
+    Only rows that may have changed since they were last read are read.
+    """
+    unread = [agent_id for agent_id in ids if agent_id not in starts]
     corrupt: dict[str, RegistryError] = {}
-    if len(sound_ids) > _MAX_SOUND_IDS:
-        sound_ids.clear()
+    if not unread:
+        return corrupt
+    if len(starts) > _MAX_STARTS:
+        starts.clear()
+        unread = [*ids]
     for agent_id, found in zip(unread, _fetch_all(db, unread, now), strict=True):
         if isinstance(found, RegistryError):
             corrupt[agent_id] = found
         elif found is not None:
-            sound_ids.add(agent_id)
+            starts[agent_id] = found.incarnation
     return corrupt
 
 
+def _verdict(
+    beat: tuple[str, int], corrupt: Mapping[str, RegistryError], starts: Mapping[str, int], now: datetime
+) -> bool | RegistryError:
+    """Return whether a heartbeat may be stored, as `admitted` does; or the error of a corrupt row."""
+    agent_id, given = beat
+    stored = starts.get(agent_id)
+    if stored is None:
+        return corrupt.get(agent_id, False)
+    return given in (0, stored) or admitted(agent_id, given, stored, now)
+
+
+def _beat_all(db: sqlite3.Connection, ids: Sequence[str], now: datetime, expires_at: str | None) -> dict[str, Beat]:
+    """Store heartbeats; return what each found, for each agent that is there."""
+    stamp = format_instant(now)
+    values = (stamp, expires_at, stamp)
+    # One statement per batch in the common case: SQLite runs it without the GIL, so that the event loop continues.
+    if update_rows(db, _BEAT, _USUAL_WITH_ID, values, ids) == len(set(ids)):
+        return dict.fromkeys(ids, USUAL_BEAT)
+    # In the same transaction, so that the first statement has left out the others.
+    drains = drains_in(db, now, ids)
+    update_rows(db, _BEAT, _ONLINE_WITH_ID, values, ids)
+    offline = {agent_id for (agent_id,) in execute_for_keys(db, _OFFLINE_IDS, (stamp,), ids).fetchall()}
+    if offline:
+        update_rows(db, _RETURN, _OFFLINE_WITH_ID, values, [*offline])
+    present = execute_for_keys(db, _PRESENT_IDS, (stamp,), ids).fetchall()
+    return {
+        agent_id: Beat(was_offline=agent_id in offline, draining=drains.get(agent_id))
+        if agent_id in offline or agent_id in drains
+        else USUAL_BEAT
+        for (agent_id,) in present
+    }
+
+
+def _rewritten(beat: Beat | None) -> Beat | None:
+    return None if beat is None else replace(beat, rewritten=True)
+
+
 def _patch_one(
-    db: sqlite3.Connection, agent_id: str, fields: AgentChanges, now: datetime
+    db: sqlite3.Connection, agent_id: str, fields: AgentChanges, incarnation: int, now: datetime
 ) -> AgentInfo | RegistryError | None:
     (agent,) = _fetch_all(db, [agent_id], now)
     if not isinstance(agent, AgentInfo):
         return agent
-    changed = replace(agent, **fields)
+    verdict = admitted(agent_id, incarnation, agent.incarnation, now)
+    if verdict is not True:
+        return verdict or None
+    changed = replace(agent, incarnation=incarnation or agent.incarnation, **fields)
     try:
         check_size(changed)
     except InvalidAgentError as error:
         return error
-    values = tuple(stored(name, value) for name, value in fields.items())
-    update_rows(db, ", ".join(f"{name} = ?" for name in fields), "id IN (?)", values, [agent_id])
+    columns = {name: stored(name, value) for name, value in fields.items()}
+    if changed.incarnation != agent.incarnation:
+        columns["incarnation"] = incarnation
+    if "status" in columns:
+        columns["before_offline"] = ""
+    update_rows(db, ", ".join(f"{name} = ?" for name in columns), "id IN (?)", tuple(columns.values()), [agent_id])
     return changed

@@ -34,13 +34,13 @@ class Database:
         file: The file; None in memory.
         synchronous: The value of `PRAGMA synchronous`.
         patience: Seconds that a call waits for locks.
-        sound_ids: The ids of rows in which `write` has found a valid agent; cleared when another connection changes the
-            file.
+        starts: The incarnations of rows in which `write` has found a valid agent, by id; cleared when another
+            connection changes the file.
     """
 
     def __init__(self, path: str, *, create: bool, timeout: float, synchronous: str) -> None:
         self.file: DatabaseFile | None = None
-        self.sound_ids: set[str] = set()
+        self.starts: dict[str, int] = {}
         self._path = path
         self._create = create
         self._timeout = timeout
@@ -167,7 +167,7 @@ class Database:
             self.file.check()
         with job.transaction() if access.writes else job.snapshot():
             if access.detects_changes(job) and access.writes:
-                self.sound_ids.clear()
+                self.starts.clear()
             result = work(job.db)
         if self.file is not None:
             self.file.check()

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import astuple
 
-from agentic.agent import FIELDS, HEARTBEAT, STATUSES, AgentInfo, AgentStatus, Kind
-from agentic.clock import NEVER, checked_utc, format_instant
+from agentic.agent import FIELDS, HEARTBEAT, INCARNATION, STATUSES, AgentInfo, AgentStatus, Kind, stored_values
+from agentic.clock import NEVER, after, checked_utc, format_instant
 from agentic.errors import CorruptRecordError
+from agentic.incarnations import believed
 from agentic.text import printable
 
 AGENT_COLUMNS: Final = ", ".join(field.name for field in FIELDS)
 
-_STORED: Final = {Kind.NUMBER: int, Kind.INSTANT: datetime}
+_STORED: Final[Mapping[Kind, Any]] = {Kind.NUMBER: int, Kind.INSTANT: datetime, Kind.INCARNATION: Any}
 # Checks the values of `AGENT_COLUMNS`, because SQLite does not enforce column types.
 _Row: Final = msgspec.defstruct(
     "_Row", [(field.name, _STORED.get(field.kind, str)) for field in FIELDS], array_like=True, gc=False
@@ -58,7 +59,8 @@ _WRITERS: Final[Sequence[tuple[int, Callable[[Any], object]]]] = [
 def agent_of(row: tuple[object, ...], now: datetime) -> AgentInfo | CorruptRecordError:
     """Return the agent in a row of `AGENT_COLUMNS`, or the error of a corrupt row.
 
-    A heartbeat in the future, left by a step back of the clock, is read as `now`.
+    A heartbeat in the future, left by a step back of the clock, is read as `now`. An incarnation is read as 0 unless it
+    is believed.
     """
     try:
         return _converted(row, now)
@@ -75,6 +77,7 @@ def _converted(row: tuple[object, ...], now: datetime) -> AgentInfo:
     if instant.tzinfo is not UTC:
         instant = checked_utc(instant)
     values[HEARTBEAT] = min(now, instant)
+    values[INCARNATION] = believed(values[INCARNATION], now)
     for at, read, empty in _READERS:
         values[at] = read(values[at] or "null") or empty
     return AgentInfo(*values)
@@ -82,7 +85,7 @@ def _converted(row: tuple[object, ...], now: datetime) -> AgentInfo:
 
 def row_of(agent: AgentInfo, last_heartbeat: str) -> list[object]:
     """Return the values of `AGENT_COLUMNS` for an agent with the given heartbeat."""
-    values: list[Any] = [*astuple(agent)]
+    values = [*stored_values(agent)]
     values[HEARTBEAT] = last_heartbeat
     for at, written in _WRITERS:
         values[at] = written(values[at])
@@ -97,12 +100,8 @@ def stored(name: str, value: Any) -> object:
 
 def later(now: datetime, seconds: float | None) -> str | None:
     """Return the stored form of the instant `seconds` after `now`; None for no expiry, or beyond the year 9999."""
-    if seconds is None:
-        return None
-    try:
-        return format_instant(now + timedelta(seconds=seconds))
-    except OverflowError:
-        return None
+    instant = after(now, seconds)
+    return None if instant is None else format_instant(instant)
 
 
 def execute_for_keys(

@@ -1,4 +1,4 @@
-"""Create the table `agents`, migrate older files and those of the Go original, and refuse unsuitable tables."""
+"""Create the tables, migrate older files and those of the Go original, and refuse an unsuitable table `agents`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Container
 from typing import Final
 
 from agentic.agent import FIELDS, Kind
+from agentic.backends.sqlite import drains
 from agentic.backends.sqlite.connection import Job
 from agentic.errors import BackendRejectedError
 from agentic.text import printable
@@ -37,8 +38,16 @@ _DECLARED: Final = {
     Kind.INSTANT: "TEXT NOT NULL DEFAULT '0001-01-01T00:00:00.000000Z'",
     Kind.NUMBER: "INTEGER NOT NULL DEFAULT 0",
     Kind.ENTRIES: "TEXT NOT NULL DEFAULT '{}'",
+    Kind.INCARNATION: "INTEGER NOT NULL DEFAULT 0",
 }
-_OWN_COLUMNS: Final = {field.name: _DECLARED[field.kind] for field in FIELDS[7:]} | {"expires_at": "TEXT"}
+_OWN_COLUMNS: Final = {field.name: _DECLARED[field.kind] for field in FIELDS[7:]} | {
+    "before_offline": _DECLARED[Kind.TEXT],
+    "expires_at": "TEXT",
+}
+
+_CREATE_COUNTERS: Final = """
+CREATE TABLE IF NOT EXISTS agentic_counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID"""
+"""Its row `incarnation` has the highest incarnation given out so far."""
 
 SCHEMA_VERSION: Final = len(_OWN_COLUMNS) - 1
 """Version 1 had two own columns; each added column increments the version."""
@@ -46,9 +55,10 @@ SCHEMA_VERSION: Final = len(_OWN_COLUMNS) - 1
 _KEEPS_TEXT: Final = ("TEXT", "BLOB")
 _KEEPS_INTEGERS: Final = ("INTEGER", "NUMERIC", "BLOB")
 _KEEPS_TIMES: Final = ("TEXT", "BLOB", "NUMERIC")  # NUMERIC is safe: no time looks like a number.
-_KEEP: Final = {Kind.NUMBER: _KEEPS_INTEGERS, Kind.INSTANT: _KEEPS_TIMES}
+_KEEP: Final = {Kind.NUMBER: _KEEPS_INTEGERS, Kind.INSTANT: _KEEPS_TIMES, Kind.INCARNATION: _KEEPS_INTEGERS}
 _AFFINITIES: Final = {
     **{field.name: _KEEP.get(field.kind, _KEEPS_TEXT) for field in FIELDS},
+    "before_offline": _KEEPS_TEXT,
     "registered_at": _KEEPS_TIMES,
     "expires_at": _KEEPS_TIMES,
 }
@@ -107,6 +117,8 @@ def _migrate(db: sqlite3.Connection) -> None:
     for column, declaration in _OWN_COLUMNS.items():
         if column not in present:
             db.execute(f"ALTER TABLE agents ADD COLUMN {column} {declaration}")
+    db.execute(_CREATE_COUNTERS)
+    db.execute(drains.CREATE)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

@@ -22,6 +22,7 @@ SELECT rowid FROM agents WHERE rowid <= :upto AND (
     OR (last_heartbeat < :stale AND status IS NOT 'offline'))
 ORDER BY rowid DESC LIMIT :limit"""
 _READ: Final = f"SELECT rowid, expires_at, expires_at < ?, {AGENT_COLUMNS} FROM agents WHERE rowid IN (?)"
+_MARK: Final = "before_offline = CASE status WHEN 'available' THEN '' ELSE status END, status = 'offline'"
 _BY_ROWID: Final = "rowid IN (?)"
 
 
@@ -90,7 +91,7 @@ def sweep_rows(
             restamped.append((stamp, latest if ahead else expires_at, rowid))
     update_each_row(db, "last_heartbeat = ?, expires_at = ?", restamped)
     if marked:
-        update_rows(db, "status = 'offline'", _BY_ROWID, (), marked)
+        update_rows(db, _MARK, _BY_ROWID, (), marked)
     if deleted:
         delete_rows(db, _BY_ROWID, "rowid", (), deleted)
     return swept

@@ -1,4 +1,4 @@
-"""Every write to the table `agents`. Update derived data here too, or by triggers in `schema`."""
+"""Every write to the tables. Update derived data here too, or by triggers in `schema`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from agentic.backends.sqlite.rows import execute_for_keys
 _REPLACED: Final = [*(field.name for field in FIELDS if field.name != "id"), "expires_at"]
 _INSERT: Final = f"""
 INSERT INTO agents (id, {", ".join(_REPLACED)}, registered_at) VALUES (?, {"?, " * len(_REPLACED)} ?)
-ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _REPLACED)}"""
+ON CONFLICT (id) DO UPDATE SET
+    before_offline = '', {", ".join(f"{name} = excluded.{name}" for name in _REPLACED)}"""
+
+_RAISE_COUNTER: Final = """
+INSERT INTO agentic_counters (name, value) VALUES ('incarnation', ?)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
 
 Keys = Sequence[str] | Sequence[int]
 
@@ -25,6 +30,11 @@ def insert_rows(db: sqlite3.Connection, rows: Iterable[Sequence[object]]) -> Non
         rows: The values of `AGENT_COLUMNS`, of `expires_at` and of `registered_at`.
     """
     db.executemany(_INSERT, rows)
+
+
+def raise_counter(db: sqlite3.Connection, incarnation: int) -> None:
+    """Store the highest incarnation given out so far."""
+    db.execute(_RAISE_COUNTER, (incarnation,))
 
 
 def update_rows(

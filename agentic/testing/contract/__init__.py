@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from agentic.testing.contract.bounds import Bounds
 from agentic.testing.contract.calls import Calls
+from agentic.testing.contract.drains import Drains
 from agentic.testing.contract.fleet import Fleet
 from agentic.testing.contract.lifecycle import Lifecycle
 from agentic.testing.contract.pages import Pages
 from agentic.testing.contract.reaping import Reaping
 from agentic.testing.contract.sharing import Sharing
+from agentic.testing.contract.starts import Starts
 
 
-class RegistryContract(Calls, Fleet, Pages, Reaping, Lifecycle, Sharing, Bounds):
-    """About 300 tests of every guarantee of `AgentRegistry` and `Backend` that depends on the store.
+class RegistryContract(Calls, Starts, Drains, Fleet, Pages, Reaping, Lifecycle, Sharing, Bounds):
+    """Some 350 tests of every guarantee of `AgentRegistry` and `Backend` that depends on the store.
 
     Subclass it in a test module, and define the fixture `store`:
 

@@ -99,6 +99,36 @@ class Reaping(Contract):
         await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
         assert await registry.reap(60) == ["a"]
 
+    @pytest.mark.parametrize("status", [status for status in AgentStatus if status is not AgentStatus.OFFLINE])
+    async def test_a_heartbeat_after_a_sweep_restores_the_status_before_it(
+        self, registry: AgentRegistry, status: AgentStatus
+    ) -> None:
+        await registry.register(AgentInfo("a", status=status, last_heartbeat=LONG_AGO, unready="loading"))
+        assert await registry.reap(60) == ["a"]
+        await registry.update("a", current_load=1)
+        assert await registry.reap(60) == []
+        await registry.heartbeat("a")
+        agent = await registry.get("a")
+        assert (agent.status, agent.current_load, agent.unready) == (status, 1, "loading")
+        await registry.update("a", status=AgentStatus.OFFLINE)
+        await registry.heartbeat("a")
+        assert (await registry.get("a")).status is AgentStatus.AVAILABLE
+
+    async def test_a_status_written_after_a_sweep_stays(self, registry: AgentRegistry) -> None:
+        for written, expected in [(AgentStatus.UNKNOWN, "unknown"), (AgentStatus.OFFLINE, "available")]:
+            await registry.register(AgentInfo("a", status=AgentStatus.BUSY, last_heartbeat=LONG_AGO))
+            assert await registry.reap(60) == ["a"]
+            await registry.update("a", status=written)
+            await registry.heartbeat("a")
+            assert (await registry.get("a")).status == expected
+
+    async def test_a_registration_after_a_sweep_discards_the_status_before_it(self, registry: AgentRegistry) -> None:
+        await registry.register(AgentInfo("a", status=AgentStatus.BUSY, last_heartbeat=LONG_AGO))
+        assert await registry.reap(60) == ["a"]
+        await registry.register(AgentInfo("a", status=AgentStatus.OFFLINE))
+        await registry.heartbeat("a")
+        assert (await registry.get("a")).status is AgentStatus.AVAILABLE
+
     async def test_an_update_does_not_revive_an_agent(self, registry: AgentRegistry) -> None:
         await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
         await registry.update("a", status=AgentStatus.BUSY)

@@ -5,29 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
+from typing import TypeVar
 
 import pytest
 import pytest_asyncio
 
-from agentic.agent import AgentInfo, AgentStatus
-from agentic.errors import AgentNotFoundError
+from agentic.agent import AgentInfo, AgentStatus, Beat
+from agentic.errors import AgentNotFoundError, AgentReplacedError
 from agentic.registry import AgentRegistry
 from agentic.testing.contract.base import LONG_AGO, Contract
 from agentic.testing.store import StoreUnderTest
 
-ROUNDS = 300
+ROUNDS = 120
 
 ROUND_TRIPS_OF_A_REAP = 4
 
+T = TypeVar("T")
 Pair = tuple[AgentRegistry, AgentRegistry]
 
 
-async def after_round_trips(count: int, registry: AgentRegistry, call: Awaitable[object]) -> None:
+async def after_round_trips(count: int, registry: AgentRegistry, call: Awaitable[T]) -> T:
     """Make a call after some others, so that in some rounds it arrives in the middle of a concurrent reap."""
     for _ in range(count):
         with suppress(AgentNotFoundError):
             await registry.get("other")
-    await call
+    return await call
 
 
 class Sharing(Contract):
@@ -108,6 +110,52 @@ class Sharing(Contract):
             assert (await other.get("a")).status is AgentStatus.AVAILABLE
             assert await other.reap(60) == []
 
+    async def test_calls_of_an_old_start_race_with_its_restart(self, pair: Pair) -> None:
+        old, new = pair
+
+        async def call_until_replaced(incarnation: int) -> None:
+            with suppress(AgentReplacedError):
+                while True:
+                    await old.heartbeat("a", incarnation=incarnation)
+                    await old.update("a", incarnation=incarnation, name="old")
+
+        for _ in range(ROUNDS // 2):
+            first = await old.register(AgentInfo("a", name="old"))
+            calling = asyncio.create_task(call_until_replaced(first.incarnation))
+            second = await new.register(AgentInfo("a", name="new"))
+            await calling
+            with pytest.raises(AgentReplacedError):
+                await old.deregister("a", incarnation=first.incarnation)
+            found = await new.get("a")
+            assert (found.incarnation, found.name) == (second.incarnation, "new")
+
+    async def test_a_drain_races_with_registrations_and_heartbeats(self, pair: Pair) -> None:
+        one, other = pair
+        await other.register(AgentInfo("a"))
+        for round_ in range(ROUNDS // 2):
+            order, *_ = await asyncio.gather(
+                after_round_trips(round_ % 3, one, one.drain("a", reason=f"{round_}")),
+                other.register(AgentInfo("a")),
+                other.heartbeat("a"),
+                other.register(AgentInfo("a")),
+            )
+            assert (await other.heartbeat("a")).draining == order
+            assert (await other.get("a")).draining == order
+            await asyncio.gather(other.heartbeat("a"), one.resume("a"), other.register(AgentInfo("a")))
+            assert await other.heartbeat("a") == Beat()
+            assert (await other.get("a")).ready
+
+    async def test_a_sweep_races_with_the_heartbeats_of_a_start(self, pair: Pair) -> None:
+        one, other = pair
+        for round_ in range(ROUNDS // 2):
+            agent = await one.register(AgentInfo("a", status=AgentStatus.BUSY, last_heartbeat=LONG_AGO))
+            beat = other.heartbeat("a", incarnation=agent.incarnation)
+            reaped, found = await asyncio.gather(
+                one.reap(60), after_round_trips(round_ % (ROUND_TRIPS_OF_A_REAP + 1), other, beat)
+            )
+            assert found == Beat(was_offline=bool(reaped))
+            assert (await one.get("a")).status is AgentStatus.BUSY
+
     async def test_an_agent_that_beats_all_the_time_is_never_marked(self, pair: Pair) -> None:
         one, other = pair
         await one.register(AgentInfo("a"))
@@ -127,7 +175,7 @@ class Sharing(Contract):
     async def test_each_silent_agent_is_reported_by_one_reap(self, pair: Pair) -> None:
         one, other = pair
         ids = [f"agent-{number}" for number in range(20)]
-        for _ in range(ROUNDS // 5):
+        for _ in range(ROUNDS // 2):
             await asyncio.gather(*(one.register(AgentInfo(agent_id, last_heartbeat=LONG_AGO)) for agent_id in ids))
             answers = await asyncio.gather(one.reap(60), other.reap(60), one.reap(60), other.reap(60))
             assert sorted(agent_id for answer in answers for agent_id in answer) == sorted(ids)

@@ -1,6 +1,6 @@
 -- Parses records as JSON (RFC 8259), validates them, and changes fields while keeping every other byte.
 -- `agentic/wire.py` accepts and refuses the same records; tests compare the two.
--- `scripts.py` prepends FIELDS: the name and kind of each field of an agent, in the order in which this library writes
+-- `scripts.py` prepends FIELDS: the name and kind of each field of a record, in the order in which this library writes
 -- them.
 
 local MAX_DEPTH, MAX_DIGITS = 64, 4300
@@ -127,6 +127,8 @@ local IS_VALUE = {
   end,
   number = function(text, field) return find(sub(text, field.from, field.to), '^%-?%d+$') end,
   entries = function(text, field) return byte(text, field.from) == 123 end,
+  any = function() return true end,
+  incarnation = function() return true end,
 }
 IS_VALUE.status = IS_VALUE.text
 
@@ -138,6 +140,21 @@ local function is_agent(text, record, key)
     if field and byte(text, field.from) ~= 110 and not IS_VALUE[each[2]](text, field, record.plain) then return false end
   end
   return true
+end
+
+-- Returns the incarnation in a record that `parsed` returned.
+local function stored_incarnation(text, record)
+  local field = record.named.incarnation
+  return believed(field and sub(text, field.from, field.to))
+end
+
+-- Returns the incarnation in a record of any form; '0' if it is corrupt.
+local function incarnation_in(text)
+  local found = incarnation_at_end(text)
+  if found or not find(text, 'incarnation', 1, true) and not find(text, '\\', 1, true) then return found or '0' end
+  parsed_bytes = parsed_bytes + #text
+  local record = parsed(text)
+  return record and stored_incarnation(text, record) or '0'
 end
 
 -- Returns a record like `parsed`; nil if it is not a valid agent.

@@ -3,8 +3,8 @@
 local call, find, sub, byte, match, gsub = redis.call, string.find, string.sub, string.byte, string.match, string.gsub
 
 -- Outcomes for one agent; 1 means done. SLOW: needs the slow script. AGAIN: not done, because the call reached its limits;
--- send again.
-local ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN = 0, -1, -2, -3, -4, -5
+-- send again. REPLACED: a later start of the agent is stored. AHEAD: the incarnation is too far ahead of the server's clock.
+local ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN, REPLACED, AHEAD = 0, -1, -2, -3, -4, -5, -6, -7
 
 -- Longer records are corrupt. Scripts do not read them: they get '' instead, which is corrupt too.
 local MAX_STORED_BYTES = 131072
@@ -73,11 +73,10 @@ local function missing(key)
   return ABSENT
 end
 
--- Returns the server's time as 2026-11-23T08:00:00.123456Z; the text order is the time order.
+-- Returns an instant as 2026-11-23T08:00:00.123456Z; the text order is the time order. The year must be below 10000.
 -- Days to date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
-local function now()
-  local time = call('TIME')
-  local seconds, floor = tonumber(time[1]), math.floor
+local function instant(seconds, microseconds)
+  local floor = math.floor
   local days = floor(seconds / 86400)
   local of_day = seconds - days * 86400
   local shifted = days + 719468
@@ -89,5 +88,12 @@ local function now()
   local month = march_month < 10 and march_month + 3 or march_month - 9
   return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%06dZ',
     year_of_era + era * 400 + (month <= 2 and 1 or 0), month, of_year - floor((153 * march_month + 2) / 5) + 1,
-    floor(of_day / 3600), floor(of_day / 60) % 60, of_day % 60, tonumber(time[2]))
+    floor(of_day / 3600), floor(of_day / 60) % 60, of_day % 60, microseconds)
+end
+
+-- Returns the server's time as `instant` does, and in microseconds since 1970.
+local function now()
+  local time = call('TIME')
+  local seconds, microseconds = tonumber(time[1]), tonumber(time[2])
+  return instant(seconds, microseconds), seconds * 1000000 + microseconds
 end

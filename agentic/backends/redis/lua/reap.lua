@@ -1,26 +1,50 @@
--- Marks agents offline, each only if its heartbeat is still the stale one; keeps the remaining time to live.
+-- Marks agents offline, each only if its heartbeat is still the stale one; keeps the remaining time to live, and the status
+-- before in before_offline, unless it was available.
 -- A heartbeat in the future, left by a step back of the server's clock, is set to now, so that the agent ages from now on.
 -- KEYS   one per agent; then the key for the list of marked agents
 -- ARGV   1: time to live in milliseconds, 0 for none; then per agent the JSON of last_heartbeat as it was read, '' if the
 --        record had none, and 'stale' or 'future'; then a token of the call
 -- return per agent 1 if this call marked it, else 0; or AGAIN
 
-local ttl, stamp = ARGV[1], now()
+local ttl = ARGV[1]
 
-local MARK, RESTAMP = {status = '"offline"'}, {last_heartbeat = '"' .. stamp .. '"'}
+local RESTAMP = {last_heartbeat = '"' .. stamp .. '"'}
+
+-- Returns a text unless it is too long to be read.
+local function if_readable(text)
+  return #text <= MAX_STORED_BYTES and text
+end
+
+-- Returns a record of the usual form, marked offline.
+local function usual_marked(record, heartbeat, status)
+  local text = sub(record, 1, heartbeat - #BEFORE - #status - 1) .. 'offline' .. sub(record, heartbeat - #BEFORE)
+  if status == 'available' then return text end
+  local close = incarnation_at_end(text) and #text - 31 or #text
+  return if_readable(sub(text, 1, close - 1) .. ',"before_offline":"' .. status .. '"' .. sub(text, close)) or text
+end
+
+-- Returns any other record, marked offline.
+local function parsed_marked(record, agent)
+  local field = agent.named.status
+  local status = text_of(record, field) or ''
+  local before = status ~= '' and status ~= 'available' and sub(record, field.from, field.to) or ''
+  return changed(record, agent, {status = '"offline"', before_offline = before})
+    or changed(record, agent, {status = '"offline"', before_offline = ''})
+end
 
 -- Returns the changed record; nil if the record has changed since it was read.
 local function written(record, key, found, is_future)
   local heartbeat, status = usual(record, key)
   if heartbeat and not is_future then
     if sub(record, heartbeat - 1, heartbeat + #stamp) ~= found or status == 'offline' then return nil end
-    return sub(record, 1, heartbeat - #BEFORE - #status - 1) .. 'offline' .. sub(record, heartbeat - #BEFORE)
+    return usual_marked(record, heartbeat, status)
   end
   local agent = agent_record(record, key)
   if not agent or not is_future and text_of(record, agent.named.status) == 'offline' then return nil end
   local field = agent.named.last_heartbeat
   if (field and sub(record, field.from, field.to) or '') ~= found then return nil end
-  return changed(record, agent, is_future and RESTAMP or MARK)
+  if is_future then return changed(record, agent, RESTAMP) end
+  return parsed_marked(record, agent)
 end
 
 local refusal = overtaken()

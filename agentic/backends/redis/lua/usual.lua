@@ -83,11 +83,16 @@ local function are_loads(text)
   return is_valid
 end
 
--- True if a record may end with this text, which begins after last_heartbeat.
+-- True if a record may end with this text, which begins after last_heartbeat and ends before the incarnation or the brace.
 local function is_end(text)
+  if byte(text, -1) == 34 then -- Only unready ends with a quote. The last match is the field: metadata may have the same key.
+    local before, unready = match(text, '^(.*),"unready":("[]-\255#-[ !]*")$')
+    if not before or not is_list_of_strings(unready) then return false end
+    text = before
+  end
   local from, to = find(text, ',"metadata":{', 1, true)
-  if not from then return byte(text, -1) == 125 and are_loads(sub(text, 1, -2)) end
-  return are_loads(sub(text, 1, from - 1)) and sub(text, -2) == '}}' and is_list_of_entries(sub(text, to + 1, -3)) or false
+  if not from then return are_loads(text) end
+  return are_loads(sub(text, 1, from - 1)) and byte(text, -1) == 125 and is_list_of_entries(sub(text, to + 1, -2)) or false
 end
 
 -- Where the id begins in each key of the call: a prefix never contains ':agent:'.
@@ -96,8 +101,8 @@ local ID_AT = #KEYS > 0 and select(2, find(KEYS[1], ':agent:', 1, true)) + 1
 -- The text between the status and the value of last_heartbeat.
 local BEFORE = '","last_heartbeat":"'
 
--- Returns the position of the value of last_heartbeat, and the status, if a record has the usual form; nil for any other
--- record, valid or not.
+-- Returns the position of the value of last_heartbeat, the status and the incarnation, if a record has the usual form; nil for
+-- any other record, valid or not.
 local function usual(text, key)
   local id, from = match(text, '^{"id":"([]-\127#-[ !]*)","name":"[]-\127#-[ !]*"()')
   if not id then
@@ -107,7 +112,10 @@ local function usual(text, key)
   if id ~= sub(key, ID_AT) then return nil end
   local behind, before = find(text, BEFORE, from, true)
   if not behind then return nil end
-  local middle, stamp, tail = sub(text, from, behind - 1), sub(text, before + 1, before + 27), sub(text, before + 28)
+  local incarnation = incarnation_at_end(text)
+  if not incarnation and byte(text, -1) ~= 125 then return nil end
+  local middle, stamp = sub(text, from, behind - 1), sub(text, before + 1, before + 27)
+  local tail = sub(text, before + 28, incarnation and -33 or -2)
   local status, is_valid, is_end_valid = middles[middle], stamps[stamp], ends[tail]
   if status == nil then
     status = status_in(middle)
@@ -121,5 +129,5 @@ local function usual(text, key)
     is_end_valid = is_end(tail)
     ends[tail] = is_end_valid
   end
-  if status and is_valid and is_end_valid then return before + 1, status end
+  if status and is_valid and is_end_valid then return before + 1, status, incarnation or '0' end
 end
