@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from getpass import getuser
 from importlib.metadata import version
 from shlex import quote
 from shutil import get_terminal_size
@@ -17,13 +18,13 @@ import msgspec
 import typer
 from rich.text import Text
 
-from agentic.agent import AgentChanges, AgentInfo, AgentStatus
+from agentic.agent import AgentChanges, AgentInfo, AgentStatus, Drain
 from agentic.cli.chosen import Prefix, Url, chosen, existing, shared
 from agentic.cli.commands import Command, Commands
 from agentic.cli.completion import agent_ids
 from agentic.cli.demo import Summary, check_rights, run_demo, scratch_registry
 from agentic.cli.demo_screen import showing
-from agentic.cli.tables import age, finding_line, finding_row, fleet_lines
+from agentic.cli.tables import age, agent_json, finding_line, finding_row, fleet_lines
 from agentic.cli.terminal import (
     cut_mark,
     ends_within,
@@ -38,13 +39,13 @@ from agentic.cli.terminal import (
     run_cancellable,
     without_log,
 )
+from agentic.clock import NEVER
 from agentic.config import StoreChoice
 from agentic.doctor import examine
 from agentic.errors import AgentNotFoundError, BackendError, RegistryError
 from agentic.findings import Finding, Level
 from agentic.registry import AgentRegistry
 from agentic.text import printable
-from agentic.wire import encode_agent
 
 PRINTED_AT_ONCE: Final = 500
 """Number of agents that a scan collects before it prints them."""
@@ -73,6 +74,9 @@ Status = Annotated[AgentStatus | None, typer.Option(metavar="STATUS", help=f"Its
 Load = Annotated[int | None, typer.Option(metavar="N", help="Its current load.")]
 MaxLoad = Annotated[int | None, typer.Option(metavar="N", help="Its maximum load; 0 is unlimited.")]
 Meta = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Metadata; repeat for several.")]
+Unready = Annotated[
+    str | None, typer.Option(metavar="REASON", help="Why it takes no work now; '' if it is ready.", show_default=False)
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -130,7 +134,7 @@ def ls(
         everyone = await registry.list()
         agents = sorted(filter(matches, everyone), key=lambda agent: agent.id)[:limit]
         if as_json:
-            print_json_array(map(encode_agent, agents))
+            print_json_array(map(agent_json, agents))
             return
         width = out.width if is_terminal() else None
         print_lines(fleet_lines(agents, await registry.store_time(), width, colours=has_colours(), cut=cut_mark()))
@@ -150,12 +154,12 @@ async def _stream(registry: AgentRegistry, matches: Callable[[AgentInfo], bool],
             if matches(agent):
                 batch.append(agent)
             if len(batch) == min(limit, PRINTED_AT_ONCE):
-                print_json(map(encode_agent, batch))
+                print_json(map(agent_json, batch))
                 limit -= len(batch)
                 batch.clear()
             if limit == 0:
                 return
-    print_json(map(encode_agent, batch))
+    print_json(map(agent_json, batch))
 
 
 @app.command(cls=Command)
@@ -165,7 +169,7 @@ def get(agent_id: Id, as_json: AsJson = False, url: Url = None, prefix: Prefix =
     async def run(registry: AgentRegistry) -> None:
         agent = await registry.get(agent_id)
         if as_json:
-            print_json([encode_agent(agent)])
+            print_json([agent_json(agent)])
             return
         fields = {name: _readable(getattr(agent, name)) for name in agent.__struct_fields__}
         fields["last_heartbeat"] += f" ({age(agent.last_heartbeat, await registry.store_time())})"
@@ -184,11 +188,12 @@ def register(
     load: Load = 0,
     max_load: MaxLoad = 0,
     meta: Meta = None,
+    unready: Unready = None,
     url: Url = None,
     prefix: Prefix = None,
 ) -> None:
     """Add an agent, or replace the one with its id."""
-    agent = AgentInfo(agent_id, **_fields(name, capability, status, load, max_load, meta))
+    agent = AgentInfo(agent_id, **_fields(name, capability, status, load, max_load, meta, unready))
 
     async def run(registry: AgentRegistry) -> None:
         await registry.register(agent)
@@ -205,6 +210,7 @@ def update(
     load: Load = None,
     max_load: MaxLoad = None,
     meta: Meta = None,
+    unready: Unready = None,
     url: Url = None,
     prefix: Prefix = None,
 ) -> None:
@@ -213,7 +219,7 @@ def update(
     Other fields stay unchanged. Given capabilities and metadata replace the old ones. An update counts neither as a
     heartbeat nor as a registration.
     """
-    changes = _fields(name, capability, status, load, max_load, meta)
+    changes = _fields(name, capability, status, load, max_load, meta, unready)
     if not changes:
         raise typer.BadParameter("name a field to change, such as --status or --load")
 
@@ -241,6 +247,61 @@ def deregister(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
         await _for_each(agent_ids, registry.deregister)
 
     _on_registry(url, prefix, run)
+
+
+@app.command(cls=Command)
+def drain(
+    agent_id: Id,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; shown to everybody.")],
+    by: Annotated[str, typer.Option(metavar="TEXT", help="Who orders it; by default the user name.")] = "",
+    duration: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", help="When it ends by itself: 90s, 30m, 12h or 2d; by default never."),
+    ] = None,
+    url: Url = None,
+    prefix: Prefix = None,
+) -> None:
+    """Give an agent no new work, until resume.
+
+    The order survives heartbeats and restarts of the agent, which may also not exist yet.
+    """
+    seconds = None if duration is None else _seconds(duration)
+
+    async def run(registry: AgentRegistry) -> None:
+        ordered = await registry.drain(agent_id, reason=reason, by=by or _user(), duration=seconds)
+        until = "" if ordered.ends_at is None else f" until {ordered.ends_at:%Y-%m-%d %H:%M:%S} UTC"
+        out.print(Text("draining ").append(escaped(agent_id)).append(until))
+
+    _on_registry(url, prefix, run)
+
+
+@app.command(cls=Command)
+def resume(agent_ids: Ids, url: Url = None, prefix: Prefix = None) -> None:
+    """Give agents work again after drain."""
+
+    async def run(registry: AgentRegistry) -> None:
+        async def end(agent_id: str) -> None:
+            if not await registry.resume(agent_id):
+                raise RegistryError(404, f"agent {printable(agent_id)!r} is not being drained")
+
+        await _for_each(agent_ids, end)
+
+    _on_registry(url, prefix, run)
+
+
+def _seconds(text: str) -> float:
+    """Convert a duration such as 30m to seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if found is None:
+        raise typer.BadParameter("expected a number and s, m, h or d, such as 30m", param_hint="--for")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
+
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 @app.command(cls=Command)
@@ -290,6 +351,40 @@ def health(
         began = perf_counter()
         run_cancellable(answer())
         out.print(f"ok: {place} answered in {(perf_counter() - began) * 1000:.0f} ms")
+
+
+@app.command(cls=Command)
+def check(
+    agent_id: Id,
+    max_age: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="How old the last heartbeat may be, by the store's clock.")
+    ] = 30.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How long to wait for the store.")] = 5.0,
+    url: Url = None,
+    prefix: Prefix = None,
+) -> None:
+    """Check that an agent is alive and ready, for probes.
+
+    Exits with 0 or 1 and prints one line. Creates and changes nothing.
+    """
+    registry = existing(url, prefix).with_options(timeout=0.9 * timeout).registry()
+
+    async def run() -> None:
+        async with registry:
+            agent, now = await registry.get(agent_id), await registry.store_time()
+        shown = f"agent {printable(agent.id)!r}"
+        if agent.status is AgentStatus.OFFLINE:
+            raise RegistryError(503, f"{shown} is offline; its last heartbeat was {age(agent.last_heartbeat, now)}")
+        if (now - (agent.last_heartbeat or NEVER)).total_seconds() > max_age:
+            raise RegistryError(503, f"{shown} is silent: its last heartbeat was {age(agent.last_heartbeat, now)}")
+        if agent.draining is not None:
+            raise RegistryError(503, f"{shown} is being drained: {printable(agent.draining.reason)}")
+        if not agent.ready:
+            raise RegistryError(503, f"{shown} is not ready: {printable(agent.unready)}")
+        out.print(f"ok: {shown} is ready; its last heartbeat was {age(agent.last_heartbeat, now)}")
+
+    with ends_within(timeout, f"{registry.store} did not answer within {timeout:g} s"), without_log():
+        run_cancellable(run())
 
 
 @app.command(cls=Command)
@@ -375,6 +470,7 @@ def _fields(
     load: int | None,
     max_load: int | None,
     meta: Sequence[str] | None,
+    unready: str | None,
 ) -> AgentChanges:
     """Return the agent fields that were given as options."""
     pairs = [each.partition("=") for each in meta or ()]
@@ -387,6 +483,7 @@ def _fields(
         "current_load": load,
         "max_load": max_load,
         "metadata": {key: value for key, _, value in pairs} if pairs else None,
+        "unready": unready,
     }
     return cast(AgentChanges, {field: value for field, value in fields.items() if value is not None})
 
@@ -451,4 +548,7 @@ def _readable(value: object) -> str:
         return ", ".join(value)
     if isinstance(value, dict):
         return ", ".join(f"{key}={each}" for key, each in value.items())
+    if isinstance(value, Drain):
+        ends = "" if value.ends_at is None else f", until {value.ends_at}"
+        return f"{value.reason} (by {value.by or 'somebody'}, since {value.drained_at}{ends})"
     return str(value)

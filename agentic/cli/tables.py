@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
+import msgspec
 from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +14,7 @@ from rich.text import Text
 from agentic.agent import AgentInfo, AgentStatus
 from agentic.findings import Finding, Level
 from agentic.text import printable
+from agentic.wire import encode_agent
 
 _HEADER: Final = ("id", "name", "status", "load", "heartbeat", "capabilities")
 _ID, _NAME, _STATUS, _LOAD, _HEARTBEAT, _CAPABILITIES = range(len(_HEADER))
@@ -84,6 +86,14 @@ def fleet_lines(
     return lines
 
 
+def agent_json(agent: AgentInfo) -> bytes:
+    """Return an agent as its record, and its drain if it has one."""
+    record = encode_agent(agent)
+    if agent.draining is None:
+        return record
+    return b'%b,"draining":%b}' % (record[:-1], msgspec.json.encode(agent.draining))
+
+
 def age(instant: datetime | None, now: datetime) -> str:
     """Return the time since an instant in a suitable unit."""
     if instant is None or instant.year == 1:
@@ -100,7 +110,7 @@ def _row(agent: AgentInfo, now: datetime) -> tuple[str, ...]:
     return (
         printable(agent.id, longest=None),
         printable(agent.name, longest=None),
-        agent.status.value,
+        agent.status.value + ", draining" * (agent.draining is not None) + ", unready" * bool(agent.unready),
         load,
         age(agent.last_heartbeat, now),
         printable(", ".join(agent.capabilities), longest=None),
@@ -131,8 +141,8 @@ def _line(row: Sequence[str], shape: Sequence[tuple[int, int, bool]], cut: str, 
         if length > width:
             text, length = set_cell_size(text, width - 1) + cut, width
         padding = " " * (width - length)
-        if colours and column == _STATUS and text in _COLOURS:
-            text = f"{_COLOURS[text]}{text}{_PLAIN}"
+        if colours and column == _STATUS and (colour := _COLOURS.get(text.partition(",")[0])):
+            text = f"{colour}{text}{_PLAIN}"
         cells.append(padding + text if right_aligned else text + padding)
     return _GAP.join(cells).rstrip()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_an_update_changes_only_the_named_fields(agentic: Command) -> None:
         (["-c", "z"], {"capabilities": ["z"]}),
         (["--meta", "m=1"], {"metadata": {"m": "1"}}),
         (["--max-load", "0"], {"max_load": 0}),
+        (["--unready", "loading"], {"unready": "loading"}),
     ):
         done = agentic("update", "a", *arguments)
         assert (done.exit_code, done.output) == (0, "")
@@ -93,6 +95,54 @@ def test_an_update_changes_only_the_named_fields(agentic: Command) -> None:
     done = agentic("update", "a")
     assert done.exit_code == 2
     assert "name a field to change" in done.stderr
+
+
+def test_an_agent_that_takes_no_work_is_shown_so(agentic: Command) -> None:
+    agentic("register", "a", "--status", "busy", "--unready", "loading\nthe model")
+    assert "busy, unready" in agentic("ls").stdout
+    assert "loading\\nthe model" in agentic("get", "a").stdout
+    assert agentic("update", "a", "--unready", "").exit_code == 0
+    assert "unready" not in agentic("ls").stdout
+
+
+def test_an_agent_is_drained_until_it_resumes(agentic: Command) -> None:
+    agentic("register", "a")
+    done = agentic("drain", "a", "--reason", "new\ndisk", "--by", "ops", "--for", "30m")
+    assert done.exit_code == 0
+    assert re.fullmatch(r"draining a until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\n", done.stdout)
+    assert "available, draining" in agentic("ls").stdout
+    assert "new\\ndisk (by ops, since" in agentic("get", "a").stdout
+    shown = json.loads(agentic("get", "a", "--json").stdout)["draining"]
+    assert (shown["reason"], shown["by"]) == ("new\ndisk", "ops")
+    assert agentic("check", "a").stderr == "error: agent 'a' is being drained: new\\ndisk\n"
+    assert agentic("resume", "a").exit_code == 0
+    assert "draining" not in agentic("ls").stdout
+    assert "draining" not in agentic("get", "a", "--json").stdout
+    assert agentic("check", "a").exit_code == 0
+    done = agentic("resume", "a")
+    assert (done.exit_code, done.stderr) == (1, "error: agent 'a' is not being drained\n")
+    assert agentic("drain", "not-there", "--reason", "r").stdout == "draining not-there\n"
+    for wrong in ("30", "m", "-1m", "1y"):
+        assert agentic("drain", "a", "--reason", "r", "--for", wrong).exit_code == 2
+    assert agentic("drain", "a").exit_code == 2
+
+
+def test_check_is_one_line_and_an_exit_code(agentic: Command) -> None:
+    agentic("register", "a")
+    done = agentic("check", "a")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert re.fullmatch(r"ok: agent 'a' is ready; its last heartbeat was [0-9.]+ s ago\n", done.stdout)
+    agentic("update", "a", "--unready", "loading")
+    assert agentic("check", "a").stderr == "error: agent 'a' is not ready: loading\n"
+    time.sleep(0.2)
+    assert "error: agent 'a' is silent: its last heartbeat was" in agentic("check", "a", "--max-age", "0.1").stderr
+    agentic("reap", "--ttl", "0")
+    assert "error: agent 'a' is offline; its last heartbeat was" in agentic("check", "a").stderr
+    agentic("heartbeat", "a")
+    agentic("update", "a", "--unready", "")
+    assert agentic("check", "a").exit_code == 0
+    done = agentic("check", "ghost")
+    assert (done.exit_code, done.stdout, done.stderr) == (1, "", "error: agent not found: ghost\n")
 
 
 def test_a_listing_shows_only_matching_agents(agentic: Command) -> None:
