@@ -19,7 +19,9 @@ from agentic import (
     AgentInfo,
     AgentNotFoundError,
     AgentRegistry,
+    AgentReplacedError,
     AgentStatus,
+    Beat,
     MemoryRegistry,
     RedisRegistry,
     RegistryError,
@@ -39,6 +41,7 @@ contents: dict[str, st.SearchStrategy[Any]] = {
     "current_load": st.sampled_from([0, 1, 2**63 - 1]),
     "max_load": st.sampled_from([0, 5]),
     "metadata": st.dictionaries(texts, texts, max_size=2),
+    "unready": texts,
 }
 agents = st.builds(AgentInfo, id=ids, last_heartbeat=st.sampled_from([None, OLD]), **contents)
 changes = st.fixed_dictionaries({}, optional=contents)
@@ -51,6 +54,11 @@ class RegistriesAgree(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.expected: dict[str, AgentInfo] = {}
+        self.before_offline: dict[str, AgentStatus] = {}
+        self.starts: dict[str, list[list[int]]] = {}
+        """By agent, its starts in order; for each, its incarnation on each registry."""
+        self.stored_start: dict[str, int] = {}
+        """By agent that is there, the index of its start."""
         self.runner = asyncio.Runner()
         self.stack = AsyncExitStack()
         name = uuid.uuid4().hex
@@ -71,9 +79,14 @@ class RegistriesAgree(RuleBasedStateMachine):
     def run(self, call: Any) -> Any:
         return self.runner.run(call)
 
-    def everywhere(self, call: str, *args: Any, **options: Any) -> list[Any]:
+    def everywhere(self, call: str, *args: Any, incarnations: list[int] | None = None, **options: Any) -> list[Any]:
         """Make one call on every registry; return what each answered, an error as its type and message."""
-        return [self.run(_answer(getattr(registry, call)(*args, **options))) for registry in self.registries]
+        if incarnations is None:
+            return [self.run(_answer(getattr(registry, call)(*args, **options))) for registry in self.registries]
+        return [
+            self.run(_answer(getattr(registry, call)(*args, incarnation=incarnation, **options)))
+            for registry, incarnation in zip(self.registries, incarnations, strict=True)
+        ]
 
     def expect(self, answers: list[Any], expected: Any) -> None:
         assert answers == [expected] * len(self.registries)
@@ -85,12 +98,44 @@ class RegistriesAgree(RuleBasedStateMachine):
     @rule(agent=agents)
     def register(self, agent: AgentInfo) -> None:
         self.expected[agent.id] = replace(agent, last_heartbeat=agent.last_heartbeat or FRESH)
+        self.before_offline.pop(agent.id, None)
         self.expect(self.everywhere("register", agent), self.expected[agent.id])
+        numbers = [self.run(registry.get(agent.id)).incarnation for registry in self.registries]
+        starts = self.starts.setdefault(agent.id, [])
+        assert not starts or all(new > old for new, old in zip(numbers, starts[-1], strict=True))
+        starts.append(numbers)
+        self.stored_start[agent.id] = len(starts) - 1
 
     @rule(agent_id=ids)
     def heartbeat(self, agent_id: str) -> None:
-        self.expect(self.everywhere("heartbeat", agent_id), self.present(agent_id, None))
+        self.expect(self.everywhere("heartbeat", agent_id), self.present(agent_id, self._beat(agent_id)))
         self._beaten(agent_id)
+
+    @rule(agent_id=ids, call=st.sampled_from(["heartbeat", "update", "deregister", "register"]), back=st.integers(0, 2))
+    def call_of_one_start(self, agent_id: str, call: str, back: int) -> None:
+        starts = self.starts.get(agent_id, [])
+        own = len(starts) - 1 - back
+        if own < 0:
+            return
+        stored = self.stored_start.get(agent_id, -1) if agent_id in self.expected else -1
+        outcome: Any = (AgentNotFoundError, f"agent not found: {agent_id}")
+        if stored > own:
+            outcome = (AgentReplacedError, str(AgentReplacedError(agent_id, 0)))
+        elif call == "register":
+            outcome = self.expected[agent_id] = AgentInfo(agent_id, last_heartbeat=FRESH)
+            self.before_offline.pop(agent_id, None)
+            self.stored_start[agent_id] = own
+        elif stored == own and call == "heartbeat":
+            outcome = self._beat(agent_id)
+            self._beaten(agent_id)
+        elif stored == own and call == "update":
+            outcome = self.expected[agent_id] = replace(self.expected[agent_id], current_load=own)
+        elif stored == own:
+            outcome = None
+            del self.expected[agent_id]
+        argument = AgentInfo(agent_id) if call == "register" else agent_id
+        changes = {"current_load": own} if call == "update" else {}
+        self.expect(self.everywhere(call, argument, incarnations=starts[own], **changes), outcome)
 
     @rule(some=st.lists(ids))
     def heartbeat_many(self, some: list[str]) -> None:
@@ -106,6 +151,8 @@ class RegistriesAgree(RuleBasedStateMachine):
     def update(self, agent_id: str, change: dict[str, Any]) -> None:
         if agent_id in self.expected:
             self.expected[agent_id] = replace(self.expected[agent_id], **change)
+            if "status" in change:
+                self.before_offline.pop(agent_id, None)
         answers = self.everywhere("update", agent_id, **change)
         self.expect(answers, self.present(agent_id, self.expected.get(agent_id)))
 
@@ -122,6 +169,7 @@ class RegistriesAgree(RuleBasedStateMachine):
             if agent.last_heartbeat == OLD and agent.status is not AgentStatus.OFFLINE
         }
         for agent_id in stale:
+            self.before_offline[agent_id] = self.expected[agent_id].status
             self.expected[agent_id] = replace(self.expected[agent_id], status=AgentStatus.OFFLINE)
         self.expect([sorted(answer) for answer in self.everywhere("reap", 3600)], sorted(stale))
 
@@ -135,10 +183,15 @@ class RegistriesAgree(RuleBasedStateMachine):
         listed = [sorted(answer, key=lambda agent: agent.id) for answer in self.everywhere("list")]
         self.expect(listed, sorted(self.expected.values(), key=lambda agent: agent.id))
 
+    def _beat(self, agent_id: str) -> Beat:
+        agent = self.expected.get(agent_id)
+        return Beat(was_offline=agent is not None and agent.status is AgentStatus.OFFLINE)
+
     def _beaten(self, agent_id: str) -> None:
         agent = self.expected.get(agent_id)
         if agent is not None:
-            status = AgentStatus.AVAILABLE if agent.status is AgentStatus.OFFLINE else agent.status
+            before = self.before_offline.pop(agent_id, AgentStatus.AVAILABLE)
+            status = before if agent.status is AgentStatus.OFFLINE else agent.status
             self.expected[agent_id] = replace(agent, last_heartbeat=FRESH, status=status)
 
 
@@ -153,8 +206,9 @@ async def _answer(call: Any) -> Any:
 
 
 def _normalised(answer: Any) -> Any:
-    """Replace a stamp of just now by FRESH, so that answers of several stores compare equal."""
+    """Make answers of several stores comparable: replace a stamp of just now by FRESH, and drop the incarnation."""
     if isinstance(answer, AgentInfo) and answer.last_heartbeat is not None:
+        answer = replace(answer, incarnation=0)
         if abs(datetime.now(UTC) - answer.last_heartbeat) < timedelta(minutes=5):
             return replace(answer, last_heartbeat=FRESH)
     return answer

@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tests.chaos.history import Call, History, Note, Seen
-from tests.chaos.setting import IDLE_TTL, INTERVAL, STALE_AFTER, TICK, TIMEOUT, TTL
+from tests.chaos.setting import IDLE_TTL, INTERVAL, SHARED, STALE_AFTER, TICK, TIMEOUT, TTL
 
 MAX_DELAY = 10.0
 """Seconds after which every delayed request has arrived."""
 LOSES_DATA = "loses data"
+_VOID = frozenset({"absent", "replaced"})
+"""Outcomes of calls that have changed nothing."""
+_ANSWERED = _VOID | {"ok"}
 CUT_OFF = "cut off"
 """A kind of note: during all of it, the server was a replica without a link to its primary."""
 
@@ -54,7 +57,10 @@ class Checker:
                 self._wrong.append(f"{note.who}: {note.kind} {note.text}")
         observations = self._observations()
         for agent_id, calls in self._by_agent().items():
-            _Agent(self, agent_id, calls, observations[agent_id], self._losses, self._reaps).check()
+            if agent_id.startswith(SHARED):
+                self._no_earlier_start_writes(calls)
+            else:
+                _Agent(self, agent_id, calls, observations[agent_id], self._losses, self._reaps).check()
         self._no_server_answers_while_cut_off()
         self._every_live_session_is_back()
         return Verdict(self._wrong, self._tried)
@@ -88,13 +94,38 @@ class Checker:
                 found[call.id].append(Observation(call, None))
         return found
 
+    def _no_earlier_start_writes(self, calls: list[Call]) -> None:
+        """Check that no call of a start is acknowledged while the record of a later one is there without a break.
+
+        The record of a start is there from its acknowledged registration or heartbeat until it may have expired, may have
+        been removed, or the store may have lost its data.
+        """
+        breaks = [(call.start, call.end) for call in calls if call.kind == "deregister" and call.outcome not in _VOID]
+        breaks += [(loss.start, loss.end) for loss in self._losses]
+        signs = [call for call in calls if call.outcome == "ok" and call.incarnation]
+        for call in calls:
+            if not call.incarnation or (call.kind == "register" and call.outcome != "ok"):
+                continue
+            later = [
+                sign
+                for sign in signs
+                if sign.incarnation > call.incarnation
+                and sign.kind != "deregister"
+                and sign.end < call.start
+                and call.end - sign.start < TTL
+                and not any(start < call.end and end > sign.start for start, end in breaks if start != call.start)
+            ]
+            if later:
+                what = f"{call.id}: {_short(call)} after {_short(later[-1])}"
+                self.claim("no earlier start writes", call.outcome != "ok", what)
+
     def _no_server_answers_while_cut_off(self) -> None:
         for note in self._notes:
             if note.kind != CUT_OFF:
                 continue
             for call in self._calls:
                 if note.start <= call.start and call.end <= note.end:
-                    answered = call.outcome in {"ok", "absent"}
+                    answered = call.outcome in _ANSWERED
                     self.claim("a server that is cut off answers nothing", not answered, _short(call))
 
     def _every_live_session_is_back(self) -> None:
@@ -143,10 +174,10 @@ class _Agent:
         self._losses = losses
         self._reaps = reaps
         self._until = _effects_end(calls, losses)
-        self._writes = [c for c in calls if c.kind in {"register", "update"} and c.outcome != "absent"]
+        self._writes = [c for c in calls if c.kind in {"register", "update"} and c.outcome not in _VOID]
         self._registrations = [c for c in calls if c.kind == "register"]
-        self._removals = [c for c in calls if c.kind == "deregister" and c.outcome != "absent"]
-        self._beats = [c for c in calls if c.kind in {"register", "heartbeat"} and c.outcome != "absent"]
+        self._removals = [c for c in calls if c.kind == "deregister" and c.outcome not in _VOID]
+        self._beats = [c for c in calls if c.kind in {"register", "heartbeat"} and c.outcome not in _VOID]
         self._alive = [c for c in calls if c.kind in {"register", "heartbeat", "update", "get"}]
         self._last_sign = _LastBefore(self._alive)
         self._last_beat = _LastBefore(self._beats)
@@ -280,7 +311,7 @@ def _effects_end(calls: list[Call], losses: list[Note]) -> dict[tuple[str, int],
 
 
 def _effect_ends(call: Call, calls: list[Call], losses: list[Note]) -> float:
-    if call.outcome in {"ok", "absent"}:
+    if call.outcome in _ANSWERED:
         return call.end
     # A heartbeat that only stamps may arrive late. A store that loses its data also forgets which writes to refuse.
     if call.kind == "heartbeat" or any(call.start < loss.end and loss.start < call.end + MAX_DELAY for loss in losses):
@@ -288,7 +319,7 @@ def _effect_ends(call: Call, calls: list[Call], losses: list[Note]) -> float:
     answered = (
         later.end
         for later in calls
-        if _same_registry(call, later) and later.start >= call.end and later.outcome in {"ok", "absent"}
+        if _same_registry(call, later) and later.start >= call.end and later.outcome in _ANSWERED
     )
     return min(answered, default=math.inf)
 

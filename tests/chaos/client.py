@@ -11,10 +11,10 @@ from contextlib import suppress
 import anyio
 import msgspec
 
-from agentic import AgentInfo, AgentNotFoundError, BackendError, Reaper
+from agentic import AgentInfo, AgentNotFoundError, AgentReplacedError, BackendError, Reaper
 from tests.chaos.history import Journal
 from tests.chaos.recorded import Recorded, RecordedSQLite, with_bug
-from tests.chaos.setting import IDLE_AGENTS, IDLE_TTL, INTERVAL, STALE_AFTER, TICK, TIMEOUT, TTL, Setting
+from tests.chaos.setting import IDLE_AGENTS, IDLE_TTL, INTERVAL, SHARED, STALE_AFTER, TICK, TIMEOUT, TTL, Setting
 
 
 class Client:
@@ -42,6 +42,8 @@ class Client:
                 for number in range(self._setting.others):
                     tasks.create_task(self._come_and_go(f"{self._setting.who}-visits-{number}", self._visit))
                     tasks.create_task(self._come_and_go(f"{self._setting.who}-lives-{number}", self._live))
+                for number in range(self._setting.shared):
+                    tasks.create_task(self._share(f"{SHARED}{number}"))
                 tasks.create_task(self._register_idle_agents())
                 tasks.create_task(self._read_at_random())
             ticking.cancel()
@@ -84,6 +86,17 @@ class Client:
                 await session.update(current_load=self._load())
         await self._pause()
         await self._control.get(agent_id)
+
+    async def _share(self, agent_id: str) -> None:
+        """Compete with other clients for one agent, each time as a new start, until another one replaces it."""
+        while await self._pause():
+            with suppress(BackendError, AgentReplacedError):
+                async with self._registry.session(_agent(agent_id), interval=INTERVAL) as session:
+                    for _ in range(self._chance.randrange(20)):
+                        if session.replaced.is_set() or not await self._pause():
+                            break
+                        with suppress(BackendError):
+                            await session.update(current_load=self._load())
 
     async def _live(self, agent_id: str) -> None:
         """Send heartbeats on one registry while the other changes the agent and then removes it."""

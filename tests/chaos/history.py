@@ -15,8 +15,8 @@ from typing import Literal, Self
 
 import msgspec
 
-Outcome = Literal["ok", "absent", "failed", "open"]
-"""Done; no such agent; failed or cancelled, so perhaps done; not ended."""
+Outcome = Literal["ok", "absent", "replaced", "failed", "open"]
+"""Done; no such agent, or a later start of it, so nothing done; failed or cancelled, so perhaps done; not ended."""
 
 
 class Seen(msgspec.Struct, array_like=True, frozen=True):
@@ -38,6 +38,8 @@ class Call(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
     """The registry object of the client that made the call."""
     id: str = ""
     load: int | None = None
+    incarnation: int = 0
+    """The one that the call named, or that a registration without one returned; 0 for none."""
     end: float = math.inf
     outcome: Outcome = "open"
     seen: list[Seen] = []
@@ -51,6 +53,7 @@ class End(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
     number: int
     end: float
     outcome: Outcome
+    incarnation: int = 0
     seen: list[Seen] = []
     reported: list[str] = []
 
@@ -82,14 +85,22 @@ class Journal:
     ) -> None:
         os.close(self._file)
 
-    def begin(self, by: str, kind: str, agent_id: str, load: int | None) -> int:
+    def begin(self, by: str, kind: str, agent_id: str, load: int | None, incarnation: int = 0) -> int:
         self._next += 1
-        start = time.monotonic()
-        self._write(Call(who=self.who, number=self._next, by=by, kind=kind, start=start, id=agent_id, load=load))
+        line = Call(who=self.who, number=self._next, by=by, kind=kind, start=time.monotonic(), id=agent_id)
+        line.load, line.incarnation = load, incarnation
+        self._write(line)
         return self._next
 
-    def end(self, number: int, outcome: Outcome, seen: Iterable[Seen] = (), reported: Iterable[str] = ()) -> None:
-        line = End(who=self.who, number=number, end=time.monotonic(), outcome=outcome)
+    def end(
+        self,
+        number: int,
+        outcome: Outcome,
+        seen: Iterable[Seen] = (),
+        reported: Iterable[str] = (),
+        incarnation: int = 0,
+    ) -> None:
+        line = End(who=self.who, number=number, end=time.monotonic(), outcome=outcome, incarnation=incarnation)
         line.seen, line.reported = list(seen), list(reported)
         self._write(line)
 
@@ -124,5 +135,6 @@ def read_history(folder: Path) -> History:
             else:
                 call = calls[line.who, line.number]
                 call.end, call.outcome, call.seen, call.reported = line.end, line.outcome, line.seen, line.reported
+                call.incarnation = call.incarnation or line.incarnation
         assert not cut or path.name != "conductor.journal"
     return History(sorted(calls.values(), key=lambda call: call.start), sorted(notes, key=lambda note: note.start))

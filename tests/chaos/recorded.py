@@ -14,12 +14,13 @@ from agentic import (
     AgentInfo,
     AgentNotFoundError,
     AgentRegistry,
+    AgentReplacedError,
     BackendError,
     RedisRegistry,
     RegistryError,
     SQLiteRegistry,
 )
-from agentic.agent import AgentChanges
+from agentic.agent import USUAL_BEAT, AgentChanges, Beat
 from agentic.backends.redis.backend import RedisBackend
 from agentic.backends.redis.server_info import Greeting
 from tests.chaos.history import Journal, Seen
@@ -33,20 +34,24 @@ class Recorded(AgentRegistry):
     journal: Journal
     name: str
 
-    async def register(self, agent: AgentInfo) -> AgentInfo:
-        return await self._one("register", agent.id, agent.current_load, super().register(agent))
+    async def register(self, agent: AgentInfo, *, incarnation: int = 0) -> AgentInfo:
+        call = super().register(agent, incarnation=incarnation)
+        return await self._one("register", agent.id, agent.current_load, call, incarnation)
 
-    async def heartbeat(self, agent_id: str) -> None:
-        await self._one("heartbeat", agent_id, None, super().heartbeat(agent_id))
+    async def heartbeat(self, agent_id: str, *, incarnation: int = 0) -> Beat:
+        call = super().heartbeat(agent_id, incarnation=incarnation)
+        return await self._one("heartbeat", agent_id, None, call, incarnation)
 
     async def get(self, agent_id: str) -> AgentInfo:
         return await self._one("get", agent_id, None, super().get(agent_id))
 
-    async def update(self, agent_id: str, **changes: Unpack[AgentChanges]) -> AgentInfo:
-        return await self._one("update", agent_id, changes.get("current_load"), super().update(agent_id, **changes))
+    async def update(self, agent_id: str, *, incarnation: int = 0, **changes: Unpack[AgentChanges]) -> AgentInfo:
+        call = super().update(agent_id, incarnation=incarnation, **changes)
+        return await self._one("update", agent_id, changes.get("current_load"), call, incarnation)
 
-    async def deregister(self, agent_id: str) -> None:
-        await self._one("deregister", agent_id, None, super().deregister(agent_id))
+    async def deregister(self, agent_id: str, *, incarnation: int = 0) -> None:
+        call = super().deregister(agent_id, incarnation=incarnation)
+        await self._one("deregister", agent_id, None, call, incarnation)
 
     async def list(self) -> list[AgentInfo]:
         return await self._recorded("list", "", None, super().list(), seen=lambda agents: map(_seen, agents))
@@ -61,9 +66,9 @@ class Recorded(AgentRegistry):
 
         return await self._recorded("reap", "", None, super().reap(ttl, on_marked=marked), reported=reported)
 
-    async def _one(self, kind: str, agent_id: str, load: int | None, call: Awaitable[T]) -> T:
+    async def _one(self, kind: str, agent_id: str, load: int | None, call: Awaitable[T], incarnation: int = 0) -> T:
         result = await self._recorded(
-            kind, agent_id, load, call, seen=lambda agent: [_seen(agent)] if kind == "get" else []
+            kind, agent_id, load, call, lambda agent: [_seen(agent)] if kind == "get" else [], incarnation=incarnation
         )
         if isinstance(result, AgentInfo) and not result.id == result.metadata["id"] == agent_id:
             self.journal.note("crossed", f"{kind} of {agent_id} was answered with {result.id}")
@@ -77,17 +82,22 @@ class Recorded(AgentRegistry):
         call: Awaitable[T],
         seen: Callable[[Any], Any] = lambda _: (),
         reported: Sequence[str] = (),
+        incarnation: int = 0,
     ) -> T:
-        number = self.journal.begin(self.name, kind, agent_id, load)
+        number = self.journal.begin(self.name, kind, agent_id, load, incarnation)
         try:
             result = await call
         except AgentNotFoundError:
             self.journal.end(number, "absent")
             raise
+        except AgentReplacedError:
+            self.journal.end(number, "replaced")
+            raise
         except BaseException:
             self.journal.end(number, "failed", reported=reported)
             raise
-        self.journal.end(number, "ok", seen(result), reported)
+        given_out = result.incarnation if kind == "register" and isinstance(result, AgentInfo) else 0
+        self.journal.end(number, "ok", seen(result), reported, given_out)
         return result
 
 
@@ -118,10 +128,10 @@ class Buggy(RedisBackend):
 class GetThenSet(Buggy):
     """The bug: a heartbeat reads the record and writes it back."""
 
-    async def touch(self, ids: Sequence[str]) -> Sequence[bool | RegistryError]:
+    async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
         changed = {"last_heartbeat": datetime.now(UTC).isoformat(), "status": "available"}
-        calls = [self._read_and_write(agent_id, changed, px=self._milliseconds) for agent_id in ids]
-        return list(await asyncio.gather(*calls))
+        calls = [self._read_and_write(agent_id, changed, px=self._milliseconds) for agent_id, _ in beats]
+        return [USUAL_BEAT if present else None for present in await asyncio.gather(*calls)]
 
 
 class ReapBlindly(Buggy):
@@ -147,6 +157,16 @@ class ListSwallows(RecordedRedis):
         except BackendError:
             pass
         return agents
+
+
+class IgnoresStarts(RedisBackend):
+    """The bug: a call of an earlier start is made."""
+
+    async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
+        return await super().touch([(agent_id, 0) for agent_id, _ in beats])
+
+    async def delete(self, starts: Sequence[tuple[str, int]]) -> Sequence[bool | RegistryError]:
+        return await super().delete([(agent_id, 0) for agent_id, _ in starts])
 
 
 class ForgetsLosses(RedisBackend):
@@ -179,6 +199,7 @@ _BACKENDS: Final[dict[str, type[RedisBackend]]] = {
     "heartbeat-get-then-set": GetThenSet,
     "reap-without-compare": ReapBlindly,
     "late-writes-accepted": ForgetsLosses,
+    "starts-ignored": IgnoresStarts,
     "any-server-is-read": AsksAnyServer,
 }
 BUGS: Final = (*_BACKENDS, "list-swallows-errors")

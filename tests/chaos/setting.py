@@ -26,6 +26,9 @@ IDLE_AGENTS: Final = 250
 
 IDLE_TTL: Final = 3600.0
 
+SHARED: Final = "shared-"
+"""The beginning of ids that every client uses, so that sessions of one agent compete."""
+
 
 class Setting(msgspec.Struct, frozen=True):
     """The parameters of a client process."""
@@ -36,6 +39,7 @@ class Setting(msgspec.Struct, frozen=True):
     seed: int
     sessions: int = 8
     others: int = 4
+    shared: int = 3
     bug: str = ""
 
     @property

@@ -20,6 +20,7 @@ CLAIMS = {
     "an agent is not lost",
     "back within two intervals",
     "no acknowledged update is lost",
+    "no earlier start writes",
 }
 
 
@@ -105,6 +106,23 @@ def test_an_answer_of_a_server_that_is_cut_off_is_found() -> None:
     cut_off = Note(who="runner", kind=CUT_OFF, start=2, end=5)
     assert broken(BORN, listed(3, 4, SEEN), notes=[cut_off]) == {"a server that is cut off answers nothing"}
     assert broken(BORN, listed(1.5, 4, SEEN), call("get", 3, 4, outcome="failed"), notes=[cut_off]) == set()
+
+
+def test_a_write_of_an_earlier_start_is_found() -> None:
+    def of(start: int, kind: str, begin: float, **facts: Any) -> Call:
+        return call(kind, begin, begin + 0.5, id="shared-0", incarnation=start, **facts)
+
+    born = [of(1, "register", 0), of(2, "register", 1)]
+    for kind in ("heartbeat", "update", "deregister", "register"):
+        late = of(1, kind, 3)
+        assert broken(*born, late) == {"no earlier start writes"}
+        assert broken(*born, of(1, kind, 3, outcome="replaced")) == set()
+        assert broken(*born, of(1, kind, 3 + TTL)) == set()
+        assert broken(*born, of(2, "deregister", 2), late) == set()
+        assert broken(*born, of(2, "deregister", 2, outcome="failed"), late) == set()
+        assert broken(*born, of(2, "deregister", 2, outcome="absent"), late) == {"no earlier start writes"}
+        lost = Note(who="runner", kind="fault", start=2, end=2.1, text=f"FLUSHALL; {LOSES_DATA}")
+        assert broken(*born, late, notes=[lost]) == set()
 
 
 def test_a_lost_agent_is_found() -> None:
