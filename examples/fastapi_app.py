@@ -55,6 +55,7 @@ async def heartbeat(agent_id: str, registry: Registry) -> None:
 
 @app.get("/health")
 async def health(request: Request) -> JSONResponse:
-    """Tell whether the store acknowledged this process's latest heartbeat."""
-    healthy = request.app.state.agent_session.healthy
-    return JSONResponse({"healthy": healthy}, 200 if healthy else 503)
+    """Say whether the store acknowledged this process's latest heartbeat, and why it takes no work, if it does not."""
+    session = request.app.state.agent_session
+    is_ready = session.healthy and session.agent.ready
+    return JSONResponse({"healthy": session.healthy, "unready": session.agent.unready}, 200 if is_ready else 503)

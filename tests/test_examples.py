@@ -127,7 +127,7 @@ def test_the_fastapi_application_serves_the_fleet(
             assert agent == client.get(f"/agents/{agent['id']}").json()
             assert client.post(f"/agents/{agent['id']}/heartbeat").status_code == 204
             assert client.get(f"/agents/{agent['id']}").json()["last_heartbeat"] > agent["last_heartbeat"]
-            assert client.get("/health").json() == {"healthy": True}
+            assert client.get("/health").json() == {"healthy": True, "unready": ""}
             described = client.get("/openapi.json").json()["paths"]["/agents/{agent_id}"]["get"]["responses"]["200"]
             assert "last_heartbeat" in json.dumps(described)
             assert client.get("/agents/ghost").status_code == 404
