@@ -199,7 +199,7 @@ class BareScript:
     async def heartbeat(self, agent_id: str, /) -> object:
         """Send one heartbeat."""
         key = f"{self._registry.prefix}:agent:{agent_id}"
-        return await self._execute("EVALSHA", self._sha, 1, key, TTL_SECONDS * 1000)
+        return await self._execute("EVALSHA", self._sha, 1, key, TTL_SECONDS * 1000, 0)
 
     async def heartbeats(self, ids: Sequence[str], seconds: float) -> Sample:
         """Send batches with the registry's batch size and concurrency until the time is over."""
@@ -211,7 +211,7 @@ class BareScript:
             nonlocal done
             while time.perf_counter() < began + seconds:
                 some = keys[at : at + BATCH_SIZE]
-                await self._execute("EVALSHA", self._sha, len(some), *some, TTL_SECONDS * 1000)
+                await self._execute("EVALSHA", self._sha, len(some), *some, TTL_SECONDS * 1000, *[0] * len(some))
                 done += len(some)
                 at = (at + BATCH_SIZE) % (len(keys) - BATCH_SIZE)
 

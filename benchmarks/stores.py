@@ -27,6 +27,8 @@ CALLED_FLEET: Final = 20_000
 CALLS: Final = [(call, callers) for call in ("register", "heartbeat", "get") for callers in CALLERS]
 SCATTERED: Final = "heartbeat, scattered"
 """Heartbeats of agents in random order; in the other cases, concurrent callers use adjacent records."""
+FENCED: Final = "heartbeat, fenced"
+"""Heartbeats that name the incarnation of their agent, as those of sessions do."""
 
 Progress = Callable[[str], None]
 Ceiling = Callable[[Sequence[str], float], Awaitable[Sample]]
@@ -86,11 +88,15 @@ async def _measure_calls(store: str, setup: Setup, plan: Plan, progress: Progres
     scattered = random.Random(1).sample(ids, len(ids))
     for contender in contenders.values():
         await fill(contender, agents)
-    results = [Result(Case(store, call, "calls", callers)) for call, callers in (*CALLS, (SCATTERED, 1_000))]
+    further = [(SCATTERED, 1_000), *((FENCED, callers) for callers in CALLERS)]
+    results = [Result(Case(store, call, "calls", callers)) for call, callers in (*CALLS, *further)]
     for repeat in range(plan.repeats):
         for result in results:
             case = result.case
             progress(f"{store}, {repeat + 1} of {plan.repeats}: {case.call}, {case.size:,} callers")
+            if case.call == FENCED:
+                result.add(OURS, await _fenced_heartbeats(setup.registry, case.size, plan.seconds))
+                continue
             items = agents if case.call == "register" else scattered if case.call == SCATTERED else ids
             method = case.call.partition(",")[0]
             for name, contender in contenders.items():
@@ -101,6 +107,13 @@ async def _measure_calls(store: str, setup: Setup, plan: Plan, progress: Progres
         contenders = dict(reversed(contenders.items()))
     await setup.registry.flush()
     return results
+
+
+async def _fenced_heartbeats(registry: AgentRegistry, callers: int, seconds: float) -> Sample:
+    agents = sorted(await registry.list(), key=lambda agent: agent.id)  # The calls before have changed incarnations.
+    return await calls(
+        lambda agent: registry.heartbeat(agent.id, incarnation=agent.incarnation), agents, callers, seconds
+    )
 
 
 async def _measure_walks(store: str, setup: Setup, plan: Plan, progress: Progress) -> list[Result]:
