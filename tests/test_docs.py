@@ -35,7 +35,7 @@ def test_the_reference_has_every_public_name() -> None:
     }
     assert "errors" in shown
     assert errors <= set(vars(agentic.errors))
-    assert shown - {"errors"} == set(agentic.__all__) - errors
+    assert shown - {"errors", "incarnations"} == set(agentic.__all__) - errors
 
 
 def test_the_command_line_page_has_every_command() -> None:
