@@ -110,8 +110,9 @@ def lowest(session: nox.Session) -> None:
     files = [str(Path("tests", each)) for each in CONTRACT]
     # These take long, and depend on the server rather than on the version of a library.
     skipped = [f"--ignore-glob=*/{each}.py" for each in ("test_fa*", "test_agreement", "test_records")]
-    # The same code and drivers as a SQLite file and a single Redis server.
-    skipped += [f"--deselect=tests/test_contract.py::{name}" for name in ("TestSQLiteInMemory", "TestRedisSentinel")]
+    # The same code and drivers as a SQLite file and a single Redis server, or no driver.
+    same = ("TestMemory", "TestSQLiteInMemory", "TestRedisSentinel")
+    skipped += [f"--deselect=tests/test_contract.py::{name}" for name in same]
     run_in_parallel(session, *skipped, *files, *session.posargs)
 
 
