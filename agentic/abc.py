@@ -27,10 +27,12 @@ class Registered(NamedTuple):
     Attributes:
         agent: The agent as stored.
         silence: If a new start of the agent has replaced a record: the time since the last heartbeat in it, else None.
+        replaced: The incarnation in that record.
     """
 
     agent: AgentInfo
     silence: timedelta | None = None
+    replaced: int = 0
 
 
 class DrainOrder(NamedTuple):

@@ -53,6 +53,9 @@ T = TypeVar("T")
 LONGEST_PAUSE: Final = 5.0
 """The most seconds between two attempts to open a registry whose store is unavailable."""
 
+MAX_OWN_STARTS: Final = 100_000
+"""How many agents a registry remembers to have registered."""
+
 MAX_REASON: Final = 1024
 MAX_BY: Final = 256
 """The longest texts of an order to drain an agent, in characters."""
@@ -118,6 +121,7 @@ class AgentRegistry:
         self.stale_after = positive_seconds(stale_after, "stale_after")
         self.wait = duration(wait, "wait").total_seconds()
         self.corrupt_records = 0
+        self._own_starts: dict[str, int] = {}
         self._affinity: Affinity | None = None
         """The process and event loop in which this registry is open, opening or closing."""
         self._open_dispatcher: Dispatcher | None = None
@@ -307,8 +311,9 @@ class AgentRegistry:
         Args:
             agent: The agent.
             incarnation: The start of the agent that registers again, as an earlier registration returned it. 0 for a
-                new start: it gets a higher incarnation than all before, and replaces whatever is stored. If that had
-                sent a heartbeat within `stale_after`, a warning is logged.
+                new start: it gets a higher incarnation than all before, and replaces whatever is stored. If somebody
+                else than this registry object had registered that, and a heartbeat was sent within `stale_after`, a
+                warning is logged.
 
         Returns:
             The agent as stored, with its incarnation.
@@ -322,8 +327,9 @@ class AgentRegistry:
         if incarnation := valid_incarnation(incarnation):
             agent = replace(agent, incarnation=incarnation)
         registered = _unwrap(await self._dispatcher.insert(agent.id, agent), agent.id)
-        if registered.silence is not None:
+        if registered.silence is not None and self._own_starts.get(agent.id) != registered.replaced:
             self._warn_if_alive(agent.id, registered.silence.total_seconds())
+        self._remember_start(agent.id, registered.agent.incarnation)
         return registered.agent
 
     async def heartbeat(self, agent_id: str, *, incarnation: int = 0) -> Beat:
@@ -660,6 +666,12 @@ class AgentRegistry:
                 count_corrupt(error)
 
         self.backend.on_corrupt = report
+
+    def _remember_start(self, agent_id: str, incarnation: int) -> None:
+        """Remember who registered an agent, so that registering it again here is no reason for a warning."""
+        if len(self._own_starts) >= MAX_OWN_STARTS:
+            self._own_starts.clear()
+        self._own_starts[agent_id] = incarnation
 
     def _warn_if_alive(self, agent_id: str, silence: float) -> None:
         """Log that a new start of an agent has replaced another one, unless that one was stale."""

@@ -159,7 +159,7 @@ class JSONBackend(Backend):
             written = table.write(replace(agent.stamped(table.now), incarnation=new), table.now)
             if lease is None or agent.incarnation:
                 return Registered(written)
-            return Registered(written, table.now - (lease.agent.last_heartbeat or NEVER))
+            return Registered(written, table.now - (lease.agent.last_heartbeat or NEVER), stored)
 
         return await self._each(agents, insert_one)
 

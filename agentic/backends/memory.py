@@ -131,7 +131,7 @@ class MemoryBackend(Backend):
         stored_agent = self._seen(stamped, now)
         if entry is None or agent.incarnation:
             return Registered(stored_agent)
-        return Registered(stored_agent, now - (entry.agent.last_heartbeat or NEVER))
+        return Registered(stored_agent, now - (entry.agent.last_heartbeat or NEVER), stored)
 
     async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
         now = self._now()

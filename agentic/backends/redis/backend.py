@@ -227,8 +227,9 @@ class RedisBackend(Backend):
         keys = self._keys.agents(ids)
         if self._writer.generations.unsettled:
             await self._settle_lost(keys)
-        starts = [(incarnation,) for _, incarnation in beats]
-        return beats_of(await self._run(Heartbeat, keys, (self._milliseconds,), starts), ids)
+        starts = [incarnation for _, incarnation in beats]
+        results = await self._run(Heartbeat, keys, (self._milliseconds,), starts if any(starts) else None)
+        return beats_of(results, ids)
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)
@@ -417,7 +418,7 @@ class RedisBackend(Backend):
         return count, walk if has_more else None
 
     async def _run(
-        self, kind: type[Request], keys: Sequence[bytes], common: Command = (), each: Sequence[Command] | None = None
+        self, kind: type[Request], keys: Sequence[bytes], common: Command = (), each: Sequence[Any] | None = None
     ) -> list[Any]:
         """Send requests of one kind for all keys; return the outcome or error of each key."""
         batch = Batch(keys, common, each, self._writer)
@@ -448,11 +449,12 @@ def _registered(agent: AgentInfo, result: Any) -> Registered | RegistryError:
     """Return what a registration has stored, or its error."""
     if not isinstance(result, list) or not isinstance(result[0], bytes):
         return failure(result, agent.id)
-    stamp, incarnation, last_heartbeat, drain = result
+    stamp, incarnation, last_heartbeat, drain, replaced = result
     now = parse_instant(stamp.decode())
     silence = now - parse_instant(last_heartbeat.decode()) if last_heartbeat else None
     draining = decode_drain(drain) if drain else None
-    return Registered(replace(agent.stamped(now), incarnation=int(incarnation), draining=draining), silence)
+    stored = replace(agent.stamped(now), incarnation=int(incarnation), draining=draining)
+    return Registered(stored, silence, int(replaced))
 
 
 def _current(stored: bytes | None, now: datetime) -> Drain | None:

@@ -160,7 +160,7 @@ class Heartbeat(Run, Single):
     """Sends heartbeats. Safe to repeat: a second one only renews the stamp, and never creates an agent."""
 
     repeatable = True
-    is_small = True
+    has_numbers = True
     script = SCRIPTS["heartbeat"]
 
     def settle(self, reply: Any) -> Sequence[Request]:
@@ -176,6 +176,7 @@ class SlowHeartbeat(WriteWithDrains):
     """Sends heartbeats to agents whose records need more than a new stamp."""
 
     repeatable = True
+    has_numbers = True
     script = SCRIPTS["heartbeat_slow"]
 
     def while_moving(self) -> Sequence[Request]:
@@ -187,7 +188,7 @@ class StampOnly(Heartbeat):
     """Sends heartbeats that leave offline agents offline; each uses only the key of its agent."""
 
     def _further(self) -> tuple[Command, Command]:
-        return (), (1,)
+        return (), (b"offline",)
 
     def settle(self, reply: Any) -> Sequence[Request]:
         """Store a reply like `Run.settle`; agents that need the slow script wait until the slot has moved."""

@@ -38,13 +38,13 @@ class Batch:
 
     Attributes:
         common: Arguments for all keys together.
-        each: Arguments for each key, if any.
+        each: Arguments for each key, or one number for each, if any.
         writer: The state of the sender's writes; None if the batch only reads.
     """
 
     keys: Sequence[bytes]
     common: Command = ()
-    each: Sequence[Command] | None = None
+    each: Sequence[Any] | None = None
     writer: Writer | None = None
     outcomes: list[Any] = field(init=False)
 
@@ -57,7 +57,7 @@ class Request(ABC):
 
     Attributes:
         repeatable: Whether it may be sent again after its connection was lost.
-        is_small: Whether its arguments are so short that no batch of them exceeds `MAX_BYTES`.
+        has_numbers: Whether `each` of the batch has one number for each key, so that no batch exceeds `MAX_BYTES`.
         reads: Whether it only reads. Its reply then comes with the server's time, and is valid only if the server is in
             sync.
         places: The indexes of its keys in the batch.
@@ -66,7 +66,7 @@ class Request(ABC):
     """
 
     repeatable: ClassVar[bool] = False
-    is_small: ClassVar[bool] = False
+    has_numbers: ClassVar[bool] = False
     reads: ClassVar[bool] = False
 
     def __init__(self, batch: Batch, places: Sequence[int]) -> None:
@@ -132,8 +132,10 @@ class Run(Request):
     def command(self) -> Command:
         """Return the command to send."""
         name = ("EVAL", self.script.text) if self._send_source else ("EVALSHA", self.script.sha)
-        each = self.batch.each
-        arguments = () if each is None else chain.from_iterable([each[place] for place in self.places])
+        each: Sequence[Any] = self.batch.each or ()
+        if each and len(self.places) < len(each):
+            each = [each[place] for place in self.places]
+        arguments = each if self.has_numbers else chain.from_iterable(each)
         further_keys, further_arguments = self._further()
         count = len(self.keys) + len(further_keys)
         return (*name, count, *self.keys, *further_keys, *self.batch.common, *arguments, *further_arguments)
@@ -191,7 +193,7 @@ class Write(Run):
 
 def requests(kind: type[Request], batch: Batch, groups: Sequence[Sequence[int]]) -> list[Request]:
     """Return requests of one kind for a batch, given the indexes of its keys grouped by slot."""
-    if batch.each is None or kind.is_small:
+    if batch.each is None or kind.has_numbers:
         return [kind(batch, group) for group in groups]
     sizes = [sum(len(argument) for argument in each if not isinstance(argument, int)) for each in batch.each]
     return [kind(batch, part) for group in groups for part in bounded(group, sizes)]

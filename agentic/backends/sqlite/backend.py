@@ -145,7 +145,7 @@ class SQLiteBackend(Backend):
                 highest = max(highest, incarnation)
                 stamped = replace(agent.stamped(now), incarnation=incarnation)
                 silence = now - heartbeat if heartbeat and not agent.incarnation else None
-                outcomes.append(Registered(with_drain(stamped, drains), silence))
+                outcomes.append(Registered(with_drain(stamped, drains), silence, last))
                 rows.append((*row_of(stamped, format_instant(stamped.last_heartbeat or now)), expires_at, stamp))
                 database.starts.pop(agent.id, None)
             insert_rows(db, rows)
@@ -160,10 +160,15 @@ class SQLiteBackend(Backend):
 
         def work(db: sqlite3.Connection) -> list[Beat | RegistryError | None]:
             now = self._now()
+            if _are_usual(beats, database.starts):
+                found = _beat_all(db, [agent_id for agent_id, _ in beats], now, later(now, self.ttl))
+                return [USUAL_BEAT] * len(beats) if found is None else [found.get(agent_id) for agent_id, _ in beats]
             corrupt = _read_starts(db, [agent_id for agent_id, _ in beats], now, database.starts)
             outcomes = [_verdict(beat, corrupt, database.starts, now) for beat in beats]
             admitted_ids = [agent_id for (agent_id, _), outcome in zip(beats, outcomes, strict=True) if outcome is True]
             found = _beat_all(db, admitted_ids, now, later(now, self.ttl)) if admitted_ids else {}
+            if found is None:
+                found = dict.fromkeys(admitted_ids, USUAL_BEAT)
             return [
                 outcome or None
                 if outcome is not True
@@ -350,6 +355,15 @@ def _read_starts(
     return corrupt
 
 
+def _are_usual(beats: Sequence[tuple[str, int]], starts: Mapping[str, int]) -> bool:
+    """Return whether each heartbeat is of the start that is stored, or of any, and each row is known to be valid."""
+    for agent_id, given in beats:  # A loop, because this is a hot path.
+        stored = starts.get(agent_id)
+        if stored is None or (given and given != stored):
+            return False
+    return True
+
+
 def _verdict(
     beat: tuple[str, int], corrupt: Mapping[str, RegistryError], starts: Mapping[str, int], now: datetime
 ) -> bool | RegistryError:
@@ -361,13 +375,15 @@ def _verdict(
     return given in (0, stored) or admitted(agent_id, given, stored, now)
 
 
-def _beat_all(db: sqlite3.Connection, ids: Sequence[str], now: datetime, expires_at: str | None) -> dict[str, Beat]:
-    """Store heartbeats; return what each found, for each agent that is there."""
+def _beat_all(
+    db: sqlite3.Connection, ids: Sequence[str], now: datetime, expires_at: str | None
+) -> dict[str, Beat] | None:
+    """Store heartbeats; return what each found, for each agent that is there. None: all are usual."""
     stamp = format_instant(now)
     values = (stamp, expires_at, stamp)
     # One statement per batch in the common case: SQLite runs it without the GIL, so that the event loop continues.
     if update_rows(db, _BEAT, _USUAL_WITH_ID, values, ids) == len(set(ids)):
-        return dict.fromkeys(ids, USUAL_BEAT)
+        return None
     # In the same transaction, so that the first statement has left out the others.
     drains = drains_in(db, now, ids)
     update_rows(db, _BEAT, _ONLINE_WITH_ID, values, ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -240,28 +239,29 @@ class Starts(Contract):
 
     # --- the warning ---
 
-    async def test_a_start_that_replaces_a_live_one_is_logged(
+    async def test_a_registration_by_the_same_registry_is_not_logged(
         self, registry: AgentRegistry, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.WARNING)
-        first = await registry.register(AgentInfo("a"))
-        await registry.register(AgentInfo("a"), incarnation=first.incarnation)
-        await registry.deregister("a")
-        await registry.register(AgentInfo("a", last_heartbeat=LONG_AGO))
-        last = await registry.register(AgentInfo("a"))
+        for _ in range(3):
+            agent = await registry.register(AgentInfo("a"))
+            await registry.heartbeat("a", incarnation=agent.incarnation)
         assert caplog.records == []
-        await registry.heartbeat("a", incarnation=last.incarnation)
-        await registry.register(AgentInfo("a"))
-        (record,) = caplog.records
-        assert "agent 'a' was started again while another start of it was alive" in record.getMessage()
-        assert getattr(record, "agent_id", None) == "a"
 
-    async def test_a_start_that_replaces_a_stale_one_is_not_logged(
-        self, clocked_store: StoreUnderTest, caplog: pytest.LogCaptureFixture
+    async def test_a_start_that_replaces_a_live_one_is_logged(
+        self, store: StoreUnderTest, caplog: pytest.LogCaptureFixture
     ) -> None:
+        store.require("sharing")
         caplog.set_level(logging.WARNING)
-        async with clocked_store.make(stale_after=timedelta(seconds=20)) as registry:
-            await registry.register(AgentInfo("a"))
-            await clocked_store.pass_time(21)
-            await registry.register(AgentInfo("a"))
-        assert caplog.records == []
+        async with store.make() as old, store.make() as new:
+            first = await old.register(AgentInfo("a", last_heartbeat=LONG_AGO))
+            await new.register(AgentInfo("a"), incarnation=first.incarnation)
+            await old.register(AgentInfo("b", last_heartbeat=LONG_AGO))
+            await new.register(AgentInfo("b"))
+            await old.deregister("b")
+            await new.register(AgentInfo("b"))
+            assert caplog.records == []
+            await old.register(AgentInfo("b"))
+        (record,) = caplog.records
+        assert "agent 'b' was started again while another start of it was alive" in record.getMessage()
+        assert getattr(record, "agent_id", None) == "b"

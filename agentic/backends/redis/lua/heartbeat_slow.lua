@@ -1,7 +1,8 @@
 -- Sends heartbeats that heartbeat.lua skips: brings offline agents back, stamps records of any valid form, compares
 -- incarnations, looks for drains, and reports why a key has no valid record.
 -- KEYS   one per agent; then the key of the drains
--- ARGV   1: time to live in milliseconds, 0 for none; then per agent the incarnation that sends it, '0' for any
+-- ARGV   1: time to live in milliseconds, 0 for none; then per agent the incarnation that sends it, '0' for any, or none for
+--        all
 -- return per agent 1, plus 2 if it was offline, plus 4 if its record has lost its incarnation, or {this number, its drain};
 --        ABSENT, CORRUPT, WRONG_TYPE, AHEAD or {REPLACED, incarnation} with nothing changed; or AGAIN
 
@@ -49,7 +50,8 @@ if refusal then return refusal end
 
 return for_each_record(#KEYS, function(key, record, i)
   if not record then return missing(key) end
+  local given = ARGV[i + 1] or '0'
   local heartbeat, status, stored = usual(record, key)
-  if heartbeat then return beat_usual(key, record, ARGV[i + 1], heartbeat, status, stored) end
-  return beat_parsed(key, record, ARGV[i + 1])
+  if heartbeat then return beat_usual(key, record, given, heartbeat, status, stored) end
+  return beat_parsed(key, record, given)
 end)

@@ -3,7 +3,7 @@
 -- ARGV   1: time to live in milliseconds, 0 for none; then per agent its record's JSON without an incarnation, with '' for no
 --        heartbeat, and the incarnation that registers, or for a new one a random number below 4096
 -- return per agent {the server's time, the incarnation, the last heartbeat of the record that a new start has replaced, ''
---        for none, the agent's drain, '' for none}; WRONG_TYPE, AHEAD or {REPLACED, incarnation} with nothing changed; or AGAIN
+--        for none, the agent's drain, '' for none, the incarnation in that record}; WRONG_TYPE, AHEAD or {REPLACED, incarnation} with nothing changed; or AGAIN
 
 local ttl, COUNTER = ARGV[1], table.remove(KEYS)
 
@@ -49,7 +49,7 @@ local function register(key, record, i)
   end
   local written, drain = sub(stamped(text), 1, -2) .. AT_END .. start .. '}', drain_of(key)
   write(key, drain == '' and written or usual_with_mark(written), ttl)
-  return {stamp, start, replaced, drain}
+  return {stamp, start, replaced, drain, stored}
 end
 
 return for_each_record(#KEYS, register)
