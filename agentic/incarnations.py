@@ -33,8 +33,8 @@ def valid_incarnation(value: object) -> int:
     Raises:
         InvalidAgentError: It is neither 0 nor an int of 16 digits below 2**53.
     """
-    if value == 0 and type(value) is int:
-        return 0  # Hot path.
+    if type(value) is int and (not value or LOWEST <= value < END):
+        return value  # Hot path.
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int):
         raise InvalidAgentError("incarnation", f"incarnation: must be an int, got {type_name(value)}")

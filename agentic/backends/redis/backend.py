@@ -450,10 +450,11 @@ def _registered(agent: AgentInfo, result: Any) -> Registered | RegistryError:
     if not isinstance(result, list) or not isinstance(result[0], bytes):
         return failure(result, agent.id)
     stamp, incarnation, last_heartbeat, drain, replaced = result
-    now = parse_instant(stamp.decode())
+    now = datetime.fromisoformat(stamp.decode())
     silence = now - parse_instant(last_heartbeat.decode()) if last_heartbeat else None
+    heartbeat = now if agent.last_heartbeat is None else min(agent.last_heartbeat, now)
     draining = decode_drain(drain) if drain else None
-    stored = replace(agent.stamped(now), incarnation=int(incarnation), draining=draining)
+    stored = replace(agent, last_heartbeat=heartbeat, incarnation=int(incarnation), draining=draining)
     return Registered(stored, silence, int(replaced))
 
 
