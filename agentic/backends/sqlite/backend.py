@@ -160,23 +160,25 @@ class SQLiteBackend(Backend):
 
         def work(db: sqlite3.Connection) -> list[Beat | RegistryError | None]:
             now = self._now()
+            ids, expires_at = [agent_id for agent_id, _ in beats], later(now, self.ttl)
             if _are_usual(beats, database.starts):
-                found = _beat_all(db, [agent_id for agent_id, _ in beats], now, later(now, self.ttl))
-                return [USUAL_BEAT] * len(beats) if found is None else [found.get(agent_id) for agent_id, _ in beats]
-            corrupt = _read_starts(db, [agent_id for agent_id, _ in beats], now, database.starts)
-            outcomes = [_verdict(beat, corrupt, database.starts, now) for beat in beats]
-            admitted_ids = [agent_id for (agent_id, _), outcome in zip(beats, outcomes, strict=True) if outcome is True]
-            found = _beat_all(db, admitted_ids, now, later(now, self.ttl)) if admitted_ids else {}
+                found = _beat_all(db, ids, now, expires_at)
+                return [USUAL_BEAT] * len(ids) if found is None else [found.get(agent_id) for agent_id in ids]
+            corrupt = _read_starts(db, ids, now, database.starts)
+            verdicts = [_verdict(beat, corrupt, database.starts, now) for beat in beats]
+            admitted_ids = [agent_id for agent_id, verdict in zip(ids, verdicts, strict=True) if verdict is True]
+            found = _beat_all(db, admitted_ids, now, expires_at) if admitted_ids else {}
             if found is None:
                 found = dict.fromkeys(admitted_ids, USUAL_BEAT)
-            return [
-                outcome or None
-                if outcome is not True
-                else _rewritten(found.get(agent_id))
-                if incarnation and not database.starts.get(agent_id)
-                else found.get(agent_id)
-                for (agent_id, incarnation), outcome in zip(beats, outcomes, strict=True)
-            ]
+
+            def outcome(agent_id: str, incarnation: int, verdict: bool | RegistryError) -> Beat | RegistryError | None:
+                if verdict is not True:
+                    return verdict or None
+                beat = found.get(agent_id)
+                is_rewritten = incarnation and not database.starts.get(agent_id)
+                return replace(beat, rewritten=True) if beat and is_rewritten else beat
+
+            return [outcome(*beat, verdict) for beat, verdict in zip(beats, verdicts, strict=True)]
 
         return await database.write(work)
 
@@ -397,10 +399,6 @@ def _beat_all(
         else USUAL_BEAT
         for (agent_id,) in present
     }
-
-
-def _rewritten(beat: Beat | None) -> Beat | None:
-    return None if beat is None else replace(beat, rewritten=True)
 
 
 def _patch_one(
