@@ -84,7 +84,7 @@ class Backend(ABC):
     - the given one is more than a year ahead of the store's clock: change nothing; `incarnations.too_far_ahead()`.
 
     **Drains** are kept by id, apart from the record: neither a change of the record nor its absence affects them. One
-    whose end has passed by the store's clock is none. Each `AgentInfo` that a primitive returns has `draining` filled
+    that has ended by the store's clock does not count. Each `AgentInfo` that a primitive returns has `draining` filled
     in, and so has each `Beat`; it is not stored in the record.
 
     **Expiry**: an agent is gone `ttl` seconds after its last `insert` or `touch`. All primitives treat it as absent
@@ -206,7 +206,7 @@ class Backend(ABC):
 
     @abstractmethod
     async def delete(self, starts: Sequence[tuple[str, int]]) -> Sequence[bool | RegistryError]:
-        """Remove each agent that exists, or its corrupt record, which counts as one without an incarnation.
+        """Remove each agent that exists, or its corrupt record, which counts with its incarnation if that can be read.
 
         Keep the record of an agent that is gone but has not been returned by a sweep: the next sweep returns it.
 

@@ -45,7 +45,7 @@ class Kind(StrEnum):
     ENTRIES = "entries"
     INCARNATION = "incarnation"
     ANY = "any"
-    """Only in records: any JSON value. One that makes no sense is ignored, and does not make the record corrupt."""
+    """Only in records: any JSON value. A nonsensical one is ignored; the record is still valid."""
 
 
 class AgentStatus(StrEnum):
@@ -81,8 +81,8 @@ class Drain(msgspec.Struct, frozen=True, gc=False):
 
     reason: str
     by: str
-    drained_at: datetime
-    ends_at: datetime | None = None
+    drained_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    ends_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: Callable[[object], Any]) -> Any:

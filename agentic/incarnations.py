@@ -51,7 +51,7 @@ def latest(now: datetime) -> int:
 
 
 def believed(stored: object, now: datetime) -> int:
-    """Return a stored incarnation; 0 if it is not one, or more than a year ahead of the store's clock."""
+    """Return the stored incarnation, or 0 if it is malformed or more than a year ahead of the store's clock."""
     return stored if type(stored) is int and LOWEST <= stored <= latest(now) else 0
 
 

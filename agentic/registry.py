@@ -311,9 +311,8 @@ class AgentRegistry:
         Args:
             agent: The agent.
             incarnation: The start of the agent that registers again, as an earlier registration returned it. 0 for a
-                new start: it gets a higher incarnation than all before, and replaces whatever is stored. If somebody
-                else than this registry object had registered that, and a heartbeat was sent within `stale_after`, a
-                warning is logged.
+                new start: it gets a higher incarnation than all before, and replaces whatever is stored. Logs a warning
+                if the replaced start was registered elsewhere and sent a heartbeat within `stale_after`.
 
         Returns:
             The agent as stored, with its incarnation.
@@ -335,8 +334,8 @@ class AgentRegistry:
     async def heartbeat(self, agent_id: str, *, incarnation: int = 0) -> Beat:
         """Set an agent's `last_heartbeat` to the store's current time and restart its `ttl`.
 
-        An agent that `reap` marked offline gets back its status before that, and one whose owner wrote `OFFLINE`
-        becomes available. Nothing else changes, and no agent is created.
+        An agent that `reap` marked offline regains its previous status; an agent whose owner set `OFFLINE` becomes
+        available. Nothing else changes, and no agent is created.
 
         Args:
             agent_id: The agent.
@@ -354,7 +353,9 @@ class AgentRegistry:
         """
         agent_id = valid_id(agent_id)
         found = await self._dispatcher.touch(agent_id, (agent_id, valid_incarnation(incarnation)))
-        return found if found is USUAL_BEAT else _unwrap(found, agent_id)
+        if found is USUAL_BEAT:
+            return USUAL_BEAT  # Hot path.
+        return _unwrap(found, agent_id)
 
     async def heartbeat_many(self, ids: Iterable[str]) -> set[str]:
         """Send the heartbeats of many agents, whatever start of each is stored, in as few round trips as possible.

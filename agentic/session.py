@@ -235,6 +235,8 @@ class AgentSession(Service):
         while self._successor is None:
             planned = loop.time() + pause
             await asyncio.sleep(pause)
+            if self._successor is not None:
+                break
             started_at = loop.time()
             if started_at - planned > self.interval:
                 self._log.warning(
@@ -277,10 +279,17 @@ class AgentSession(Service):
 
     async def _write_again(self) -> None:
         """Write the fields of the session, except `status`, into a record that has lost some, and its incarnation."""
-        self._rewritten_beats += 1
         async with self._writing:
+            if self._successor is not None:
+                return
             fields: AgentChanges = {name: getattr(self._agent, name) for name in CHANGEABLE if name != "status"}  # type: ignore[assignment]
-            await self._registry.update(self._agent.id, incarnation=self.incarnation, **fields)
+            try:
+                await self._registry.update(self._agent.id, incarnation=self.incarnation, **fields)
+            except InvalidAgentError as error:
+                if error.field == "incarnation":
+                    raise
+                await self._register(self._agent)  # What the other program has written makes the record too long.
+        self._rewritten_beats += 1
         if self._rewritten_beats == SUSPICIOUS_BEATS:
             self._log.error(
                 "agent %r: another program has rewritten its record before each of the last %d heartbeats: give each "
@@ -333,16 +342,16 @@ class AgentSession(Service):
                 await self._registry.deregister(self._agent.id, incarnation=self.incarnation)
             except AgentReplacedError as error:
                 self._be_replaced(error)
-            except (AgentNotFoundError, InvalidAgentError):
+            except AgentNotFoundError:
                 self._log.info("agent %r was already gone from the store when its session ended", self._agent.id)
-            except (BackendError, RegistryClosedError, asyncio.CancelledError) as error:
+            except (BackendError, InvalidAgentError, RegistryClosedError, asyncio.CancelledError) as error:
                 reason = str(error) or "cancelled by other code"
                 self._log.warning("agent %r could not be deregistered and will go offline: %s", self._agent.id, reason)
                 return False
         return True
 
     def _acknowledged(self) -> None:
-        self.healthy = True
+        self.healthy = self._successor is None
         self.last_beat_at = system_clock()
         self._registry.deregistration_budget.reset()
 

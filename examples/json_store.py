@@ -63,6 +63,12 @@ class Lease(msgspec.Struct):
     """Beside the agent, so that a wrong one does not make it corrupt."""
 
 
+class Numbered(msgspec.Struct):
+    """The part of a lease that tells the starts of an agent apart."""
+
+    incarnation: Any = 0
+
+
 class Head(msgspec.Struct):
     """The highest incarnation given out so far, and the drains by id."""
 
@@ -106,12 +112,21 @@ class Table(dict[str, msgspec.Raw]):
     def find_for(self, agent_id: str, incarnation: int) -> Lease | None:
         """Return what is stored of an agent, None where a call of this start of it must not change that."""
         lease = self.find(agent_id)
-        if lease is None:
-            return None
-        verdict = admitted(agent_id, incarnation, lease.agent.incarnation, self.now)
+        return lease if lease and self.admits(agent_id, incarnation) else None
+
+    def admits(self, agent_id: str, incarnation: int) -> bool:
+        """Return whether a call of this start may change what is stored; raise the error where it is told so."""
+        verdict = admitted(agent_id, incarnation, self.incarnation_of(agent_id), self.now)
         if isinstance(verdict, RegistryError):
             raise verdict
-        return lease if verdict else None
+        return verdict
+
+    def incarnation_of(self, agent_id: str) -> int:
+        """Return the incarnation that is stored, even if the agent itself cannot be read; 0 if there is none."""
+        try:
+            return believed(msgspec.json.decode(self[agent_id], type=Numbered).incarnation, self.now)
+        except (KeyError, ValueError):
+            return 0
 
     def write(
         self, agent: AgentInfo, renewed_at: datetime, before_offline: AgentStatus = AgentStatus.AVAILABLE
@@ -148,9 +163,9 @@ class JSONBackend(Backend):
         def insert_one(table: Table, agent: AgentInfo) -> Registered:
             try:
                 lease = table.find(agent.id)
+                stored = 0 if lease is None else lease.agent.incarnation
             except CorruptRecordError:
-                lease = None
-            stored = 0 if lease is None else lease.agent.incarnation
+                lease, stored = None, table.incarnation_of(agent.id)
             verdict = admitted(agent.id, agent.incarnation, stored, table.now)
             if isinstance(verdict, RegistryError):
                 raise verdict
@@ -202,7 +217,7 @@ class JSONBackend(Backend):
             try:
                 is_there = table.find_for(*start) is not None
             except CorruptRecordError:
-                is_there = True
+                is_there = table.admits(*start)
             if is_there:  # One that is gone stays for a sweep to report.
                 del table[start[0]]
             return is_there

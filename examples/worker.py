@@ -15,7 +15,7 @@ import socket
 from contextlib import suppress
 from typing import Unpack
 
-from agentic import AgentInfo, AgentSession, BackendUnavailableError, Reaper, open_registry
+from agentic import AgentInfo, AgentReplacedError, AgentSession, BackendUnavailableError, Reaper, open_registry
 from agentic.agent import AgentChanges
 
 GRACE = 10.0
@@ -31,7 +31,7 @@ async def report(session: AgentSession, **changes: Unpack[AgentChanges]) -> None
     """Update the agent. An outage of the store does not stop the work, and the session retries its heartbeats."""
     try:
         await session.update(**changes)
-    except BackendUnavailableError as error:
+    except (AgentReplacedError, BackendUnavailableError) as error:
         print(f"not reported: {error}")
 
 

@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 
 from agentic.testing import RegistryContract, StoreUnderTest
+from agentic.testing.contract.calls import Calls
+from agentic.testing.contract.drains import Drains
+from agentic.testing.contract.lifecycle import Lifecycle
+from agentic.testing.contract.reaping import Reaping
+from agentic.testing.contract.sharing import Sharing
+from agentic.testing.contract.starts import Starts
 from tests.support.stores import MemoryStore, RedisStore, SQLiteMemoryStore, SQLiteStore
 
 
@@ -16,7 +22,9 @@ class TestMemory(RegistryContract):
         return MemoryStore()
 
 
-class TestSQLiteInMemory(RegistryContract):
+class TestSQLiteInMemory(Calls, Starts, Drains, Reaping):
+    """The code is that of a SQLite file, but on one connection."""
+
     @pytest.fixture
     def store(self) -> StoreUnderTest:
         return SQLiteMemoryStore()
@@ -34,7 +42,9 @@ class TestRedis(RegistryContract):
         return redis_store
 
 
-class TestRedisSentinel(RegistryContract):
+class TestRedisSentinel(Calls, Lifecycle, Sharing):
+    """The code is that of a single server, except for finding it."""
+
     @pytest.fixture
     def store(self, sentinel_store: RedisStore) -> StoreUnderTest:
         return sentinel_store

@@ -564,3 +564,29 @@ async def test_an_update_that_makes_the_record_too_long_keeps_what_others_have_w
             await session.update(name="longer")
         assert b"zzz" in redis_store.client.get(key)  # type: ignore[operator]
         assert session.agent.name == ""
+
+
+async def test_a_rewritten_record_that_is_too_long_is_replaced(redis_store: RedisStore) -> None:
+    async with redis_store.make() as registry:
+        async with registry.session(AgentInfo("a", metadata={"k": "v" * 30_000}), interval=QUICK) as session:
+            foreign = b'{"id":"a","status":"busy","z":"%b"}' % (b"z" * 50_000)
+            redis_store.client.set(redis_store.keys.agent("a"), foreign, keepttl=True)
+
+            async def is_back() -> bool:
+                agent = await registry.get("a")
+                return agent.incarnation == session.incarnation and bool(agent.metadata)
+
+            await wait_until(is_back, "the session has replaced the record")
+            assert session.healthy
+
+
+async def test_a_replaced_session_sends_nothing_although_its_record_is_rewritten(redis_store: RedisStore) -> None:
+    async with redis_store.make() as registry, registry.session(AgentInfo("a", name="old"), interval=0.3) as old:
+        await registry.register(AgentInfo("a", name="new"))
+        with pytest.raises(AgentReplacedError):
+            await old.update(current_load=1)
+        await redis_store.rewrite("a")
+        await asyncio.sleep(0.5)
+        agent = await registry.get("a")
+        assert (agent.name, agent.incarnation) == ("new", 0)
+        assert not old.healthy

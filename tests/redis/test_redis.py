@@ -339,11 +339,14 @@ async def test_cancelled_calls_do_not_mix_up_replies(redis_store: RedisStore) ->
         await asyncio.gather(*(ask(number) for number in range(200)))
 
 
+NAIVE = '{"reason":"r","by":"","drained_at":"2026-01-01T00:00:00","ends_at":"2099-01-01T00:00:00"}'
+
+
 async def test_a_damaged_drain_still_drains(redis_store: RedisStore) -> None:
     async with redis_store.make() as registry:
         await registry.register(AgentInfo("a"))
         await registry.drain("a", reason="r")
-        for damaged in ("{", "[]", '{"reason":1}', b"\xff", '{"reason":"r","by":"","drained_at":"x"}'):
+        for damaged in ("{", "[]", '{"reason":1}', b"\xff", '{"reason":"r","by":"","drained_at":"x"}', NAIVE):
             redis_store.client.hset(f"{redis_store.prefix}:drains", "a", damaged)
             assert (await registry.drains())["a"].reason.startswith("the stored order cannot be read")
             for agent in (await registry.get("a"), *await registry.list()):

@@ -48,7 +48,11 @@ async def test_a_restart_during_a_scan_hides_no_agent(keeping_server: RedisServe
                 seen.append(agent.id)
                 if len(seen) == FLEET // 2:
                     keeping_server.stop()
-                    keeping_server.start()  # Without an await, so that the scan does not find it down.
+                    # Without an await, so that the scan does not find it down, nor while it loads its data.
+                    keeping_server.start()
+                    info: Any = {"loading": 1}
+                    while info["loading"]:
+                        info = keeping_server.admin().info("persistence")
         assert sorted(seen) == sorted(IDS)
 
 

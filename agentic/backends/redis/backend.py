@@ -412,7 +412,7 @@ class RedisBackend(Backend):
         walk: FleetScan = cursor or FleetScan(self._servers, self._keys)
         count, has_more = await walk.next(deleted)
         if not has_more:
-            batch = Batch(self._keys.probes())
+            batch = Batch(self._keys.probes(), writer=self._writer)
             await self._servers.run([ClearDrains(batch, [at]) for at in range(len(batch.keys))])
             raise_any(batch.outcomes)
         return count, walk if has_more else None

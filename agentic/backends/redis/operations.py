@@ -103,29 +103,18 @@ class ReadDrains(Request):
         return super().settle([(drains, now)])
 
 
-class ClearDrains(Request):
-    """Removes all drains of the family of one key."""
-
-    def command(self) -> Command:
-        """Return the command to send."""
-        return ("DEL", drains_key(family_of(self.key)))
-
-    def check(self, reply: Any) -> None:
-        """Check a reply like `Request.check`."""
-        if not isinstance(reply, int):
-            raise OutOfStep("the reply to DEL is no number: the connection is out of step")
-
-    def settle(self, reply: Any) -> Sequence[Request]:
-        """Store a reply like `Request.settle`."""
-        return super().settle(reply if isinstance(reply, BackendError) else [reply])
-
-
 class WriteWithDrains(Write):
     """Runs a script that also uses the drains of the family."""
 
     def _further(self) -> tuple[Command, Command]:
         keys, arguments = super()._further()
         return (drains_key(self.family), *keys), arguments
+
+
+class ClearDrains(WriteWithDrains):
+    """Removes all drains of the family of one key."""
+
+    script = SCRIPTS["clear_drains"]
 
 
 class SetDrain(WriteWithDrains):

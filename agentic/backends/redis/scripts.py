@@ -44,5 +44,5 @@ SCRIPTS: Final = {
         name: _load(name, "incarnations", "usual", "json", "writer", "drains", "fence")
         for name in ("heartbeat_slow", "register")
     },
-    "settle": _load("settle", "writer"),
+    **{name: _load(name, "writer") for name in ("settle", "clear_drains")},
 }

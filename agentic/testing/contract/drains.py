@@ -111,6 +111,16 @@ class Drains(Contract):
             assert (await registry.update("a", incarnation=number, name="n")).draining == drain
             assert await registry.heartbeat("a", incarnation=number) == Beat(draining=drain)
             assert await drain_seen(registry) == drain
+            # No heartbeat between the rewrite and the update.
+            await store.rewrite("a")
+            assert (await registry.update("a", incarnation=number, name="n")).draining == drain
+            assert await drain_seen(registry) == drain
+            assert await registry.heartbeat("a", incarnation=number) == Beat(draining=drain)
+            await store.rewrite("a")
+            await registry.resume("a")
+            await registry.update("a", incarnation=number, name="n")
+            assert await registry.heartbeat("a", incarnation=number) == Beat()
+            assert await drain_seen(registry) is None
 
     async def test_an_agent_that_is_gone_comes_back_drained(self, clocked_store: StoreUnderTest) -> None:
         async with clocked_store.make(ttl=60) as registry:
@@ -186,8 +196,9 @@ class Drains(Contract):
         ids=lambda value: str(value)[:20].encode("ascii", "replace").decode(),
     )  # fmt: skip
     async def test_a_wrong_drain_is_refused(self, registry: AgentRegistry, wrong: dict[str, Any], field: str) -> None:
+        options: dict[str, Any] = {"reason": "r", **wrong}
         with pytest.raises((InvalidAgentError, ConfigurationError), match=f"^{field}"):
-            await registry.drain("a", **({"reason": "r"} | wrong))
+            await registry.drain("a", **options)
         for call in (registry.drain("", reason="r"), registry.resume("")):
             with pytest.raises(InvalidAgentError):
                 await call

@@ -211,6 +211,19 @@ class Starts(Contract):
             await registry.deregister("a", incarnation=number)
             assert await registry.list() == []
 
+    async def test_a_corrupt_record_is_no_reason_for_an_earlier_start_to_replace_a_later_one(
+        self, store: StoreUnderTest
+    ) -> None:
+        store.require("corruption")
+        async with store.make() as registry:
+            first = await registry.register(AgentInfo("a"))
+            later = await registry.register(AgentInfo("a"))
+            await store.corrupt("a")
+            again = await registry.register(AgentInfo("a"), incarnation=later.incarnation)
+            assert again.incarnation == later.incarnation
+            with pytest.raises(AgentReplacedError):
+                await registry.register(AgentInfo("a"), incarnation=first.incarnation)
+
     # --- wrong incarnations ---
 
     @pytest.mark.parametrize("wrong", ["x", True, 1.5, -1, 5, LOWEST - 1, END, None], ids=repr)

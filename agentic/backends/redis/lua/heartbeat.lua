@@ -11,8 +11,12 @@ local ttl, is_fenced = ARGV[1], #ARGV > 1
 -- Cached as text, because each command would convert a number again.
 local offsets = {}
 
+local MARK = ',"marked":true}'
+
 return for_each_record(#KEYS, function(key, record, i)
   if not record then return SLOW end
+  -- Then drains cannot be looked up either; the mark stays in the store.
+  if also_offline and sub(record, -#MARK) == MARK then record = sub(record, 1, -#MARK - 1) .. '}' end
   local heartbeat, status, incarnation = usual(record, key)
   if not heartbeat then return SLOW end
   -- A record without an incarnation was written by another program, which may have dropped the mark of a drain.

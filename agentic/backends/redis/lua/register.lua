@@ -44,7 +44,7 @@ local function register(key, record, i)
   end
   if start > counter then
     counter = start
-    -- A day later the clock is ahead of it.
+    -- A day later the clock is ahead of it, unless a call gave a higher one.
     call('SET', COUNTER, counter, 'EX', 86400)
   end
   local written, drain = sub(stamped(text), 1, -2) .. AT_END .. start .. '}', drain_of(key)

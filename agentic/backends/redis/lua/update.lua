@@ -30,7 +30,8 @@ return for_each_record(#KEYS, function(key, record, i)
     local stored = stored_incarnation(record, found)
     local refusal = refused(given, stored)
     if refusal then return refusal end
-    if given ~= '0' and stored == '0' then changes[i].incarnation = given end
+    -- What dropped the incarnation may have dropped the mark too; a heartbeat removes it where it is not needed.
+    if given ~= '0' and stored == '0' then changes[i].incarnation, changes[i].marked = given, 'true' end
   end
   local text = found and changed(record, found, changes[i])
   if not text then return CORRUPT end
