@@ -53,7 +53,7 @@ T = TypeVar("T")
 LONGEST_PAUSE: Final = 5.0
 """The most seconds between two attempts to open a registry whose store is unavailable."""
 
-MAX_OWN_STARTS: Final = 100_000
+MAX_DIRECT_STARTS: Final = 100_000
 """How many agents a registry remembers to have registered."""
 
 MAX_REASON: Final = 1024
@@ -91,6 +91,8 @@ class AgentRegistry:
             reaper has its own `ttl`. Make it longer than the `interval` of sessions.
         wait: Seconds for which `open` retries while the store is unavailable.
         corrupt_records: How many corrupt records `list`, `scan`, `page`, `reap` and `flush` have skipped so far.
+        direct_starts: The incarnations that direct calls of `register` have got, by id: another such call replaces them
+            without a warning. Those of sessions are not among them.
     """
 
     is_shared: ClassVar[bool] = True
@@ -121,7 +123,7 @@ class AgentRegistry:
         self.stale_after = positive_seconds(stale_after, "stale_after")
         self.wait = duration(wait, "wait").total_seconds()
         self.corrupt_records = 0
-        self._own_starts: dict[str, int] = {}
+        self.direct_starts: dict[str, int] = {}
         self._affinity: Affinity | None = None
         """The process and event loop in which this registry is open, opening or closing."""
         self._open_dispatcher: Dispatcher | None = None
@@ -312,7 +314,8 @@ class AgentRegistry:
             agent: The agent.
             incarnation: The start of the agent that registers again, as an earlier registration returned it. 0 for a
                 new start: it gets a higher incarnation than all before, and replaces whatever is stored. Logs a warning
-                if the replaced start was registered elsewhere and sent a heartbeat within `stale_after`.
+                if the replaced start sent a heartbeat within `stale_after`, unless a direct call of this registry
+                object had registered it.
 
         Returns:
             The agent as stored, with its incarnation.
@@ -326,7 +329,7 @@ class AgentRegistry:
         if incarnation := valid_incarnation(incarnation):
             agent = replace(agent, incarnation=incarnation)
         registered = _unwrap(await self._dispatcher.insert(agent.id, agent), agent.id)
-        if registered.silence is not None and self._own_starts.get(agent.id) != registered.replaced:
+        if registered.silence is not None and self.direct_starts.get(agent.id) != registered.replaced:
             self._warn_if_alive(agent.id, registered.silence.total_seconds())
         self._remember_start(agent.id, registered.agent.incarnation)
         return registered.agent
@@ -670,9 +673,9 @@ class AgentRegistry:
 
     def _remember_start(self, agent_id: str, incarnation: int) -> None:
         """Remember who registered an agent, so that registering it again here is no reason for a warning."""
-        if len(self._own_starts) >= MAX_OWN_STARTS:
-            self._own_starts.clear()
-        self._own_starts[agent_id] = incarnation
+        if len(self.direct_starts) >= MAX_DIRECT_STARTS:
+            self.direct_starts.clear()
+        self.direct_starts[agent_id] = incarnation
 
     def _warn_if_alive(self, agent_id: str, silence: float) -> None:
         """Log that a new start of an agent has replaced another one, unless that one was stale."""

@@ -85,6 +85,7 @@ class Registry(Protocol):
     timeout: float
     stale_after: float
     deregistration_budget: DeregistrationBudget
+    direct_starts: dict[str, int]
 
     @property
     def store(self) -> str: ...  # noqa: D102
@@ -324,6 +325,7 @@ class AgentSession(Service):
                 raise
             # The store's clock was set back by more than a year, so that it no longer believes this incarnation.
             stored = await self._registry.register(agent, incarnation=0)
+        self._registry.direct_starts.pop(agent.id, None)  # Whoever replaces this start gets a warning.
         self._agent = agent
         self.incarnation = stored.incarnation
         self.draining = stored.draining

@@ -402,6 +402,16 @@ async def test_a_later_start_replaces_a_session(registry: AgentRegistry, caplog:
     assert len(caplog.records) == 1
 
 
+async def test_a_session_that_replaces_another_one_logs_it_at_once(
+    registry: AgentRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with registry.session(AgentInfo("a"), interval=5):
+        assert caplog.records == []
+        async with registry.session(AgentInfo("a"), interval=5):
+            (record,) = caplog.records
+    assert "agent 'a' was started again while another start of it was alive" in record.getMessage()
+
+
 async def test_a_replaced_session_never_registers_again(registry: AgentRegistry) -> None:
     async with registry.session(AgentInfo("a", name="old"), interval=QUICK) as old:
         async with registry.session(AgentInfo("a", name="new"), interval=60):
