@@ -7,12 +7,6 @@ from pathlib import Path
 import pytest
 
 from agentic.testing import RegistryContract, StoreUnderTest
-from agentic.testing.contract.calls import Calls
-from agentic.testing.contract.drains import Drains
-from agentic.testing.contract.lifecycle import Lifecycle
-from agentic.testing.contract.reaping import Reaping
-from agentic.testing.contract.sharing import Sharing
-from agentic.testing.contract.starts import Starts
 from tests.support.stores import MemoryStore, RedisStore, SQLiteMemoryStore, SQLiteStore
 
 
@@ -22,9 +16,7 @@ class TestMemory(RegistryContract):
         return MemoryStore()
 
 
-class TestSQLiteInMemory(Calls, Starts, Drains, Reaping):
-    """The code is that of a SQLite file, but on one connection."""
-
+class TestSQLiteInMemory(RegistryContract):
     @pytest.fixture
     def store(self) -> StoreUnderTest:
         return SQLiteMemoryStore()
@@ -42,9 +34,7 @@ class TestRedis(RegistryContract):
         return redis_store
 
 
-class TestRedisSentinel(Calls, Lifecycle, Sharing):
-    """The code is that of a single server, except for finding it."""
-
+class TestRedisSentinel(RegistryContract):
     @pytest.fixture
     def store(self, sentinel_store: RedisStore) -> StoreUnderTest:
         return sentinel_store

@@ -294,15 +294,7 @@ class RedisBackend(Backend):
             else (encode_order(order.reason, order.by), 0 if order.seconds is None else round(order.seconds * 1e6) or 1)
             for _, order in orders
         ]
-        results = await self._run(SetDrain, self._keys.agents(ids), (), each)
-        return [
-            decode_drain(result)
-            if isinstance(result, bytes)
-            else result
-            if isinstance(result, BackendError)
-            else result == DONE
-            for result in results
-        ]
+        return [_order_outcome(result) for result in await self._run(SetDrain, self._keys.agents(ids), (), each)]
 
     async def drains(self) -> dict[str, Drain]:
         batch = Batch(self._keys.probes())
@@ -456,6 +448,13 @@ def _registered(agent: AgentInfo, result: Any) -> Registered | RegistryError:
     draining = decode_drain(drain) if drain else None
     stored = replace(agent, last_heartbeat=heartbeat, incarnation=int(incarnation), draining=draining)
     return Registered(stored, silence, int(replaced))
+
+
+def _order_outcome(result: Any) -> Drain | bool | BackendError:
+    """Return the drain that was stored, or whether one was removed, or the error."""
+    if isinstance(result, bytes):
+        return decode_drain(result)
+    return result if isinstance(result, BackendError) else result == DONE
 
 
 def _current(stored: bytes | None, now: datetime) -> Drain | None:

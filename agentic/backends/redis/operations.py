@@ -61,22 +61,12 @@ class ReadType(Request):
         return super().settle(reply if isinstance(reply, BackendError) else [reply[0]])
 
 
-class ReadDrain(Single):
+class ReadDrain(Read):
     """Reads the drain of the agent of each key, None if there is none; an outcome is its JSON and the server's time."""
-
-    repeatable = True
-    reads = True
 
     def command(self) -> Command:
         """Return the command to send."""
         return ("HMGET", drains_key(family_of(self.key)), *map(encoded_id, self.keys))
-
-    def settle(self, reply: Any) -> Sequence[Request]:
-        """Store a reply like `Request.settle`, adding the server's time to each value."""
-        if isinstance(reply, BackendError):
-            return super().settle(reply)
-        drains, now = reply
-        return super().settle(list(zip(drains, repeat(now))))
 
 
 class ReadDrains(Request):

@@ -14,7 +14,7 @@ from agentic.testing.contract.starts import Starts
 
 
 class RegistryContract(Calls, Starts, Drains, Fleet, Pages, Reaping, Lifecycle, Sharing, Bounds):
-    """Some 350 tests of every guarantee of `AgentRegistry` and `Backend` that depends on the store.
+    """Some 400 tests of every guarantee of `AgentRegistry` and `Backend` that depends on the store.
 
     Subclass it in a test module, and define the fixture `store`:
 
