@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from agentic.agent import AgentChanges, AgentInfo, Beat, Drain
 from agentic.clock import positive_seconds
-from agentic.errors import CorruptRecordError, RegistryError
+from agentic.errors import ConfigurationError, CorruptRecordError, RegistryError
 from agentic.findings import Finding
 
 T = TypeVar("T")
@@ -153,6 +153,17 @@ class Backend(ABC):
 
         May be called more than once, and when nothing is open.
         """
+
+    def second(self) -> Backend:
+        """Return a second backend for the same store, to be opened in the event loop of another thread.
+
+        Both are used at the same time. A cancelled or failed write of one must not take effect after a later call of
+        the other on the same agent has returned.
+
+        Raises:
+            ConfigurationError: The store does not support this, as by default.
+        """
+        raise ConfigurationError(f"thread: must be False for {self.store}, which cannot be opened in a second thread")
 
     @abstractmethod
     async def insert(self, agents: Sequence[AgentInfo]) -> Sequence[Registered | RegistryError]:

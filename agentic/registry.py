@@ -22,8 +22,10 @@ from msgspec.structs import replace
 from agentic.abc import Backend, DrainOrder
 from agentic.agent import USUAL_BEAT, AgentChanges, AgentInfo, Beat, Drain
 from agentic.backoff import Backoff
+from agentic.beat_thread import BeatThread
 from agentic.clock import duration, positive_seconds
 from agentic.concurrency import SLACK, result_within, start_detached, wait_shielded
+from agentic.deregistration_budget import DeregistrationBudget
 from agentic.dispatch.affinity import Affinity
 from agentic.dispatch.batcher import copy_error
 from agentic.dispatch.dispatcher import Dispatcher
@@ -43,7 +45,7 @@ from agentic.incarnations import valid_incarnation
 from agentic.logs import FieldLogger
 from agentic.options import count, function
 from agentic.page import MAX_PAGE, Page, Position
-from agentic.session import AgentSession, DeregistrationBudget
+from agentic.session import AgentSession
 from agentic.text import type_name
 from agentic.urls import StoreURL
 from agentic.validation import valid_agent, valid_changes, valid_id, valid_text
@@ -127,6 +129,7 @@ class AgentRegistry:
         self._affinity: Affinity | None = None
         """The process and event loop in which this registry is open, opening or closing."""
         self._open_dispatcher: Dispatcher | None = None
+        self._beat_thread: BeatThread | None = None
         # A call that times out ends slightly after `timeout`.
         self.deregistration_budget = DeregistrationBudget(1.1 * self.timeout)
 
@@ -237,7 +240,7 @@ class AgentRegistry:
         """Drop what was opened in an event loop or process that no longer exists."""
         if self._open_dispatcher is not None:
             self._unclosed.detach()
-        self._open_dispatcher = self._affinity = None
+        self._open_dispatcher = self._affinity = self._beat_thread = None
 
     def _end(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start closing. The registry can be opened again when this has ended, however long the store takes."""
@@ -262,7 +265,7 @@ class AgentRegistry:
     async def _close(self, dispatcher: Dispatcher) -> None:
         # A program may cancel every task, and thereby interrupt this. The second call then closes the rest.
         with suppress(asyncio.CancelledError):
-            await dispatcher.close()
+            await asyncio.gather(dispatcher.close(), self._stop_beat_thread())
             await self._disconnect_in_time()
         await self._disconnect_in_time()
 
@@ -272,6 +275,10 @@ class AgentRegistry:
                 await self.backend.close()
         except TimeoutError as error:
             raise BackendUnavailableError(f"the store did not close within {self.timeout:g} s") from error
+
+    async def _stop_beat_thread(self) -> None:
+        if self._beat_thread is not None:
+            await self._beat_thread.stop()
 
     async def _opened(self) -> Self:
         await self.open()
@@ -293,14 +300,29 @@ class AgentRegistry:
         """Refuse to copy or pickle an open registry: its connections and pending calls cannot be copied."""
         if self._affinity is not None:
             raise TypeError("an open registry cannot be copied or pickled")
-        budget = DeregistrationBudget(1.1 * self.timeout)
-        state = vars(self) | {"backend": copy(self.backend), "deregistration_budget": budget}
+        return self._state(copy(self.backend))
+
+    def _state(self, backend: Backend) -> dict[str, Any]:
+        """Return the state of a registry like this one on another backend; not open."""
+        state = vars(self) | {"backend": backend, "deregistration_budget": DeregistrationBudget(1.1 * self.timeout)}
         state.pop("_unclosed", None)
-        return state
+        return state | {"_affinity": None, "_open_dispatcher": None, "_beat_thread": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._listen_to_backend()
+
+    def beat_thread(self) -> BeatThread:
+        """Return the thread that sends the heartbeats of sessions with `thread=True`.
+
+        Raises:
+            ConfigurationError: The store does not support a second connection in a thread.
+        """
+        if self._beat_thread is None or self._beat_thread.has_ended:
+            second = type(self).__new__(type(self))
+            second.__setstate__(self._state(self.backend.second()) | {"wait": 0.0})
+            self._beat_thread = BeatThread(second, self._log)
+        return self._beat_thread
 
     # --- one agent ---
 
@@ -497,18 +519,24 @@ class AgentRegistry:
         """
         return await self._dispatcher.bounded(self.backend.drains)
 
-    def session(self, agent: AgentInfo, *, interval: float | timedelta | None = None) -> AgentSession:
+    def session(
+        self, agent: AgentInfo, *, interval: float | timedelta | None = None, thread: bool = False
+    ) -> AgentSession:
         """Return a session, which keeps an agent registered and alive. Use `async with`, or `open` and `aclose`.
 
         Args:
             agent: Registered on entry, deregistered on exit.
             interval: Seconds between heartbeats. The default is 10, a third of `stale_after` or a third of `ttl`,
                 whichever is shortest. An interval above a third of `stale_after` is logged as a warning.
+            thread: Send the heartbeats from a thread with its own connection to the store, so that the agent stays
+                alive while code blocks the event loop. It is then shown as unready. Code that never releases the
+                interpreter's lock blocks the thread too.
 
         Raises:
             ConfigurationError: `interval` is not a finite number of seconds greater than 0, or not shorter than `ttl`.
+                Or `thread` is True and the store is in memory, or a Redis client that was passed in as `client`.
         """
-        return AgentSession(self, agent, interval=interval)
+        return AgentSession(self, agent, interval=interval, thread=thread)
 
     # --- the whole fleet ---
 

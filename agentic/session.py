@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Coroutine
+from contextlib import suppress
 from datetime import datetime, timedelta
-from time import monotonic
-from typing import Any, Final, Protocol, Unpack
+from typing import Any, Final, Protocol, TypeVar, Unpack
 
-import anyio
-import msgspec
+from msgspec.structs import replace
 
-from agentic.agent import CHANGEABLE, AgentChanges, AgentInfo, Beat, Drain
-from agentic.backoff import Backoff
-from agentic.clock import positive_seconds, system_clock
+from agentic.agent import AgentChanges, AgentInfo, Drain
+from agentic.beat_thread import BeatThread
+from agentic.clock import positive_seconds
 from agentic.concurrency import finish
-from agentic.errors import (
-    AgentNotFoundError,
-    AgentReplacedError,
-    BackendError,
-    ConfigurationError,
-    CorruptRecordError,
-    InvalidAgentError,
-    RegistryClosedError,
-    RegistryError,
-)
+from agentic.errors import ConfigurationError, RegistryClosedError
 from agentic.logs import FieldLogger
+from agentic.options import flag
+from agentic.presence import AgentCalls, Presence
 from agentic.service import Service
 from agentic.text import printable
 from agentic.validation import valid_agent, valid_changes
+
+T = TypeVar("T")
 
 logger = logging.getLogger("agentic.session")
 
@@ -39,63 +32,17 @@ BEATS_PER_STALE_AFTER: Final = 3
 """Heartbeats that fit into `stale_after`: two in a row may be lost before a reaper marks the agent offline."""
 
 
-SUSPICIOUS_BEATS: Final = 5
-"""Heartbeats in a row that find a rewritten record, after which this is logged as an error."""
-
-
-_LOST: Final = (AgentNotFoundError, CorruptRecordError, InvalidAgentError)
-"""Errors after which a session registers its agent again; see `_raise_unless_lost`."""
-
-
-class DeregistrationBudget:
-    """Limits how long all sessions of one registry together wait for deregistrations that get no answer.
-
-    Each deregistration also has the registry's `timeout`. Once the budget is spent, further deregistrations are sent
-    and finish in the background; leaving does not wait for them.
-    """
-
-    _MINIMUM: Final = 0.01
-    """Seconds to wait even when the budget is spent, so that the call can be sent."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = self._left = seconds
-        self._calls: set[asyncio.Task[bool]] = set()
-
-    def reset(self) -> None:
-        """Restore the whole budget, because the store has answered."""
-        self._left = self._seconds
-
-    async def wait(self, call: Coroutine[Any, Any, bool]) -> None:
-        """Wait for a call while the budget lasts. The call returns whether the store answered."""
-        task = asyncio.ensure_future(call)
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-        started_at = monotonic()
-        await asyncio.wait([task], timeout=max(self._left, self._MINIMUM))
-        if task.done() and task.result():
-            self.reset()
-        else:
-            self._left -= monotonic() - started_at
-
-
-class Registry(Protocol):
+class Registry(AgentCalls, Protocol):
     """The part of `AgentRegistry` that a session uses."""
 
     ttl: float | None
-    timeout: float
     stale_after: float
-    deregistration_budget: DeregistrationBudget
-    direct_starts: dict[str, int]
 
     @property
     def store(self) -> str: ...  # noqa: D102
 
-    async def register(self, agent: AgentInfo, *, incarnation: int) -> AgentInfo: ...  # noqa: D102
-    async def heartbeat(self, agent_id: str, *, incarnation: int) -> Beat: ...  # noqa: D102
-    async def update(  # noqa: D102
-        self, agent_id: str, *, incarnation: int, **changes: Unpack[AgentChanges]
-    ) -> AgentInfo: ...
-    async def deregister(self, agent_id: str, *, incarnation: int) -> None: ...  # noqa: D102
+    def check_open(self) -> None: ...  # noqa: D102
+    def beat_thread(self) -> BeatThread: ...  # noqa: D102
 
 
 class AgentSession(Service):
@@ -119,45 +66,69 @@ class AgentSession(Service):
     - An exception of the body propagates unchanged. If the heartbeat task hits a bug or is cancelled by other code,
       the error is logged, the body is cancelled if it runs in the task that entered, and leaving raises the error;
       after `open`, `aclose` raises it. If the body raises too, leaving raises an `ExceptionGroup`.
+    - With `thread=True`, all calls of the session are made in a thread with an event loop and a connection to the store
+      of its own, which the registry's sessions share. While the event loop of the session is blocked for longer than
+      `interval`, the agent stays alive and its `unready` is, for example, "event loop blocked for 12 s", unless it has
+      a reason of its own; afterwards its own reason again. If that event loop is closed, the heartbeats end.
 
     A session may be entered in one task and left in another. It may be reopened once it is closed. Heartbeats run in a
     copy of the context in which it was opened.
 
     Attributes:
         interval: Seconds between heartbeats. More than a third of the registry's `stale_after` logs a warning.
-        healthy: Whether the latest heartbeat or registration succeeded.
-        last_beat_at: When the latest successful one was acknowledged, by this host's clock; None before the first.
-        incarnation: Which start of the agent this session is; 0 before it was opened.
         replaced: Set when a later start of the agent has registered.
-        draining: The operator's order under which the agent gets no new work, as of the latest heartbeat or
-            registration; None if there is none.
     """
 
-    def __init__(self, registry: Registry, agent: AgentInfo, *, interval: float | timedelta | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        agent: AgentInfo,
+        *,
+        interval: float | timedelta | None = None,
+        thread: bool = False,
+    ) -> None:
         self._registry = registry
         # With an old last_heartbeat, the agent would be stale as soon as it is registered.
-        self._agent = valid_agent(msgspec.structs.replace(valid_agent(agent), last_heartbeat=None))
+        agent = valid_agent(replace(valid_agent(agent), last_heartbeat=None))
         super().__init__(
-            f"the session of agent '{printable(self._agent.id)}'",
+            f"the session of agent '{printable(agent.id)}'",
             registry.timeout,
-            FieldLogger(logger, store=registry.store, agent_id=self._agent.id),
+            FieldLogger(logger, store=registry.store, agent_id=agent.id),
         )
         self.interval = _interval(interval, registry)
-        self.healthy = False
-        self.last_beat_at: datetime | None = None
-        # Serializes writes of the record, so that no registration restores fields that an update has just replaced.
-        self._writing = anyio.Lock()
-        self._registered = False
-        self.incarnation = 0
         self.replaced = asyncio.Event()
-        self.draining: Drain | None = None
-        self._rewritten_beats = 0
-        self._successor: int | None = None
+        self._in_thread = flag(thread, "thread")
+        if thread:
+            registry.beat_thread()  # Raises if the store does not support it.
+        self._thread: BeatThread | None = None
+        self._keeping: asyncio.Future[None] | None = None
+        """The heartbeats, if they are sent from the thread."""
+        self._presence = self._new_presence(agent)
 
     @property
     def agent(self) -> AgentInfo:
         """The agent as the session registers it: as passed in, with the changes made by `update`."""
-        return self._agent
+        return self._presence.agent
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the latest heartbeat or registration succeeded."""
+        return self._presence.healthy
+
+    @property
+    def last_beat_at(self) -> datetime | None:
+        """When the latest successful one was acknowledged, by this host's clock; None before the first."""
+        return self._presence.last_beat_at
+
+    @property
+    def incarnation(self) -> int:
+        """Which start of the agent this session is; 0 before it was opened."""
+        return self._presence.incarnation
+
+    @property
+    def draining(self) -> Drain | None:
+        """The operator's order under which the agent gets no new work, as of the latest heartbeat or registration."""
+        return self._presence.draining
 
     async def update(self, **changes: Unpack[AgentChanges]) -> AgentInfo:
         """Change fields of the agent as `AgentRegistry.update` does, and include them in later registrations.
@@ -173,29 +144,7 @@ class AgentSession(Service):
             RegistryClosedError: The session is not open; nothing was changed.
             BackendError: The store failed. The session drops the change, but the store may have applied it.
         """
-        checked = valid_changes(changes)
-        async with self._writing:
-            if not self._registered:
-                raise RegistryClosedError(f"{self._name} is not open")
-            if self._successor is not None:
-                raise AgentReplacedError(self._agent.id, self._successor)
-            wanted = valid_agent(msgspec.structs.replace(self._agent, **checked))
-            try:
-                return await self._change(wanted, checked)
-            except AgentReplacedError as error:
-                self._be_replaced(error)
-                raise
-
-    async def _change(self, wanted: AgentInfo, changes: AgentChanges) -> AgentInfo:
-        try:
-            changed = await self._registry.update(wanted.id, incarnation=self.incarnation, **changes)
-        except _LOST as error:
-            _raise_unless_lost(error)
-            changed = await self._register(wanted)
-            self._log_registered_again(error)
-        else:
-            self._agent = wanted
-        return changed
+        return await self._run(self._presence.update(valid_changes(changes)))
 
     async def unready(self, reason: str) -> AgentInfo:
         """Announce why the agent takes no work now, such as "loading the model". It stays registered and alive.
@@ -219,154 +168,68 @@ class AgentSession(Service):
                 self._registry.stale_after,
                 longest,
             )
-        self.incarnation = self._rewritten_beats = 0
-        self._successor = None
         self.replaced.clear()
+        self._loop = asyncio.get_running_loop()
+        if self._in_thread:
+            self._registry.check_open()
+            thread = self._registry.beat_thread()
+            await thread.enter(self.interval)
+            self._thread = thread
+        self._presence = self._new_presence(self.agent)
         try:
-            await self._register(self._agent)
-        except asyncio.CancelledError:
-            if self._registered:
-                await finish(self._end(), self._timeout)
+            # Let a cancelled registration finish; otherwise it could reach the store after the deregistration.
+            await finish(self._run(self._presence.register()), self._timeout)
+            if self._thread is not None:  # At once: the event loop may be blocked before `_serve` runs.
+                self._keeping = self._thread.start(self._presence.keep(self._name))
+        except BaseException:
+            await finish(self._end(), self._timeout)
             raise
 
+    def _new_presence(self, agent: AgentInfo) -> Presence:
+        thread = self._thread
+        return Presence(
+            self._registry if thread is None else thread.registry,
+            agent,
+            self._log,
+            interval=self.interval,
+            blocked_for=None if thread is None else lambda: thread.blocked_for,
+            on_replaced=self._set_replaced,
+        )
+
+    def _set_replaced(self) -> None:
+        if self._thread is None:
+            self.replaced.set()
+        else:
+            with suppress(RuntimeError):  # The event loop is closed.
+                self._loop.call_soon_threadsafe(self.replaced.set)
+
+    async def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        """Run a call of the presence in the event loop of its registry."""
+        if self._thread is None:
+            return await call
+        try:
+            self._registry.check_open()
+        except RegistryClosedError:
+            call.close()
+            raise
+        return await BeatThread.result(self._thread.start(call))
+
     async def _serve(self) -> None:
-        backoff = Backoff(self._log, self._name, self.interval)
-        pause = jittered(self.interval)
-        loop = asyncio.get_running_loop()
-        while self._successor is None:
-            planned = loop.time() + pause
-            await asyncio.sleep(pause)
-            if self._successor is not None:
-                break
-            started_at = loop.time()
-            if started_at - planned > self.interval:
-                self._log.warning(
-                    "%s: the event loop or the process was blocked, so its heartbeat is %.1f s late",
-                    self._name,
-                    started_at - planned,
-                )
-            try:
-                await self._heartbeat()
-            except AgentReplacedError as error:
-                self._be_replaced(error)
-            except BackendError as error:
-                self.healthy = False
-                pause = backoff.failed(error)
-            else:
-                backoff.succeeded()
-                pause = max(0.0, jittered(self.interval) - (loop.time() - started_at))
-        await loop.create_future()  # Until the session is left.
+        await (self._presence.keep(self._name) if self._keeping is None else BeatThread.result(self._keeping))
+        await self._loop.create_future()  # It was replaced: wait until the session is left.
 
     async def _end(self) -> None:
-        await self._registry.deregistration_budget.wait(self._deregister())
-
-    async def _heartbeat(self) -> None:
-        try:
-            beat = await self._registry.heartbeat(self._agent.id, incarnation=self.incarnation)
-            self.draining = beat.draining
-            if beat.rewritten:
-                await self._write_again()
-            else:
-                self._rewritten_beats = 0
-            self._acknowledged()
-        except _LOST as error:
-            _raise_unless_lost(error)
-            # The session owns this record, so it may replace a corrupt one.
-            async with self._writing:
-                if self._successor is not None:
-                    return
-                await self._register(self._agent)
-            self._log_registered_again(error)
-
-    async def _write_again(self) -> None:
-        """Write the fields of the session, except `status`, into a record that has lost some, and its incarnation."""
-        async with self._writing:
-            if self._successor is not None:
-                return
-            fields: AgentChanges = {name: getattr(self._agent, name) for name in CHANGEABLE if name != "status"}  # type: ignore[assignment]
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = None
+        if self._presence.is_registered:
             try:
-                await self._registry.update(self._agent.id, incarnation=self.incarnation, **fields)
-            except InvalidAgentError as error:
-                if error.field == "incarnation":
-                    raise
-                await self._register(self._agent)  # What the other program has written makes the record too long.
-        self._rewritten_beats += 1
-        if self._rewritten_beats == SUSPICIOUS_BEATS:
-            self._log.error(
-                "agent %r: another program has rewritten its record before each of the last %d heartbeats: give each "
-                "program an id of its own",
-                self._agent.id,
-                SUSPICIOUS_BEATS,
-            )
-
-    def _be_replaced(self, error: AgentReplacedError) -> None:
-        """Record that a later start of the agent has registered; the session sends nothing more."""
-        self.healthy = False
-        if self._successor is None:
-            self._successor = error.incarnation
-            self.replaced.set()
-            self._log.error("agent %r was replaced by a later start of it: end this program", self._agent.id)
-
-    def _log_registered_again(self, error: RegistryError) -> None:
-        if isinstance(error, CorruptRecordError):
-            self._log.warning("agent %r was registered again, replacing its corrupt record: %s", self._agent.id, error)
-        else:
-            self._log.warning("agent %r was gone from the store and was registered again", self._agent.id)
-
-    async def _register(self, agent: AgentInfo) -> AgentInfo:
-        # Let a cancelled registration finish; otherwise it could reach the store after the deregistration.
-        return await finish(self._register_now(agent), self._registry.timeout)
-
-    async def _register_now(self, agent: AgentInfo) -> AgentInfo:
-        try:
-            stored = await self._registry.register(agent, incarnation=self.incarnation)
-        except InvalidAgentError as error:
-            if error.field != "incarnation":
-                raise
-            # The store's clock was set back by more than a year, so that it no longer believes this incarnation.
-            stored = await self._registry.register(agent, incarnation=0)
-        self._registry.direct_starts.pop(agent.id, None)  # Whoever replaces this start gets a warning.
-        self._agent = agent
-        self.incarnation = stored.incarnation
-        self.draining = stored.draining
-        self._registered = True
-        self._acknowledged()
-        return stored
-
-    async def _deregister(self) -> bool:
-        """Remove the agent. Return whether the store answered."""
-        self.healthy = False
-        async with self._writing:
-            self._registered = False
-            if self._successor is not None:
-                return True
-            try:
-                await self._registry.deregister(self._agent.id, incarnation=self.incarnation)
-            except AgentReplacedError as error:
-                self._be_replaced(error)
-            except AgentNotFoundError:
-                self._log.info("agent %r was already gone from the store when its session ended", self._agent.id)
-            except (BackendError, InvalidAgentError, RegistryClosedError, asyncio.CancelledError) as error:
-                reason = str(error) or "cancelled by other code"
-                self._log.warning("agent %r could not be deregistered and will go offline: %s", self._agent.id, reason)
-                return False
-        return True
-
-    def _acknowledged(self) -> None:
-        self.healthy = self._successor is None
-        self.last_beat_at = system_clock()
-        self._registry.deregistration_budget.reset()
-
-
-def _raise_unless_lost(error: RegistryError) -> None:
-    """Raise an error about invalid fields; one about the incarnation means that the store no longer believes it."""
-    if isinstance(error, InvalidAgentError) and error.field != "incarnation":
-        raise error
-
-
-def jittered(interval: float) -> float:
-    """Return the interval shortened by up to a fifth at random, so that the heartbeats of a fleet spread out."""
-    return interval * random.uniform(0.8, 1.0)
+                await self._run(self._presence.leave())
+            except RegistryClosedError as error:
+                self._presence.log_left_behind(error)
+        if self._thread is not None:
+            thread, self._thread = self._thread, None
+            await thread.leave()
 
 
 def _interval(interval: float | timedelta | None, registry: Registry) -> float:

@@ -14,7 +14,7 @@ import pytest
 from agentic import AgentInfo, AgentRegistry, Reaper, RedisRegistry, RegistryClosedError
 from agentic.abc import Cursor, Step
 from agentic.backends.memory import MemoryBackend
-from agentic.session import DeregistrationBudget
+from agentic.deregistration_budget import DeregistrationBudget
 from agentic.testing import RedisServer, wait_until
 from tests.support.stores import LONG_AGO
 

@@ -28,7 +28,7 @@ from agentic import (
     RegistryClosedError,
 )
 from agentic.backends.memory import MemoryBackend
-from agentic.session import jittered
+from agentic.presence import jittered
 from agentic.testing import FakeClock, RedisServer, StoreUnderTest, wait_until
 from tests.support.stores import LONG_AGO, SHARED_STORES, RedisStore
 

@@ -174,7 +174,7 @@ class ForgetsLosses(RedisBackend):
 
     async def open(self) -> None:
         await super().open()
-        self._writer.generations.lost = lambda family, sent: None  # type: ignore[method-assign]
+        self.writer.generations.lost = lambda family, sent: None  # type: ignore[method-assign]
 
 
 class AsksAnyServer(RedisBackend):

@@ -87,6 +87,13 @@ def server(own_redis_server: RedisServer) -> RedisServer:
     return own_redis_server
 
 
+def second_of(registry: AgentRegistry) -> AgentRegistry:
+    """Return the registry with which the thread for heartbeats makes its calls."""
+    second = registry.beat_thread().registry
+    assert isinstance(second, AgentRegistry)
+    return second
+
+
 def calls(server: RedisServer) -> int:
     stats: Any = server.admin().info("commandstats")
     return int(stats.get("cmdstat_evalsha", {"calls": 0})["calls"])
@@ -97,11 +104,15 @@ def has_run(server: RedisServer, scripts: int) -> Callable[[], bool]:
     return lambda: calls(server) >= scripts
 
 
+@pytest.mark.parametrize("by_thread", [False, True], ids=["", "of the thread"])
 @pytest.mark.parametrize("case", OVERTAKEN.values(), ids=OVERTAKEN)
-async def test_a_late_write_does_not_overtake_a_later_call(server: RedisServer, case: Overtaken) -> None:
+async def test_a_late_write_does_not_overtake_a_later_call(
+    server: RedisServer, case: Overtaken, by_thread: bool
+) -> None:
     async with (
         Proxy(server.port) as proxy,
         RedisRegistry(proxy.url, timeout=0.5) as registry,
+        second_of(registry) as second,
         RedisRegistry(server.url) as other,
     ):
         await registry.register(case.agent)
@@ -109,7 +120,7 @@ async def test_a_late_write_does_not_overtake_a_later_call(server: RedisServer, 
         with pytest.raises(BackendUnavailableError):
             await case.late(registry)
         proxy.hold_requests(b"nothing more")
-        await case.later(registry)
+        await case.later(second if by_thread else registry)
         before, made = await other.list(), calls(server)
         release()
         await wait_until(lambda: calls(server) > made, "the late request has arrived")
@@ -302,7 +313,7 @@ async def test_a_registry_opened_again_in_a_forked_process_goes_on(server: Redis
         RedisRegistry(proxy.url, timeout=2) as parent,
         RedisRegistry(server.url, timeout=2) as child,
     ):
-        after_fork, before_fork = child.backend._writer, parent.backend._writer  # noqa: SLF001  a test cannot fork here
+        after_fork, before_fork = child.backend.writer, parent.backend.writer
         after_fork.generations.writer = before_fork.generations.writer
         await child.register(AgentInfo("a"))
         for _ in range(3):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
@@ -56,6 +57,7 @@ from agentic.errors import (
     BackendError,
     BackendRejectedError,
     BackendUnavailableError,
+    ConfigurationError,
     RegistryError,
 )
 from agentic.findings import Finding
@@ -117,6 +119,7 @@ class RedisBackend(Backend):
             ConfigurationError: An option is wrong.
         """
         super().__init__(ttl=ttl, timeout=timeout)
+        self.writer = Writer()
         self.prefix = valid_prefix(refuse_url(text(prefix, "prefix"), "prefix"))
         self.max_connections = max_connections
         self._name = name
@@ -127,7 +130,6 @@ class RedisBackend(Backend):
         in_cluster = isinstance(self._client, aioredis.RedisCluster) or "cluster" in self._options
         self._keys = ShardedKeys(self.prefix) if in_cluster else Keys(self.prefix)
         self._records = Records(self._keys)
-        self._writer = Writer()
         self._is_connected = False
         self._log = FieldLogger(logger, store=self.store)
 
@@ -141,10 +143,17 @@ class RedisBackend(Backend):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__() | {"_writer": Writer()}  # A copy numbers its own writes.
+        state = super().__getstate__() | {"writer": Writer()}  # A copy numbers its own writes.
         for opened in ("_servers", "_marking", "_ordered_ids"):
             state.pop(opened, None)
-        return state | {"shard_of": None}
+        return state | {"shard_of": None, "_servers_to_close": None, "_is_connected": False}
+
+    def second(self) -> RedisBackend:
+        if self._client is not None:
+            raise ConfigurationError("thread: must be False with client=, which belongs to one event loop: pass a URL")
+        second = copy(self)
+        second.writer = Writer(self.writer.generations)
+        return second
 
     async def open(self) -> None:
         client = self._client or make_client(self._options, self.timeout)
@@ -198,7 +207,7 @@ class RedisBackend(Backend):
 
         Best effort, for at most half of `timeout`.
         """
-        generations, marks = self._writer.generations, self._writer.marks
+        generations, marks = self.writer.generations, self.writer.marks
         with suppress(TimeoutError):
             async with asyncio.timeout(self.timeout / 2):
                 await self._settle(FindMarks, marks.unsettled())
@@ -225,7 +234,7 @@ class RedisBackend(Backend):
     async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
         ids = [agent_id for agent_id, _ in beats]
         keys = self._keys.agents(ids)
-        if self._writer.generations.unsettled:
+        if self.writer.generations.unsettled:
             await self._settle_lost(keys)
         starts = [incarnation for _, incarnation in beats]
         results = await self._run(Heartbeat, keys, (self._milliseconds,), starts if any(starts) else None)
@@ -233,7 +242,7 @@ class RedisBackend(Backend):
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)
-        if self._writer.generations.unsettled:
+        if self.writer.generations.unsettled:
             await self._settle_lost(keys)
         found: list[AgentInfo | RegistryError | None] = []
         absent: list[int] = []
@@ -375,11 +384,11 @@ class RedisBackend(Backend):
                 outcomes += ((ids[at], result) for at, result in zip(part, results, strict=True) if result != DONE)
                 if any(isinstance(result, BackendError) for result in results):
                     break
-        return [*((agent_id, DONE) for agent_id in self._writer.marks.take()), *outcomes]
+        return [*((agent_id, DONE) for agent_id in self.writer.marks.take()), *outcomes]
 
     async def _find_marks(self) -> None:
         """Find the agents marked by calls whose replies were lost, and prevent those calls from marking any more."""
-        raise_any(await self._settle(FindMarks, self._writer.marks.unsettled()))
+        raise_any(await self._settle(FindMarks, self.writer.marks.unsettled()))
 
     async def _settle_lost(self, keys: Sequence[bytes]) -> None:
         """Prevent lost writes to these keys from taking effect after the following heartbeat or read.
@@ -387,10 +396,10 @@ class RedisBackend(Backend):
         If the store refuses, for example because replicas are missing, the call continues without this guarantee.
         """
         families = set(map(family_of, keys))
-        await self._settle(TrySettle, families.intersection(self._writer.generations.unsettled))
+        await self._settle(TrySettle, families.intersection(self.writer.generations.unsettled))
 
     async def _settle(self, kind: type[Settle], families: Iterable[bytes]) -> list[Any]:
-        batch = Batch([marks_key(family, self._writer.generations.writer) for family in families], writer=self._writer)
+        batch = Batch([marks_key(family, self.writer.generations.writer) for family in families], writer=self.writer)
         await self._servers.run([kind(batch, [at]) for at in range(len(batch.keys))])
         return batch.outcomes
 
@@ -404,7 +413,7 @@ class RedisBackend(Backend):
         walk: FleetScan = cursor or FleetScan(self._servers, self._keys)
         count, has_more = await walk.next(deleted)
         if not has_more:
-            batch = Batch(self._keys.probes(), writer=self._writer)
+            batch = Batch(self._keys.probes(), writer=self.writer)
             await self._servers.run([ClearDrains(batch, [at]) for at in range(len(batch.keys))])
             raise_any(batch.outcomes)
         return count, walk if has_more else None
@@ -413,7 +422,7 @@ class RedisBackend(Backend):
         self, kind: type[Request], keys: Sequence[bytes], common: Command = (), each: Sequence[Any] | None = None
     ) -> list[Any]:
         """Send requests of one kind for all keys; return the outcome or error of each key."""
-        batch = Batch(keys, common, each, self._writer)
+        batch = Batch(keys, common, each, self.writer)
         await self._servers.run(requests(kind, batch, self._keys.by_slot(keys)))
         return batch.outcomes
 

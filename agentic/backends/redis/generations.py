@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 
 
 class Generations:
@@ -13,8 +14,8 @@ class Generations:
     write was acknowledged, an earlier one never takes effect. A refused write is sent again with the current
     generation.
 
-    Pure state: no clock, no I/O. Each family of keys stores its own generation, so knowledge about one family says
-    nothing about the others.
+    No clock, no I/O. Each family of keys stores its own generation, so knowledge about one family says nothing about
+    the others. A registry object shares it with the second one in its thread for heartbeats.
 
     Attributes:
         writer: A random name for the registry object.
@@ -26,17 +27,21 @@ class Generations:
         self.writer = secrets.token_hex(8)
         self.current = 0
         self.unsettled: dict[bytes, int] = {}
+        self._lock = threading.Lock()
 
     def lost(self, family: bytes, sent: int) -> None:
         """Record that the outcome of a write sent with generation `sent` is unknown."""
-        self.current = max(self.current, sent + 1)
-        self.unsettled[family] = max(self.unsettled.get(family, 0), sent)
+        with self._lock:
+            self.current = max(self.current, sent + 1)
+            self.unsettled[family] = max(self.unsettled.get(family, 0), sent)
 
     def applied(self, family: bytes, sent: int) -> None:
         """Record that a write was applied: from now on the store refuses lower generations."""
-        if sent > self.unsettled.get(family, sent):
-            del self.unsettled[family]
+        with self._lock:
+            if sent > self.unsettled.get(family, sent):
+                del self.unsettled[family]
 
     def refused(self, stored: int) -> None:
         """Record that a write was refused because the store has seen generation `stored`."""
-        self.current = max(self.current, stored)
+        with self._lock:
+            self.current = max(self.current, stored)

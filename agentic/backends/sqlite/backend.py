@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any, Final, Literal, NamedTuple
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 from agentic.abc import Backend, Cursor, DrainOrder, Registered, Step
 from agentic.agent import USUAL_BEAT, AgentChanges, AgentInfo, Beat, Drain
 from agentic.backends.seen import Seen
-from agentic.backends.sqlite.database import Database
+from agentic.backends.sqlite.database import IN_MEMORY, Database
 from agentic.backends.sqlite.diagnosis import CHECKS
 from agentic.backends.sqlite.drains import clear_drains, drains_in, remove_drain, set_drain, with_drain
 from agentic.backends.sqlite.file import DEFAULT_PATH
@@ -114,6 +115,16 @@ class SQLiteBackend(Backend):
         if self._database is not None:
             database, self._database = self._database, None
             await database.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_database": None}
+
+    def second(self) -> SQLiteBackend:
+        if self.path == IN_MEMORY:
+            raise ConfigurationError(f"thread: must be False for {IN_MEMORY}, which only one connection can see")
+        second = copy(self)
+        second.create = False
+        return second
 
     @property
     def database(self) -> Database:
