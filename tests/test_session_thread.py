@@ -389,7 +389,7 @@ async def test_closing_the_registry_ends_its_sessions_in_a_thread(
     async with store.make() as registry:
         session = registry.session(AgentInfo("a"), interval=QUICK, thread=True)
         await session.open()
-    assert threads() == 0
+    await wait_until(lambda: threads() == 0, "the thread has ended")
     await wait_until(lambda: "the session of agent 'a' has failed" in caplog.text, "the session has failed")
     with pytest.raises(RegistryClosedError):
         await session.aclose()
