@@ -58,6 +58,9 @@ LONGEST_PAUSE: Final = 5.0
 MAX_DIRECT_STARTS: Final = 100_000
 """How many agents a registry remembers to have registered."""
 
+ANY_START: Final = 0
+"""The default incarnation. It needs no check, which matters for heartbeats; any other object does, even an equal one."""
+
 MAX_REASON: Final = 1024
 MAX_BY: Final = 256
 """The longest texts of an order to drain an agent, in characters."""
@@ -356,7 +359,7 @@ class AgentRegistry:
         self._remember_start(agent.id, registered.agent.incarnation)
         return registered.agent
 
-    async def heartbeat(self, agent_id: str, *, incarnation: int = 0) -> Beat:
+    async def heartbeat(self, agent_id: str, *, incarnation: int = ANY_START) -> Beat:
         """Set an agent's `last_heartbeat` to the store's current time and restart its `ttl`.
 
         An agent that `reap` marked offline regains its previous status; an agent whose owner set `OFFLINE` becomes
@@ -377,7 +380,9 @@ class AgentRegistry:
             BackendError: The store failed; the heartbeat may still have been stored.
         """
         agent_id = valid_id(agent_id)
-        found = await self._dispatcher.touch(agent_id, (agent_id, valid_incarnation(incarnation)))
+        if incarnation is not ANY_START:
+            incarnation = valid_incarnation(incarnation)
+        found = await self._dispatcher.touch(agent_id, (agent_id, incarnation))
         if found is USUAL_BEAT:
             return USUAL_BEAT  # Hot path.
         return _unwrap(found, agent_id)
@@ -737,7 +742,12 @@ class AgentRegistry:
         dispatcher = self._open_dispatcher
         if dispatcher is None:
             raise RegistryClosedError
-        dispatcher.affinity.check()
+        try:
+            if asyncio.get_running_loop() is dispatcher.affinity.loop:
+                return dispatcher  # Hot path, without another call.
+        except RuntimeError:
+            pass
+        dispatcher.affinity.check()  # Raises.
         return dispatcher
 
 

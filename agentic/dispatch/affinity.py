@@ -9,7 +9,11 @@ from agentic.errors import RegistryClosedError
 
 
 class Affinity:
-    """The process and event loop in which it was created."""
+    """The process and event loop in which it was created.
+
+    Attributes:
+        loop: The event loop.
+    """
 
     def __init__(self) -> None:
         """Record the current process and event loop.
@@ -18,7 +22,7 @@ class Affinity:
             RegistryClosedError: No asyncio event loop is running.
         """
         try:
-            self._loop = asyncio.get_running_loop()
+            self.loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RegistryClosedError(
                 "no asyncio event loop is running: agentic works with asyncio, not with trio"
@@ -27,7 +31,7 @@ class Affinity:
 
     def is_gone(self) -> bool:
         """Return whether the event loop is closed or belongs to another process, so that nothing can run in it."""
-        return self._loop.is_closed() or self._pid != os.getpid()
+        return self.loop.is_closed() or self._pid != os.getpid()
 
     def check(self) -> None:
         """Check that the current process and event loop are the same.
@@ -37,7 +41,7 @@ class Affinity:
         """
         # This also detects a fork, because no event loop runs in the child until it starts one.
         try:
-            if asyncio.get_running_loop() is self._loop:
+            if asyncio.get_running_loop() is self.loop:
                 return
         except RuntimeError:
             pass

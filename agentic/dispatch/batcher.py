@@ -172,7 +172,7 @@ class Batcher:
         worker = cast("asyncio.Task[None]", asyncio.current_task())
         while not worker.cancelling() and self._take(lane, calls):
             try:
-                outcomes = await lane.send([item for _, _, item, _, _ in calls])
+                outcomes = await lane.send([call[2] for call in calls])
                 if len(outcomes) != len(calls):
                     raise BackendError(f"the store returned {len(outcomes)} outcomes for {len(calls)} calls")
             except BaseException as error:
@@ -188,17 +188,18 @@ class Batcher:
         """Move the next calls from the queue to `calls`, dropping cancelled ones. Return whether there are any."""
         queue = lane.queue
         while queue and len(calls) < BATCH_SIZE:
-            call = queue.popleft()
-            if call[3].done():
-                self._leave([call])
-            else:
-                calls.append(call)
+            taken = [queue.popleft() for _ in range(min(len(queue), BATCH_SIZE - len(calls)))]
+            live = [call for call in taken if not call[3].done()]
+            calls += live
+            if len(live) < len(taken):
+                self._leave([call for call in taken if call[3].done()])
         return bool(calls)
 
     def _succeed(self, calls: list[Call], outcomes: Sequence[Any]) -> None:
         if self.closed:
             return
-        for (_, _, _, future, _), outcome in zip(calls, outcomes, strict=True):
+        for call, outcome in zip(calls, outcomes, strict=True):
+            future = call[3]
             if not future.done():
                 future.set_result(outcome)
         self._leave(calls)

@@ -46,7 +46,7 @@ class Dispatcher:
         if self._is_immediate:
             return ImmediateLane(send)
         if self._shard_of is None:
-            return self._batcher.lane(send, commutes=commutes)
+            return self._batcher.lane(send, commutes=commutes).__call__  # A bound method is called faster.
         return _lane_for_each_shard(self._batcher, self._shard_of, send, commutes)
 
     @contextmanager

@@ -64,8 +64,9 @@ class Ordering:
         """Remove calls that have ended; each must have started. Return the calls that may start now."""
         groups = self._groups
         unblocked: list[Call] = []
-        for kind, agent_id, _, _, _ in calls:  # Half the time of a starred target.
-            if groups[agent_id] is kind:
+        for call in calls:
+            agent_id = call[1]
+            if groups[agent_id] is call[0]:
                 del groups[agent_id]
             else:
                 unblocked += self._leave_group(agent_id)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
@@ -48,7 +49,7 @@ from agentic.backends.redis.outcomes import beats_of, facts, failure, raise_any
 from agentic.backends.redis.records import MAYBE_DRAINED, Records
 from agentic.backends.redis.requests import Batch, Command, Request, Writer, bounded, requests
 from agentic.backends.redis.scan import PAGE_SIZE, FleetScan, Record, RecordPage
-from agentic.backends.redis.scripts import ABSENT, DONE, WRONG_TYPE
+from agentic.backends.redis.scripts import ABSENT, ANY, DONE, WRONG_TYPE
 from agentic.backends.redis.server_info import DRIVER_ERRORS
 from agentic.backends.redis.servers import OneServer, Servers
 from agentic.backends.redis.topology import Topology
@@ -74,6 +75,9 @@ T = TypeVar("T")
 logger = logging.getLogger("agentic.redis")
 
 DEFAULT_PREFIX: Final = "agentic"
+
+_FIRST: Final = itemgetter(0)
+_SECOND: Final = itemgetter(1)
 
 EXPECTED_TYPES: Final = (b"none", b"string")
 """The types a key may have after it was read as absent; it is a string if its record was written in between."""
@@ -232,13 +236,14 @@ class RedisBackend(Backend):
         return [_registered(agent, result) for agent, result in zip(agents, results, strict=True)]
 
     async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
-        ids = [agent_id for agent_id, _ in beats]
-        keys = self._keys.agents(ids)
+        keys = self._keys.agents(map(_FIRST, beats))
         if self.writer.generations.unsettled:
             await self._settle_lost(keys)
-        starts = [incarnation for _, incarnation in beats]
-        results = await self._run(Heartbeat, keys, (self._milliseconds,), starts if any(starts) else None)
-        return beats_of(results, ids)
+        starts = [*map(_SECOND, beats)]
+        if not all(starts):
+            starts = [incarnation or ANY for incarnation in starts] if any(starts) else []
+        results = await self._run(Heartbeat, keys, (self._milliseconds,), starts)
+        return beats_of(results, beats)
 
     async def fetch(self, ids: Sequence[str]) -> Sequence[AgentInfo | RegistryError | None]:
         keys = self._keys.agents(ids)

@@ -24,11 +24,11 @@ def facts(results: Sequence[Any], ids: Sequence[str]) -> list[bool | RegistryErr
     ]
 
 
-def beats_of(results: Sequence[Any], ids: Sequence[str]) -> list[Beat | RegistryError | None]:
+def beats_of(results: Sequence[Any], beats: Sequence[tuple[str, int]]) -> list[Beat | RegistryError | None]:
     """Return for each agent what its heartbeat found, None if it does not exist, or the error of that agent."""
     if results.count(DONE) == len(results):
         return [USUAL_BEAT] * len(results)
-    return [_beat(result, agent_id) for result, agent_id in zip(results, ids, strict=True)]
+    return [_beat(result, agent_id) for result, (agent_id, _) in zip(results, beats, strict=True)]
 
 
 def _beat(result: Any, agent_id: str) -> Beat | RegistryError | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, ClassVar, Final, cast
 
+import msgspec
 from redis.exceptions import MaxConnectionsError, NoScriptError, ResponseError
 
 from agentic.backends.redis.generations import Generations
@@ -57,7 +58,8 @@ class Request(ABC):
 
     Attributes:
         repeatable: Whether it may be sent again after its connection was lost.
-        has_numbers: Whether `each` of the batch has one number for each key, so that no batch exceeds `MAX_BYTES`.
+        has_numbers: Whether `each` of the batch has one number of 16 digits for each key. They are sent as one list,
+            and no batch exceeds `MAX_BYTES`.
         reads: Whether it only reads. Its reply then comes with the server's time, and is valid only if the server is in
             sync.
         places: The indexes of its keys in the batch.
@@ -135,7 +137,8 @@ class Run(Request):
         each: Sequence[Any] = self.batch.each or ()
         if each and len(self.places) < len(each):
             each = [each[place] for place in self.places]
-        arguments = each if self.has_numbers else chain.from_iterable(each)
+        # One argument for all numbers, because the driver would convert each one slowly.
+        arguments = (msgspec.json.encode(each),) if self.has_numbers and each else chain.from_iterable(each)
         further_keys, further_arguments = self._further()
         count = len(self.keys) + len(further_keys)
         return (*name, count, *self.keys, *further_keys, *self.batch.common, *arguments, *further_arguments)

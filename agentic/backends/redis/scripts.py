@@ -10,7 +10,9 @@ from agentic.agent import IN_RECORD
 
 DONE, ABSENT, CORRUPT, WRONG_TYPE, TOO_LARGE, SLOW, AGAIN, REPLACED, AHEAD = 1, 0, -1, -2, -3, -4, -5, -6, -7
 WAS_OFFLINE, REWRITTEN = 2, 4
-"""Outcome codes for one agent, as in prelude.lua, and what a heartbeat adds to DONE."""
+ANY: Final = 9_999_999_999_999_999
+"""Outcome codes for one agent, as in prelude.lua, what a heartbeat adds to DONE, and the number that stands for any
+incarnation in a list."""
 
 
 class Script(NamedTuple):

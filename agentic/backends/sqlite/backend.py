@@ -18,7 +18,7 @@ from agentic.agent import USUAL_BEAT, AgentChanges, AgentInfo, Beat, Drain
 from agentic.backends.seen import Seen
 from agentic.backends.sqlite.database import IN_MEMORY, Database
 from agentic.backends.sqlite.diagnosis import CHECKS
-from agentic.backends.sqlite.drains import clear_drains, drains_in, remove_drain, set_drain, with_drain
+from agentic.backends.sqlite.drains import clear_drains, drains_in, may_be_drained, remove_drain, set_drain, with_drain
 from agentic.backends.sqlite.file import DEFAULT_PATH
 from agentic.backends.sqlite.rows import AGENT_COLUMNS, agent_of, execute_for_keys, later, row_of, stored
 from agentic.backends.sqlite.sweep import due_rows, sweep_rows
@@ -44,7 +44,7 @@ _STARTS: Final = f"SELECT id, incarnation, last_heartbeat FROM agents WHERE {_PR
 _COUNTER: Final = "SELECT value FROM agentic_counters WHERE name = 'incarnation'"
 _BEAT: Final = "last_heartbeat = ?, expires_at = ?"
 _ONLINE_WITH_ID: Final = f"status IS NOT 'offline' AND {_PRESENT_WITH_ID}"
-_USUAL_WITH_ID: Final = f"id NOT IN (SELECT agent_id FROM agentic_drains) AND {_ONLINE_WITH_ID}"
+_UNDRAINED_WITH_ID: Final = f"id NOT IN (SELECT agent_id FROM agentic_drains) AND {_ONLINE_WITH_ID}"
 # Expressions after SET refer to the values before the update.
 _RETURN: Final = f"""{_BEAT}, before_offline = '', status = CASE
     WHEN typeof(before_offline) = 'text' AND before_offline NOT IN ('', 'offline') THEN before_offline
@@ -394,8 +394,9 @@ def _beat_all(
     """Store heartbeats; return what each found, for each agent that is there. None: all are usual."""
     stamp = format_instant(now)
     values = (stamp, expires_at, stamp)
+    usual = _UNDRAINED_WITH_ID if may_be_drained(db, ids) else _ONLINE_WITH_ID
     # One statement per batch in the common case: SQLite runs it without the GIL, so that the event loop continues.
-    if update_rows(db, _BEAT, _USUAL_WITH_ID, values, ids) == len(set(ids)):
+    if update_rows(db, _BEAT, usual, values, ids) == len(set(ids)):
         return None
     # In the same transaction, so that the first statement has left out the others.
     drains = drains_in(db, now, ids)

@@ -29,6 +29,8 @@ _ALL: Final = """
 SELECT agent_id, reason, ordered_by, drained_at, ends_at FROM agentic_drains WHERE (ends_at IS NULL OR ends_at > ?)"""
 _OF_AGENTS: Final = f"{_ALL} AND agent_id IN (?)"
 _ANY: Final = "SELECT EXISTS (SELECT 1 FROM agentic_drains)"
+_FEW: Final = 256
+_IDS: Final = "SELECT agent_id FROM agentic_drains LIMIT ?"
 _SET: Final = "INSERT OR REPLACE INTO agentic_drains VALUES (?, ?, ?, ?, ?)"
 _REMOVE: Final = "DELETE FROM agentic_drains WHERE agent_id IN (?)"
 _REMOVE_ENDED: Final = "DELETE FROM agentic_drains WHERE ends_at <= ?"
@@ -42,6 +44,12 @@ def drains_in(db: sqlite3.Connection, now: datetime, ids: Sequence[str] | None =
     statement = _ALL if ids is None else _OF_AGENTS
     rows = execute_for_keys(db, statement, (format_instant(now),), ids or ()).fetchall()
     return {agent_id: _drain_of(*columns) for agent_id, *columns in rows}
+
+
+def may_be_drained(db: sqlite3.Connection, ids: Sequence[str]) -> bool:
+    """Return False only if none of these agents is drained. Cheap while few agents are drained."""
+    drained = db.execute(_IDS, (_FEW + 1,)).fetchall()
+    return len(drained) > _FEW or not {agent_id for (agent_id,) in drained}.isdisjoint(ids)
 
 
 def _drain_of(reason: object, by: object, drained_at: object, ends_at: object) -> Drain:

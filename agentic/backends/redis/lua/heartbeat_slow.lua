@@ -1,12 +1,12 @@
 -- Sends heartbeats that heartbeat.lua skips: brings offline agents back, stamps records of any valid form, compares
 -- incarnations, looks for drains, and reports why a key has no valid record.
 -- KEYS   one per agent; then the key of the drains
--- ARGV   1: time to live in milliseconds, 0 for none; then per agent the incarnation that sends it, '0' for any, or none for
---        all
+-- ARGV   1: time to live in milliseconds, 0 for none; 2: the JSON list of the incarnations that send them; absent if each is
+--        ANY
 -- return per agent 1, plus 2 if it was offline, plus 4 if its record has lost its incarnation, or {this number, its drain};
 --        ABSENT, CORRUPT, WRONG_TYPE, AHEAD or {REPLACED, incarnation} with nothing changed; or AGAIN
 
-local ttl = ARGV[1]
+local ttl, incarnations = ARGV[1], ARGV[2]
 
 -- Returns the outcome of a heartbeat that changes the record.
 local function outcome(is_offline, given, stored, drain)
@@ -50,8 +50,8 @@ if refusal then return refusal end
 
 return for_each_record(#KEYS, function(key, record, i)
   if not record then return missing(key) end
-  local given = ARGV[i + 1] or '0'
-  local heartbeat, status, stored = usual(record, key)
-  if heartbeat then return beat_usual(key, record, given, heartbeat, status, stored) end
+  local given = listed(incarnations, i)
+  local heartbeat, status = usual(record, key)
+  if heartbeat then return beat_usual(key, record, given, heartbeat, status, incarnation_at_end(record) or '0') end
   return beat_parsed(key, record, given)
 end)

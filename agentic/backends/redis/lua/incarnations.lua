@@ -18,7 +18,17 @@ local function believed(text)
   return text and #text == 16 and find(text, '^[1-9]%d+$') and text <= LATEST and text or '0'
 end
 
--- Returns the incarnation at the end of a record; nil if there is none.
+-- Stands for any incarnation in a list of them.
+local ANY = '9999999999999999'
+
+-- Returns an incarnation from a JSON list of them; '0' for ANY, or if there is no list.
+local function listed(list, i)
+  local text = list and sub(list, 17 * i - 15, 17 * i)
+  return text ~= ANY and text or '0'
+end
+
+-- Returns the incarnation at the end of a record; nil if there is none that is believed.
 local function incarnation_at_end(record)
-  return sub(record, -32, -18) == AT_END and find(record, '^%d+}$', -17) and believed(sub(record, -17, -2)) or nil
+  local text = match(record, '^,"incarnation":(%d+)}$', -32)
+  return believed(text) ~= '0' and text or nil
 end

@@ -46,7 +46,7 @@ local function is_list_of_entries(text)
 end
 
 -- Parts shared by many records are checked once per call: the result for each, false if it is not usual.
-local middles, stamps, hours, ends, load_parts = {}, {}, {}, {}, {}
+local middles, stamps, hours, ends, started_ends, load_parts = {}, {}, {}, {}, {}, {}
 
 -- Returns the status, given the text between the name and last_heartbeat.
 local function status_in(text)
@@ -95,14 +95,32 @@ local function is_end(text)
   return are_loads(sub(text, 1, from - 1)) and byte(text, -1) == 125 and is_list_of_entries(sub(text, to + 1, -2)) or false
 end
 
+-- True if a record may end with this text, ten digits and a brace; it ends with the first six digits of an incarnation, which
+-- all that were given out within hours share.
+local function is_started_end(text)
+  local digits = match(sub(text, -21), '^,"incarnation":(%d+)$')
+  return digits and believed(digits .. '9999999999') ~= '0' and is_end(sub(text, 1, -22))
+end
+
 -- Where the id begins in each key of the call: a prefix never contains ':agent:'.
 local ID_AT = #KEYS > 0 and select(2, find(KEYS[1], ':agent:', 1, true)) + 1
 
 -- The text between the status and the value of last_heartbeat.
 local BEFORE = '","last_heartbeat":"'
 
--- Returns the position of the value of last_heartbeat, the status and the incarnation, if a record has the usual form; nil for
--- any other record, valid or not.
+-- True if a record may end as it does from a position on, with or without an incarnation.
+local function ends_usually(text, from)
+  local tail = sub(text, from, incarnation_at_end(text) and -33 or -2)
+  local is_valid = ends[tail]
+  if is_valid == nil then
+    is_valid = is_end(tail)
+    ends[tail] = is_valid
+  end
+  return is_valid and byte(text, -1) == 125
+end
+
+-- Returns the position of the value of last_heartbeat, the status, and whether it ends with an incarnation, if a record has the
+-- usual form; nil for any other record, valid or not.
 local function usual(text, key)
   local id, from = match(text, '^{"id":"([]-\127#-[ !]*)","name":"[]-\127#-[ !]*"()')
   if not id then
@@ -112,11 +130,8 @@ local function usual(text, key)
   if id ~= sub(key, ID_AT) then return nil end
   local behind, before = find(text, BEFORE, from, true)
   if not behind then return nil end
-  local incarnation = incarnation_at_end(text)
-  if not incarnation and byte(text, -1) ~= 125 then return nil end
-  local middle, stamp = sub(text, from, behind - 1), sub(text, before + 1, before + 27)
-  local tail = sub(text, before + 28, incarnation and -33 or -2)
-  local status, is_valid, is_end_valid = middles[middle], stamps[stamp], ends[tail]
+  local middle, stamp, tail = sub(text, from, behind - 1), sub(text, before + 1, before + 27), sub(text, before + 28, -12)
+  local status, is_valid, is_started = middles[middle], stamps[stamp], started_ends[tail]
   if status == nil then
     status = status_in(middle)
     middles[middle] = status
@@ -125,9 +140,10 @@ local function usual(text, key)
     is_valid = is_stamp(stamp)
     stamps[stamp] = is_valid
   end
-  if is_end_valid == nil then
-    is_end_valid = is_end(tail)
-    ends[tail] = is_end_valid
+  if is_started == nil then
+    is_started = is_started_end(tail)
+    started_ends[tail] = is_started
   end
-  if status and is_valid and is_end_valid then return before + 1, status, incarnation or '0' end
+  is_started = is_started and find(text, '^%d+}$', -11)
+  if status and is_valid and (is_started or ends_usually(text, before + 28)) then return before + 1, status, is_started end
 end
