@@ -59,7 +59,7 @@ MAX_DIRECT_STARTS: Final = 100_000
 """How many agents a registry remembers to have registered."""
 
 ANY_START: Final = 0
-"""The default incarnation. It needs no check, which matters for heartbeats; any other object does, even an equal one."""
+"""The default incarnation. Heartbeats do not check it again; they check any other object, even an equal one."""
 
 MAX_REASON: Final = 1024
 MAX_BY: Final = 256
