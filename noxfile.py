@@ -17,7 +17,6 @@ GROUPS = nox.project.load_toml("pyproject.toml")
 CONTRACT = (
     "test_contract.py",
     "test_validation.py",
-    "test_model.py",
     "test_agent.py",
     "test_config.py",
     "redis",

@@ -217,4 +217,4 @@ def _normalised(answer: Any) -> Any:
 @pytest.mark.timeout(300)
 def test_every_store_answers_as_the_model_does(redis_url: str, tmp_path: Path) -> None:
     machine = type("Machine", (RegistriesAgree,), {"redis_url": redis_url, "folder": tmp_path})
-    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))

@@ -106,7 +106,7 @@ class Observer:
 async def test_the_agent_of_a_blocked_event_loop_is_alive_and_unready(
     store: StoreUnderTest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    interval = 0.5
+    interval = 0.6
     observer = Observer(store.make(stale_after=3 * interval))
     async with (
         store.make(stale_after=3 * interval) as registry,
@@ -114,7 +114,7 @@ async def test_the_agent_of_a_blocked_event_loop_is_alive_and_unready(
         observer.running(),
     ):
         blocked_at = time.monotonic()
-        time.sleep(8 * interval)  # noqa: ASYNC251  blocks the loop on purpose
+        time.sleep(5 * interval)  # noqa: ASYNC251  blocks the loop on purpose
         runs_again_at = time.monotonic()
 
         def is_ready_again() -> bool:
@@ -128,7 +128,7 @@ async def test_the_agent_of_a_blocked_event_loop_is_alive_and_unready(
     assert blocked_at + interval < unready[0].at < blocked_at + 2 * interval
     assert observer.samples[-1].at < runs_again_at + 2 * interval
     assert unready[0].agent.unready.startswith("event loop blocked for 0.")
-    assert unready[-1].agent.unready.startswith("event loop blocked for 3.")
+    assert unready[-1].agent.unready.startswith("event loop blocked for 2.")
     assert caplog.text.count("agent 'a' is shown as unready: event loop blocked for 0.") == 1
     assert caplog.text.count("agent 'a': its event loop runs again") == 1
 
@@ -173,7 +173,7 @@ import asyncio, sys
 from agentic import AgentInfo, open_registry
 async def main():
     async with open_registry(sys.argv[1]) as registry:
-        async with registry.session(AgentInfo("a"), interval=1, thread=True):
+        async with registry.session(AgentInfo("a"), interval=0.5, thread=True):
             await asyncio.sleep(60)
 asyncio.run(main())
 """
@@ -186,7 +186,7 @@ async def test_a_process_that_was_suspended_is_not_taken_for_a_blocked_event_loo
                 await wait_until(lambda: is_registered(registry), "the agent is registered")
                 before = (await registry.get("a")).last_heartbeat
                 process.send_signal(signal.SIGSTOP)
-                await asyncio.sleep(3)  # As long as the process is suspended.
+                await asyncio.sleep(1.5)  # As long as the process is suspended.
                 process.send_signal(signal.SIGCONT)
                 for _ in range(3):
                     before = (await registry.get("a")).last_heartbeat

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from typing import Self
 
 
 class Generations:
@@ -28,6 +29,10 @@ class Generations:
         self.current = 0
         self.unsettled: dict[bytes, int] = {}
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        """Copy and pickle it as a new one: a copy of a registry object numbers its own writes."""
+        return type(self), ()
 
     def lost(self, family: bytes, sent: int) -> None:
         """Record that the outcome of a write sent with generation `sent` is unknown."""

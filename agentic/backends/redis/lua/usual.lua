@@ -99,7 +99,7 @@ end
 -- all that were given out within hours share.
 local function is_started_end(text)
   local digits = match(sub(text, -21), '^,"incarnation":(%d+)$')
-  return digits and believed(digits .. '9999999999') ~= '0' and is_end(sub(text, 1, -22))
+  return digits and believed(digits .. '9999999999') ~= '0' and is_end(sub(text, 1, -22)) or false
 end
 
 -- Where the id begins in each key of the call: a prefix never contains ':agent:'.
