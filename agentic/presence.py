@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from agentic.agent import CHANGEABLE, AgentChanges, AgentInfo, Beat, Drain
 from agentic.backoff import Backoff
 from agentic.clock import system_clock
-from agentic.concurrency import finish
+from agentic.concurrency import finish, mark_retrieved
 from agentic.deregistration_budget import DeregistrationBudget
 from agentic.errors import (
     AgentNotFoundError,
@@ -27,7 +27,7 @@ from agentic.errors import (
 )
 from agentic.logs import FieldLogger
 from agentic.text import printable
-from agentic.validation import valid_agent
+from agentic.validation import check_size, valid_agent
 
 SUSPICIOUS_BEATS: Final = 5
 """Heartbeats in a row that find a rewritten record, after which this is logged as an error."""
@@ -74,7 +74,7 @@ class Presence:
         *,
         interval: float,
         blocked_for: Callable[[], float] | None = None,
-        on_replaced: Callable[[], object],
+        on_replaced: Callable[[Presence], object],
     ) -> None:
         """Create a presence that is not registered.
 
@@ -85,7 +85,7 @@ class Presence:
             interval: Seconds between heartbeats.
             blocked_for: Returns for how many seconds the event loop of the agent has been blocked; None if the
                 heartbeats are sent in that loop.
-            on_replaced: Called when a later start of the agent has registered.
+            on_replaced: Called with this presence when a later start of the agent has registered.
         """
         self.agent = agent
         self.incarnation = 0
@@ -98,8 +98,12 @@ class Presence:
         self._interval = interval
         self._blocked_for = blocked_for
         self._on_replaced = on_replaced
+        self._blocked = 0.0
+        """For how many seconds the event loop of the agent has been blocked, as of the latest call; 0 if not longer
+        than `interval`."""
         self._shown_unready = ""
         """The reason for taking no work that was last written to the store."""
+        self._beats: asyncio.Task[None] | None = None
         self._rewritten_beats = 0
         self._successor: int | None = None
         # Serializes writes of the record, so that no registration restores fields that an update has just replaced.
@@ -116,6 +120,25 @@ class Presence:
         async with self._writing:
             await self._register(self.agent)
 
+    async def start(self, name: str) -> None:
+        """Register the agent as a new start, and begin to send heartbeats in the background. Wait with `beats`.
+
+        Args:
+            name: The name of the session in logs.
+
+        Raises:
+            BackendError: The store failed.
+        """
+        await self.register()
+        self._beats = asyncio.create_task(self.keep(name))
+        self._beats.add_done_callback(mark_retrieved)
+
+    async def beats(self) -> None:
+        """Wait until the heartbeats that `start` has begun end, and raise their error."""
+        if self._beats is not None:
+            await asyncio.wait([self._beats])
+            self._beats.result()
+
     async def update(self, changes: AgentChanges) -> AgentInfo:
         """Change checked fields of the agent. If it has gone from the store, register it again with the change.
 
@@ -131,6 +154,8 @@ class Presence:
             if self._successor is not None:
                 raise AgentReplacedError(self.agent.id, self._successor)
             wanted = valid_agent(replace(self.agent, **changes))
+            if self._shown_unready != wanted.unready:  # The event loop was blocked until now.
+                changes = {"unready": wanted.unready, **changes}
             try:
                 return await self._change(wanted, changes)
             except AgentReplacedError as error:
@@ -151,6 +176,8 @@ class Presence:
 
     async def leave(self) -> None:
         """Deregister the agent, unless it was replaced, while the registry's budget lasts. A failure is only logged."""
+        if self._beats is not None:
+            self._beats.cancel()
         await self._registry.deregistration_budget.wait(self._deregister())
 
     async def _deregister(self) -> bool:
@@ -167,19 +194,20 @@ class Presence:
             except AgentNotFoundError:
                 self._log.info("agent %r was already gone from the store when its session ended", self.agent.id)
             except (BackendError, InvalidAgentError, RegistryClosedError, asyncio.CancelledError) as error:
-                self.log_left_behind(error)
+                self.leave_behind(error)
                 return False
         return True
 
-    def log_left_behind(self, error: BaseException) -> None:
-        """Log that the agent could not be deregistered."""
+    def leave_behind(self, error: BaseException) -> None:
+        """Give up the agent, which could not be deregistered."""
+        self.healthy = self.is_registered = False
         reason = str(error) or "cancelled by other code"
         self._log.warning("agent %r could not be deregistered and will go offline: %s", self.agent.id, reason)
 
     # --- heartbeats ---
 
     async def keep(self, name: str) -> None:
-        """Send heartbeats until the agent is replaced, through outages of the store.
+        """Send heartbeats until the agent is replaced or leaves, through outages of the store.
 
         Args:
             name: The name of the session in logs.
@@ -187,10 +215,10 @@ class Presence:
         backoff = Backoff(self._log, name, self._interval)
         pause = jittered(self._interval)
         loop = asyncio.get_running_loop()
-        while self._successor is None:
+        while not self._has_ended():
             planned = loop.time() + pause
             await self._sleep(pause)
-            if self._successor is not None:
+            if self._has_ended():
                 break
             started_at = loop.time()
             if started_at - planned > self._interval:
@@ -206,6 +234,7 @@ class Presence:
             except BackendError as error:
                 self.healthy = False
                 pause = backoff.failed(error)
+                self._blocked = self._blocked_now()  # Do not retry before the pause is over.
             else:
                 backoff.succeeded()
                 pause = max(0.0, jittered(self._interval) - (loop.time() - started_at))
@@ -215,23 +244,28 @@ class Presence:
         if self._blocked_for is None:
             await asyncio.sleep(seconds)
             return
-        end = asyncio.get_running_loop().time() + seconds
-        was_blocked, step = bool(self._blocked()), self._interval / CHECKS_PER_INTERVAL
-        while (left := end - asyncio.get_running_loop().time()) > 0 and bool(self._blocked()) == was_blocked:  # noqa: ASYNC110  the event is in another thread
+        time = asyncio.get_running_loop().time
+        end, step = time() + seconds, self._interval / CHECKS_PER_INTERVAL
+        while (left := end - time()) > 0 and bool(self._blocked_now()) == bool(self._blocked):  # noqa: ASYNC110  nothing tells
             await asyncio.sleep(min(left, step))
 
-    def _blocked(self) -> float:
-        """Return for how many seconds the event loop of the agent has been blocked, if longer than `interval`, or 0."""
+    def _blocked_now(self) -> float:
         seconds = 0.0 if self._blocked_for is None else self._blocked_for()
         return seconds if seconds > self._interval else 0.0
 
     def _unready(self, agent: AgentInfo) -> str:
         """Return why the agent takes no work now: its owner's reason, or that its event loop is blocked."""
-        if agent.unready or not (seconds := self._blocked()):
+        if agent.unready or not self._blocked:
             return agent.unready
-        return f"event loop blocked for {seconds:.{0 if seconds >= 10 else 1}f} s"
+        unready = f"event loop blocked for {self._blocked:.{0 if self._blocked >= 10 else 1}f} s"
+        try:
+            check_size(replace(agent, unready=unready))
+        except InvalidAgentError:
+            return ""
+        return unready
 
     async def _beat(self) -> None:
+        self._blocked = self._blocked_now()
         try:
             beat = await self._registry.heartbeat(self.agent.id, incarnation=self.incarnation)
             self.draining = beat.draining
@@ -243,7 +277,7 @@ class Presence:
             self._acknowledged()
         except _LOST as error:
             _raise_unless_lost(error)
-            await finish(self._register_again(error), self._registry.timeout)
+            await self._register_again(error)
 
     async def _show_readiness(self) -> None:
         """Write why the agent takes no work, if that has changed because its event loop is blocked or runs again."""
@@ -253,9 +287,14 @@ class Presence:
             if self._has_ended():
                 return
             before, unready = self._shown_unready, self._unready(self.agent)
-            await self._registry.update(self.agent.id, incarnation=self.incarnation, unready=unready)
+            try:
+                await self._registry.update(self.agent.id, incarnation=self.incarnation, unready=unready)
+            except InvalidAgentError as error:
+                if error.field == "incarnation":
+                    raise
+                return  # With what another program has written, the record would be too long.
             self._shown_unready = unready
-        if not self._blocked():
+        if unready == self.agent.unready:
             self._log.warning("agent %r: its event loop runs again: was shown as %r", self.agent.id, before)
         elif before == self.agent.unready:
             self._log.warning("agent %r is shown as unready: %s", self.agent.id, unready)
@@ -289,10 +328,11 @@ class Presence:
         async with self._writing:
             if self._has_ended():
                 return
-            await self._register(self.agent)
+            await finish(self._register(self.agent), self._registry.timeout)
         self._log_registered_again(error)
 
     async def _register(self, agent: AgentInfo) -> AgentInfo:
+        self._blocked = self._blocked_now()
         shown = replace(agent, unready=self._unready(agent))
         try:
             stored = await self._registry.register(shown, incarnation=self.incarnation)
@@ -324,7 +364,7 @@ class Presence:
         if self._successor is None:
             self._successor = error.incarnation
             self._log.error("agent %r was replaced by a later start of it: end this program", self.agent.id)
-            self._on_replaced()
+            self._on_replaced(self)
 
     def _log_registered_again(self, error: RegistryError) -> None:
         if isinstance(error, CorruptRecordError):

@@ -132,7 +132,8 @@ class AgentRegistry:
         self._affinity: Affinity | None = None
         """The process and event loop in which this registry is open, opening or closing."""
         self._open_dispatcher: Dispatcher | None = None
-        self._beat_thread: BeatThread | None = None
+        self._beat_threads: list[BeatThread] = []
+        self._is_second = False
         # A call that times out ends slightly after `timeout`.
         self.deregistration_budget = DeregistrationBudget(1.1 * self.timeout)
 
@@ -214,6 +215,7 @@ class AgentRegistry:
             self._open_dispatcher = Dispatcher(self.backend, affinity)
             # Not __del__: Python does not call it for every object that is left when the process exits.
             self._unclosed = weakref.finalize(self, _warn_unclosed, repr(self))
+            self._unclosed.atexit = not self._is_second  # The first one warns at the exit of the process.
         except BaseException:
             await wait_shielded(self._end(self._abandon(connecting)), self.timeout)
             raise
@@ -243,7 +245,8 @@ class AgentRegistry:
         """Drop what was opened in an event loop or process that no longer exists."""
         if self._open_dispatcher is not None:
             self._unclosed.detach()
-        self._open_dispatcher = self._affinity = self._beat_thread = None
+        self._open_dispatcher = self._affinity = None
+        self._beat_threads = []
 
     def _end(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start closing. The registry can be opened again when this has ended, however long the store takes."""
@@ -268,7 +271,8 @@ class AgentRegistry:
     async def _close(self, dispatcher: Dispatcher) -> None:
         # A program may cancel every task, and thereby interrupt this. The second call then closes the rest.
         with suppress(asyncio.CancelledError):
-            await asyncio.gather(dispatcher.close(), self._stop_beat_thread())
+            stopping = [each.stop() for each in self._beat_threads]
+            await asyncio.gather(dispatcher.close(), *stopping)
             await self._disconnect_in_time()
         await self._disconnect_in_time()
 
@@ -278,10 +282,6 @@ class AgentRegistry:
                 await self.backend.close()
         except TimeoutError as error:
             raise BackendUnavailableError(f"the store did not close within {self.timeout:g} s") from error
-
-    async def _stop_beat_thread(self) -> None:
-        if self._beat_thread is not None:
-            await self._beat_thread.stop()
 
     async def _opened(self) -> Self:
         await self.open()
@@ -309,23 +309,32 @@ class AgentRegistry:
         """Return the state of a registry like this one on another backend; not open."""
         state = vars(self) | {"backend": backend, "deregistration_budget": DeregistrationBudget(1.1 * self.timeout)}
         state.pop("_unclosed", None)
-        return state | {"_affinity": None, "_open_dispatcher": None, "_beat_thread": None}
+        return state | {"_affinity": None, "_open_dispatcher": None, "_beat_threads": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._listen_to_backend()
 
+    def second(self) -> AgentRegistry:
+        """Return a second registry for the same store, to be opened in the event loop of another thread; not open.
+
+        Raises:
+            ConfigurationError: The store does not support this.
+        """
+        second = type(self).__new__(type(self))
+        second.__setstate__(self._state(self.backend.second()) | {"wait": 0.0, "_is_second": True})
+        return second
+
     def beat_thread(self) -> BeatThread:
-        """Return the thread that sends the heartbeats of sessions with `thread=True`.
+        """Return the thread that sends the heartbeats of sessions with `thread=True`; this registry must be open.
 
         Raises:
             ConfigurationError: The store does not support a second connection in a thread.
         """
-        if self._beat_thread is None or self._beat_thread.has_ended:
-            second = type(self).__new__(type(self))
-            second.__setstate__(self._state(self.backend.second()) | {"wait": 0.0})
-            self._beat_thread = BeatThread(second, self._log)
-        return self._beat_thread
+        self._beat_threads = [each for each in self._beat_threads if not each.has_ended]
+        if not self._beat_threads or self._beat_threads[-1].is_ending:
+            self._beat_threads.append(BeatThread(self.second(), self._log))
+        return self._beat_threads[-1]
 
     # --- one agent ---
 
@@ -533,9 +542,9 @@ class AgentRegistry:
             agent: Registered on entry, deregistered on exit.
             interval: Seconds between heartbeats. The default is 10, a third of `stale_after` or a third of `ttl`,
                 whichever is shortest. An interval above a third of `stale_after` is logged as a warning.
-            thread: Send the heartbeats from a thread with its own connection to the store, so that the agent stays
-                alive while code blocks the event loop. It is then shown as unready. Code that never releases the
-                interpreter's lock blocks the thread too.
+            thread: Send the heartbeats from a thread with its own connections to the store, so that the agent stays
+                alive while code blocks the event loop. While that lasts longer than `interval`, the agent is shown as
+                unready. Code that never releases the interpreter's lock blocks the thread too.
 
         Raises:
             ConfigurationError: `interval` is not a finite number of seconds greater than 0, or not shorter than `ttl`.

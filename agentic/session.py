@@ -7,12 +7,12 @@ import logging
 from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol, TypeVar, Unpack
+from typing import Any, Final, Protocol, TypeVar, Unpack, cast
 
 from msgspec.structs import replace
 
 from agentic.agent import AgentChanges, AgentInfo, Drain
-from agentic.beat_thread import BeatThread
+from agentic.beat_thread import BeatThread, SecondRegistry
 from agentic.clock import positive_seconds
 from agentic.concurrency import finish
 from agentic.errors import ConfigurationError, RegistryClosedError
@@ -42,6 +42,7 @@ class Registry(AgentCalls, Protocol):
     def store(self) -> str: ...  # noqa: D102
 
     def check_open(self) -> None: ...  # noqa: D102
+    def second(self) -> SecondRegistry: ...  # noqa: D102
     def beat_thread(self) -> BeatThread: ...  # noqa: D102
 
 
@@ -99,10 +100,9 @@ class AgentSession(Service):
         self.replaced = asyncio.Event()
         self._in_thread = flag(thread, "thread")
         if thread:
-            registry.beat_thread()  # Raises if the store does not support it.
+            registry.second()  # Raises if the store does not support it.
         self._thread: BeatThread | None = None
-        self._keeping: asyncio.Future[None] | None = None
-        """The heartbeats, if they are sent from the thread."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._presence = self._new_presence(agent)
 
     @property
@@ -169,45 +169,50 @@ class AgentSession(Service):
                 longest,
             )
         self.replaced.clear()
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), None
         if self._in_thread:
             self._registry.check_open()
             thread = self._registry.beat_thread()
             await thread.enter(self.interval)
             self._thread = thread
-        self._presence = self._new_presence(self.agent)
+        self._presence = new = self._new_presence(self.agent)
         try:
             # Let a cancelled registration finish; otherwise it could reach the store after the deregistration.
-            await finish(self._run(self._presence.register()), self._timeout)
-            if self._thread is not None:  # At once: the event loop may be blocked before `_serve` runs.
-                self._keeping = self._thread.start(self._presence.keep(self._name))
+            # In the thread, the heartbeats begin with it: the event loop may be blocked from now on.
+            await finish(self._run(new.start(self._name) if self._in_thread else new.register()), self._timeout)
         except BaseException:
             await finish(self._end(), self._timeout)
             raise
 
     def _new_presence(self, agent: AgentInfo) -> Presence:
-        thread = self._thread
+        thread, loop = self._thread, self._loop
+        if thread is None:
+            return Presence(self._registry, agent, self._log, interval=self.interval, on_replaced=self._set_replaced)
+
+        def tell(presence: Presence) -> None:
+            with suppress(RuntimeError):  # The event loop is closed.
+                cast("asyncio.AbstractEventLoop", loop).call_soon_threadsafe(self._set_replaced, presence)
+
         return Presence(
-            self._registry if thread is None else thread.registry,
+            thread.registry,
             agent,
-            self._log,
+            thread.logs.log(self._log),
             interval=self.interval,
-            blocked_for=None if thread is None else lambda: thread.blocked_for,
-            on_replaced=self._set_replaced,
+            blocked_for=lambda: thread.blocked_for,
+            on_replaced=tell,
         )
 
-    def _set_replaced(self) -> None:
-        if self._thread is None:
+    def _set_replaced(self, presence: Presence) -> None:
+        if presence is self._presence:  # Not one of an earlier event loop.
             self.replaced.set()
-        else:
-            with suppress(RuntimeError):  # The event loop is closed.
-                self._loop.call_soon_threadsafe(self.replaced.set)
 
     async def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call of the presence in the event loop of its registry."""
-        if self._thread is None:
+        if not self._in_thread:
             return await call
         try:
+            if self._thread is None:
+                raise RegistryClosedError(f"{self._name} is not open")
             self._registry.check_open()
         except RegistryClosedError:
             call.close()
@@ -215,21 +220,22 @@ class AgentSession(Service):
         return await BeatThread.result(self._thread.start(call))
 
     async def _serve(self) -> None:
-        await (self._presence.keep(self._name) if self._keeping is None else BeatThread.result(self._keeping))
-        await self._loop.create_future()  # It was replaced: wait until the session is left.
+        if self._in_thread:
+            await self._run(self._presence.beats())
+        else:
+            await self._presence.keep(self._name)
+        await asyncio.get_running_loop().create_future()  # It was replaced: wait until the session is left.
 
     async def _end(self) -> None:
-        if self._keeping is not None:
-            self._keeping.cancel()
-            self._keeping = None
-        if self._presence.is_registered:
-            try:
+        try:
+            if self._presence.is_registered:
                 await self._run(self._presence.leave())
-            except RegistryClosedError as error:
-                self._presence.log_left_behind(error)
-        if self._thread is not None:
+        except RegistryClosedError as error:
+            self._presence.leave_behind(error)
+        finally:
             thread, self._thread = self._thread, None
-            await thread.leave()
+            if thread is not None:
+                await thread.leave()
 
 
 def _interval(interval: float | timedelta | None, registry: Registry) -> float:

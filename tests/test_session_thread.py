@@ -12,10 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import redis.asyncio as aioredis
+from msgspec.structs import replace
 
 from agentic import (
     AgentInfo,
@@ -32,11 +36,13 @@ from agentic import (
     RegistryClosedError,
     SQLiteRegistry,
 )
+from agentic.beat_thread import BeatThread
 from agentic.deregistration_budget import DeregistrationBudget
 from agentic.logs import FieldLogger
 from agentic.presence import Presence
 from agentic.session import AgentSession
 from agentic.testing import RedisServer, StoreUnderTest, wait_until
+from agentic.validation import MAX_RECORD_BYTES
 from tests.support.stores import SHARED_STORES, RedisStore
 
 QUICK = 0.02
@@ -64,6 +70,13 @@ async def is_registered(registry: AgentRegistry, agent_id: str = "a") -> bool:
     except AgentNotFoundError:
         return False
     return True
+
+
+def largest_agent() -> AgentInfo:
+    """Return an agent whose record is almost as large as one may be."""
+    agent = AgentInfo("a", metadata={"k": "v"})
+    room = MAX_RECORD_BYTES - len(msgspec.json.encode(agent)) - 20
+    return replace(agent, metadata={"k": "v" * room})
 
 
 # --- a blocked event loop ---
@@ -129,6 +142,7 @@ async def test_the_agent_of_a_blocked_event_loop_is_alive_and_unready(
     assert observer.samples[-1].at < runs_again_at + 2 * interval
     assert unready[0].agent.unready.startswith("event loop blocked for 0.")
     assert unready[-1].agent.unready.startswith("event loop blocked for 2.")
+    await wait_until(lambda: "its event loop runs again" in caplog.text, "it is logged")
     assert caplog.text.count("agent 'a' is shown as unready: event loop blocked for 0.") == 1
     assert caplog.text.count("agent 'a': its event loop runs again") == 1
 
@@ -148,8 +162,11 @@ async def test_the_agents_own_reason_stays_while_its_event_loop_is_blocked(store
     assert {sample.agent.unready for sample in observer.samples[:seen]} == {"loading"}
 
 
+@pytest.mark.parametrize("has_room", [True, False])
 @on_shared_stores
-async def test_an_agent_registered_again_while_its_event_loop_is_blocked_is_unready(store: StoreUnderTest) -> None:
+async def test_an_agent_registered_again_while_its_event_loop_is_blocked_is_unready(
+    store: StoreUnderTest, has_room: bool
+) -> None:
     async def forget() -> None:
         async with other:
             await other.deregister("a")
@@ -157,15 +174,89 @@ async def test_an_agent_registered_again_while_its_event_loop_is_blocked_is_unre
             found.append(await other.get("a"))
 
     other, found = store.make(), list[AgentInfo]()
-    async with store.make() as registry, registry.session(AgentInfo("a"), interval=0.2, thread=True):
+    agent = AgentInfo("a") if has_room else largest_agent()
+    async with store.make() as registry, registry.session(agent, interval=0.2, thread=True):
         blocked_until = time.monotonic() + 0.5
         time.sleep(0.5)  # noqa: ASYNC251
         thread = threading.Thread(target=lambda: asyncio.run(forget()))
         thread.start()
         while thread.is_alive():
             time.sleep(0.01)  # noqa: ASYNC251
-        assert found[0].unready.startswith("event loop blocked for")
+        assert found[0].unready.startswith("event loop blocked for" if has_room else "")
+        assert bool(found[0].unready) == has_room
         assert time.monotonic() > blocked_until
+
+
+def has_just_beaten(agent: AgentInfo) -> bool:
+    assert agent.last_heartbeat is not None
+    return datetime.now(UTC) - agent.last_heartbeat < timedelta(seconds=1)
+
+
+@on_shared_stores
+async def test_heartbeats_continue_while_the_event_loop_waits_for_a_logging_handler(store: StoreUnderTest) -> None:
+    handler = logging.StreamHandler()
+    logging.getLogger("agentic").addHandler(handler)
+    try:
+        async with store.make() as registry, registry.session(AgentInfo("a"), interval=0.1, thread=True):
+            with handler.lock:  # type: ignore[union-attr]  # As while a handler writes to a pipe that is full.
+                time.sleep(2)  # noqa: ASYNC251
+            assert has_just_beaten(await registry.get("a"))
+    finally:
+        logging.getLogger("agentic").removeHandler(handler)
+
+
+@on_shared_stores
+async def test_heartbeats_begin_although_the_event_loop_is_blocked_while_a_session_opens(
+    store: StoreUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = BeatThread.start
+
+    def start_and_block(thread: BeatThread, call: Any) -> Any:
+        started = start(thread, call)
+        time.sleep(2)
+        return started
+
+    async with store.make() as registry:
+        with monkeypatch.context() as patched:
+            patched.setattr(BeatThread, "start", start_and_block)
+            opening = asyncio.create_task(registry.session(AgentInfo("a"), interval=0.1, thread=True).open())
+            await wait_until(lambda: is_registered(registry), "the session has registered, and the loop was blocked")
+        assert has_just_beaten(await registry.get("a"))
+        await opening
+
+
+@on_shared_stores
+async def test_an_agent_whose_record_has_no_room_for_the_text_stays_alive(store: StoreUnderTest) -> None:
+    async with store.make() as registry, registry.session(largest_agent(), interval=0.1, thread=True) as session:
+        time.sleep(0.5)  # noqa: ASYNC251
+        first = session.last_beat_at
+        await wait_until(lambda: session.last_beat_at != first, "it goes on")
+        assert (await registry.get("a")).unready == ""
+
+
+@on_shared_stores
+async def test_a_session_with_a_short_interval_joins_one_with_a_long_interval(store: StoreUnderTest) -> None:
+    observer = Observer(store.make())
+    async with (
+        store.make() as registry,
+        registry.session(AgentInfo("b"), interval=200, thread=True),
+        registry.session(AgentInfo("a"), interval=0.3, thread=True),
+        observer.running(),
+    ):
+        time.sleep(2)  # noqa: ASYNC251
+        assert observer.samples[-1].agent.unready.startswith("event loop blocked for 1.")
+
+
+async def test_a_thread_opens_the_file_of_its_registry_although_the_working_directory_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with SQLiteRegistry("registry.db") as registry:
+        session = registry.session(AgentInfo("a"), thread=True)
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        async with session:
+            assert await is_registered(registry)
 
 
 AGENT = """
@@ -224,6 +315,36 @@ async def test_a_session_in_a_thread_registers_beats_updates_and_deregisters(sto
         assert not session.healthy
         with pytest.raises(RegistryClosedError, match="the session of agent 'a' is not open"):
             await session.update(current_load=1)
+
+
+@on_shared_stores
+async def test_an_update_after_a_block_shows_that_the_event_loop_runs(store: StoreUnderTest) -> None:
+    async with store.make() as registry, registry.session(AgentInfo("a"), interval=0.1, thread=True) as session:
+        time.sleep(0.5)  # noqa: ASYNC251
+        assert (await session.update(current_load=1)).unready == ""
+
+
+@pytest.mark.parametrize("moment", range(4))
+async def test_cancelling_every_task_while_a_session_opens_leaves_nothing_open(
+    redis_store: RedisStore, moment: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with redis_store.make() as registry:
+            opening = asyncio.create_task(registry.session(AgentInfo("a"), thread=True).open())
+            for _ in range(4**moment):
+                await asyncio.sleep(0)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                if task is not outer:
+                    task.cancel()
+            await asyncio.wait([opening])
+
+    before = redis_store.connections()
+    outer = asyncio.current_task()
+    await asyncio.create_task(run())
+    await wait_until(lambda: threads() == 0, "the thread has ended")
+    await wait_until(lambda: redis_store.connections() == before, "every connection is closed")
+    assert "has failed" not in caplog.text
+    assert "never retrieved" not in caplog.text
 
 
 @on_shared_stores
@@ -340,17 +461,14 @@ class Absent:
 async def test_an_absence_that_is_found_after_the_agent_has_left_registers_nothing() -> None:
     calls = Absent()
     log = FieldLogger(logging.getLogger("test"), store="s")
-    presence = Presence(calls, AgentInfo("a"), log, interval=QUICK, on_replaced=lambda: None)
+    presence = Presence(calls, AgentInfo("a"), log, interval=QUICK, on_replaced=lambda _: None)
     await presence.register()
     keeping = asyncio.create_task(presence.keep("the session"))
     await calls.asked.wait()
     await presence.leave()
     calls.answer.set()
-    calls.asked.clear()
-    await calls.asked.wait()  # The next heartbeat.
+    await keeping
     assert calls.registered == 1
-    keeping.cancel()
-    await asyncio.wait([keeping])
 
 
 @on_shared_stores
@@ -394,6 +512,9 @@ async def test_closing_the_registry_ends_its_sessions_in_a_thread(
     with pytest.raises(RegistryClosedError):
         await session.aclose()
     assert "agent 'a' could not be deregistered and will go offline" in caplog.text
+    assert not session.healthy
+    with pytest.raises(RegistryClosedError, match="the session of agent 'a' is not open"):
+        await session.update(current_load=1)
 
 
 @pytest.mark.parametrize("store", ["sqlite-file"], indirect=True)  # The driver of Redis warns of its open sockets.
@@ -414,7 +535,7 @@ def test_an_event_loop_that_is_closed_ends_the_thread(store: StoreUnderTest, cap
     while threads() and time.monotonic() < end:
         time.sleep(0.01)
     assert threads() == 0
-    assert "an event loop was closed before 1 of its sessions were left" in caplog.text
+    assert "the event loop was closed while 1 sessions were open" in caplog.text
     with asyncio.Runner() as runner:
         runner.run(session.aclose())
         runner.run(reopen())

@@ -124,6 +124,8 @@ class SQLiteBackend(Backend):
             raise ConfigurationError(f"thread: must be False for {IN_MEMORY}, which only one connection can see")
         second = copy(self)
         second.create = False
+        if self._database is not None and self._database.file is not None:
+            second.path = self._database.file.name  # The working directory may have changed.
         return second
 
     @property

@@ -35,7 +35,7 @@ class DatabaseFile:
         """
         self._path = path
         self._private = path == DEFAULT_PATH
-        self._name = _default_name() if self._private else os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118  as given
+        self.name = _default_name() if self._private else os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118  as given
         self._identities: dict[str, tuple[int, int] | None] = {}
 
     def connect(self, *, create: bool) -> sqlite3.Connection:
@@ -49,17 +49,17 @@ class DatabaseFile:
             self._make_private_folder()
         self._check_name(create)
         # A URI with the path quoted: SQLite would interpret some plain paths as URIs.
-        uri = f"file://{quote(os.fsencode(self._name))}?mode={'rwc' if create else 'rw'}"
+        uri = f"file://{quote(os.fsencode(self.name))}?mode={'rwc' if create else 'rw'}"
         db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)
         if self._private and create:
             for suffix in ("", *LOG_SUFFIXES):
-                _make_private(self._name + suffix)
+                _make_private(self.name + suffix)
         return db
 
     def remember(self, *, has_log: bool) -> None:
         """Store the identity of the file and its log, for `check` to compare with."""
-        real = os.path.realpath(self._name)  # SQLite puts the log next to the target of a symbolic link.
-        names = [self._name, *(real + suffix for suffix in LOG_SUFFIXES if has_log)]
+        real = os.path.realpath(self.name)  # SQLite puts the log next to the target of a symbolic link.
+        names = [self.name, *(real + suffix for suffix in LOG_SUFFIXES if has_log)]
         self._identities = {name: _identity(name) for name in names}
 
     def check(self) -> None:
@@ -80,7 +80,7 @@ class DatabaseFile:
         The log is named after the name by which the file was opened. Programs that open it by different names use
         different logs and lose each other's writes.
         """
-        real = os.path.realpath(self._name)
+        real = os.path.realpath(self.name)
         links = os.stat(real).st_nlink  # noqa: PTH116
         if links > 1:
             return f"it has {links} names (hard links): remove the others, or copy it"
@@ -90,9 +90,9 @@ class DatabaseFile:
 
     def _check_name(self, create: bool) -> None:
         try:
-            mode = os.stat(self._name).st_mode  # noqa: PTH116
+            mode = os.stat(self.name).st_mode  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
-            folder = os.path.dirname(self._name)  # noqa: PTH120
+            folder = os.path.dirname(self.name)  # noqa: PTH120
             if not os.path.isdir(folder) and not self._private:  # noqa: PTH112
                 raise self._refused(f"its folder {folder!r} does not exist: create it first") from None
             if not create:
@@ -111,7 +111,7 @@ class DatabaseFile:
         return BackendRejectedError(f"failed to open {self._path!r}: {reason}")
 
     def _make_private_folder(self) -> None:
-        folder = Path(self._name).parent
+        folder = Path(self.name).parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_private(str(folder))
 
