@@ -175,7 +175,10 @@ class Presence:
         return changed
 
     async def leave(self) -> None:
-        """Deregister the agent, unless it was replaced, while the registry's budget lasts. A failure is only logged."""
+        """Deregister the agent while the registry's budget lasts, unless it was replaced or is not registered.
+
+        A failure is only logged.
+        """
         if self._beats is not None:
             self._beats.cancel()
         await self._registry.deregistration_budget.wait(self._deregister())
@@ -184,6 +187,8 @@ class Presence:
         """Remove the agent. Return whether the store answered."""
         self.healthy = False
         async with self._writing:
+            if not self.is_registered:
+                return False
             self.is_registered = False
             if self._successor is not None:
                 return True

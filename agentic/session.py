@@ -63,14 +63,15 @@ class AgentSession(Service):
       heartbeats are retried after half a second, then after pauses that double up to `interval`.
     - Leaving deregisters the agent within the registry's `timeout`, even when cancelled. A failure is only logged,
       because an agent without heartbeats goes offline anyway. If the store does not answer, all sessions of one
-      registry together wait for one `timeout`; the remaining deregistrations finish in the background.
+      registry together wait for one `timeout`, and those with a thread for another one; the remaining deregistrations
+      finish in the background.
     - An exception of the body propagates unchanged. If the heartbeat task hits a bug or is cancelled by other code,
       the error is logged, the body is cancelled if it runs in the task that entered, and leaving raises the error;
       after `open`, `aclose` raises it. If the body raises too, leaving raises an `ExceptionGroup`.
-    - With `thread=True`, all calls of the session are made in a thread with an event loop and a connection to the store
-      of its own, which the registry's sessions share. While the event loop of the session is blocked for longer than
-      `interval`, the agent stays alive and its `unready` is, for example, "event loop blocked for 12 s", unless it has
-      a reason of its own; afterwards its own reason again. If that event loop is closed, the heartbeats end.
+    - With `thread=True`, all calls of the session are made in a thread with its own event loop and connections, which
+      such sessions of one registry share. While the event loop of the session is blocked, the agent stays alive. If it
+      is blocked for longer than `interval`, and the agent gives no reason itself, its `unready` is, for example, "event
+      loop blocked for 12 s" until the loop runs again. The heartbeats end when that loop is closed.
 
     A session may be entered in one task and left in another. It may be reopened once it is closed. Heartbeats run in a
     copy of the context in which it was opened.
@@ -228,10 +229,10 @@ class AgentSession(Service):
 
     async def _end(self) -> None:
         try:
-            if self._presence.is_registered:
-                await self._run(self._presence.leave())
+            await self._run(self._presence.leave())
         except RegistryClosedError as error:
-            self._presence.leave_behind(error)
+            if self._presence.is_registered:
+                self._presence.leave_behind(error)
         finally:
             thread, self._thread = self._thread, None
             if thread is not None:
