@@ -108,9 +108,10 @@ def lowest(session: nox.Session) -> None:
     session.run("uv", "pip", "install", *nox.project.dependency_groups(GROUPS, "test"))
     files = [str(Path("tests", each)) for each in CONTRACT]
     # These take long, and depend on the server rather than on the version of a library.
-    skipped = [f"--ignore-glob=*/{each}.py" for each in ("test_fa*", "test_agreement", "test_records")]
+    servers = ("test_fa*", "test_agreement", "test_late_writes", "test_records", "test_resharding", "test_roles")
+    skipped = [f"--ignore-glob=*/{each}.py" for each in servers]
     # The same code and drivers as a SQLite file and a single Redis server, or no driver.
-    same = ("TestMemory", "TestSQLiteInMemory", "TestRedisSentinel")
+    same = ("TestMemory", "TestSQLiteInMemory", "TestRedisSentinel", "TestRedisCluster")
     skipped += [f"--deselect=tests/test_contract.py::{name}" for name in same]
     run_in_parallel(session, *skipped, *files, *session.posargs)
 

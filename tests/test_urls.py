@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentic import (
@@ -282,6 +282,7 @@ def test_a_secret_in_a_wrong_place_is_never_shown(
     assert SECRET not in everything_shown(make, *args, **options)
 
 
+@settings(max_examples=50)
 @given(secret=st.text(st.sampled_from("S3cr3t@/:#?%[]&= "), min_size=6).filter(lambda text: "3" in text))
 def test_a_password_is_never_shown_however_it_is_written(secret: str) -> None:
     for url in (

@@ -159,8 +159,10 @@ async def test_no_call_makes_a_record_too_long_to_be_read(redis_store: RedisStor
     assert redis_store.client.get(f"{redis_store.prefix}:agent:x") == record
 
 
-@pytest.mark.parametrize("instead", [b"", b'"', b",", b"6", b"\xc3", b"}"])
-async def test_calls_agree_on_the_own_form_with_any_byte_damaged(redis_store: RedisStore, instead: bytes) -> None:
+@pytest.mark.parametrize(("odd", "instead"), enumerate([b"", b'"', b",", b"6", b"\xc3", b"}"]))
+async def test_calls_agree_on_the_own_form_with_any_byte_damaged(
+    redis_store: RedisStore, odd: int, instead: bytes
+) -> None:
     own = OWN.replace('"name":"n"', '"name":"ñ"').encode()
     short = own[: own.index(b',"metadata"')] + b"}"
     numbered = short[:-1] + f',"incarnation":{NUMBER}'.encode() + b"}"
@@ -171,7 +173,7 @@ async def test_calls_agree_on_the_own_form_with_any_byte_damaged(redis_store: Re
             (numbered, short.index(b"max_load")),
         ):
             assert await assert_agreement(redis_store, registry, record)
-            for at in range(first, len(record)):
+            for at in range(first + odd % 2, len(record), 2):  # Each byte is damaged in three of the six ways.
                 await assert_agreement(redis_store, registry, record[:at] + instead + record[at + 1 :])
 
 

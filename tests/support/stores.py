@@ -133,13 +133,18 @@ class RedisStore(StoreUnderTest):
 
     async def pass_time(self, seconds: float) -> None:
         """Age every record: move its heartbeat back and shorten the TTL of its key."""
-        for key in self.client.scan_iter(f"*{self.prefix}:*agent:*"):
-            left: Any = self.client.pttl(key)
-            record: Any = self.client.get(key)
-            aged = _HEARTBEAT.sub(lambda found: _earlier(found[0], seconds), record)
-            self.client.set(key, aged, keepttl=True)
+        keys = list(self.client.scan_iter(f"*{self.prefix}:*agent:*"))
+        reads, writes = self.client.pipeline(transaction=False), self.client.pipeline(transaction=False)
+        for key in keys:
+            reads.pttl(key)
+            reads.get(key)
+        read: list[Any] = reads.execute() if keys else []
+        for key, left, record in zip(keys, read[::2], read[1::2], strict=True):
+            writes.set(key, _HEARTBEAT.sub(lambda found: _earlier(found[0], seconds), record), keepttl=True)
             if left > 0:
-                self.client.pexpire(key, max(left - round(seconds * 1000), -1))
+                writes.pexpire(key, max(left - round(seconds * 1000), -1))
+        if keys:
+            writes.execute()
 
     async def step_back(self, seconds: float) -> None:
         await self.pass_time(-seconds)
@@ -154,8 +159,10 @@ class RedisStore(StoreUnderTest):
 
     def close(self) -> None:
         """Delete this store's keys, and check that no other keys were added."""
+        deletes = self.client.pipeline(transaction=False)
         for key in self.client.scan_iter(f"*{self.prefix}:*"):
-            self.client.delete(key)
+            deletes.delete(key)
+        deletes.execute()
         leaked = self._keys_elsewhere() - self._foreign
         self.client.close()
         assert not leaked, f"keys left behind: {leaked}"
