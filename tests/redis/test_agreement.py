@@ -159,7 +159,7 @@ async def test_no_call_makes_a_record_too_long_to_be_read(redis_store: RedisStor
     assert redis_store.client.get(f"{redis_store.prefix}:agent:x") == record
 
 
-@pytest.mark.parametrize(("odd", "instead"), enumerate([b"", b'"', b",", b"6", b"\xc3", b"}"]))
+@pytest.mark.parametrize(("odd", "instead"), list(enumerate([b"", b'"', b",", b"6", b"\xc3", b"}"])))
 async def test_calls_agree_on_the_own_form_with_any_byte_damaged(
     redis_store: RedisStore, odd: int, instead: bytes
 ) -> None:
