@@ -199,7 +199,7 @@ class BeatThread:
             except RuntimeError:
                 if self._users:
                     self._log.warning(
-                        "the event loop was closed while %d sessions were open: they send no more heartbeats",
+                        "the event loop was closed with open sessions (%d): they send no more heartbeats",
                         self._users,
                     )
                 return

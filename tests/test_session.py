@@ -31,16 +31,9 @@ from agentic.backends.memory import MemoryBackend
 from agentic.presence import jittered
 from agentic.testing import FakeClock, RedisServer, StoreUnderTest, wait_until
 from tests.support.stores import LONG_AGO, SHARED_STORES, RedisStore
+from tests.support.waiting import is_registered
 
 QUICK = 0.02
-
-
-async def is_registered(registry: AgentRegistry, agent_id: str = "a") -> bool:
-    try:
-        await registry.get(agent_id)
-    except AgentNotFoundError:
-        return False
-    return True
 
 
 async def test_a_session_registers_beats_and_deregisters(registry: AgentRegistry) -> None:

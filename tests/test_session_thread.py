@@ -44,6 +44,7 @@ from agentic.session import AgentSession
 from agentic.testing import RedisServer, StoreUnderTest, wait_until
 from agentic.validation import MAX_RECORD_BYTES
 from tests.support.stores import SHARED_STORES, RedisStore
+from tests.support.waiting import is_registered
 
 QUICK = 0.02
 THREAD = "agentic heartbeats"
@@ -62,14 +63,6 @@ def _no_thread_is_left() -> Iterator[None]:
 
 def threads() -> int:
     return sum(thread.name == THREAD for thread in threading.enumerate())
-
-
-async def is_registered(registry: AgentRegistry, agent_id: str = "a") -> bool:
-    try:
-        await registry.get(agent_id)
-    except AgentNotFoundError:
-        return False
-    return True
 
 
 def largest_agent() -> AgentInfo:
@@ -260,12 +253,14 @@ async def test_a_thread_opens_the_file_of_its_registry_although_the_working_dire
 
 
 AGENT = """
-import asyncio, sys
+import asyncio, sys, time
 from agentic import AgentInfo, open_registry
 async def main():
     async with open_registry(sys.argv[1]) as registry:
         async with registry.session(AgentInfo("a"), interval=0.5, thread=True):
-            await asyncio.sleep(60)
+            while True:
+                time.sleep(0.2)  # So that the process is suspended while a check is unanswered.
+                await asyncio.sleep(0.001)
 asyncio.run(main())
 """
 
@@ -535,7 +530,7 @@ def test_an_event_loop_that_is_closed_ends_the_thread(store: StoreUnderTest, cap
     while threads() and time.monotonic() < end:
         time.sleep(0.01)
     assert threads() == 0
-    assert "the event loop was closed while 1 sessions were open" in caplog.text
+    assert "the event loop was closed with open sessions (1)" in caplog.text
     with asyncio.Runner() as runner:
         runner.run(session.aclose())
         runner.run(reopen())

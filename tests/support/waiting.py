@@ -45,14 +45,22 @@ async def wait_intervals(
         ticking.cancel()
 
 
+async def is_registered(registry: AgentRegistry, agent_id: str = "a") -> bool:
+    """Return whether the agent is registered; a store that fails raises its error."""
+    try:
+        await registry.get(agent_id)
+    except AgentNotFoundError:
+        return False
+    return True
+
+
 def is_there(registry: AgentRegistry, agent_id: str = "a") -> Callable[[], Awaitable[bool]]:
     """Return a predicate: the store answers and the agent is registered."""
 
     async def found() -> bool:
         try:
-            await registry.get(agent_id)
-        except (AgentNotFoundError, BackendUnavailableError):
+            return await is_registered(registry, agent_id)
+        except BackendUnavailableError:
             return False
-        return True
 
     return found

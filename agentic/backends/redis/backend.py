@@ -76,8 +76,8 @@ logger = logging.getLogger("agentic.redis")
 
 DEFAULT_PREFIX: Final = "agentic"
 
-_FIRST: Final = itemgetter(0)
-_SECOND: Final = itemgetter(1)
+_ID_OF_BEAT: Final = itemgetter(0)
+_INCARNATION_OF_BEAT: Final = itemgetter(1)
 
 EXPECTED_TYPES: Final = (b"none", b"string")
 """The types a key may have after it was read as absent; it is a string if its record was written in between."""
@@ -236,10 +236,10 @@ class RedisBackend(Backend):
         return [_registered(agent, result) for agent, result in zip(agents, results, strict=True)]
 
     async def touch(self, beats: Sequence[tuple[str, int]]) -> Sequence[Beat | RegistryError | None]:
-        keys = self._keys.agents(map(_FIRST, beats))
+        keys = self._keys.agents(map(_ID_OF_BEAT, beats))
         if self.writer.generations.unsettled:
             await self._settle_lost(keys)
-        starts = [*map(_SECOND, beats)]
+        starts = [*map(_INCARNATION_OF_BEAT, beats)]
         if not all(starts):
             starts = [incarnation or ANY for incarnation in starts] if any(starts) else []
         results = await self._run(Heartbeat, keys, (self._milliseconds,), starts)
