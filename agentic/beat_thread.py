@@ -45,13 +45,13 @@ class BeatThread:
         is_ending: Whether the thread has ended or is about to, so that no session may enter.
     """
 
-    def __init__(self, registry: SecondRegistry, log: FieldLogger) -> None:
+    def __init__(self, registry: SecondRegistry, logs: BackgroundLogs, log: FieldLogger) -> None:
         """Create a thread that is not started."""
         self.registry = registry
-        self.logs = BackgroundLogs()
+        self.logs = logs
         self.blocked_for = 0.0
         self.is_ending = False
-        self._log = self.logs.log(log)
+        self._log = logs.log(log)
         self._users = 0
         self._period = float("inf")
         """Seconds between two checks whether the event loop runs."""

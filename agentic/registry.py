@@ -42,7 +42,7 @@ from agentic.errors import (
 )
 from agentic.findings import Finding
 from agentic.incarnations import valid_incarnation
-from agentic.logs import FieldLogger
+from agentic.logs import BackgroundLogs, FieldLogger
 from agentic.options import count, function
 from agentic.page import MAX_PAGE, Page, Position
 from agentic.session import AgentSession
@@ -133,7 +133,7 @@ class AgentRegistry:
         """The process and event loop in which this registry is open, opening or closing."""
         self._open_dispatcher: Dispatcher | None = None
         self._beat_threads: list[BeatThread] = []
-        self._is_second = False
+        self._background_logs: BackgroundLogs | None = None
         # A call that times out ends slightly after `timeout`.
         self.deregistration_budget = DeregistrationBudget(1.1 * self.timeout)
 
@@ -215,7 +215,9 @@ class AgentRegistry:
             self._open_dispatcher = Dispatcher(self.backend, affinity)
             # Not __del__: Python does not call it for every object that is left when the process exits.
             self._unclosed = weakref.finalize(self, _warn_unclosed, repr(self))
-            self._unclosed.atexit = not self._is_second  # The first one warns at the exit of the process.
+            self._unclosed.atexit = (
+                self._background_logs is None
+            )  # Of two registries, the first one warns at the exit of the process.
         except BaseException:
             await wait_shielded(self._end(self._abandon(connecting)), self.timeout)
             raise
@@ -309,20 +311,23 @@ class AgentRegistry:
         """Return the state of a registry like this one on another backend; not open."""
         state = vars(self) | {"backend": backend, "deregistration_budget": DeregistrationBudget(1.1 * self.timeout)}
         state.pop("_unclosed", None)
-        return state | {"_affinity": None, "_open_dispatcher": None, "_beat_threads": []}
+        return state | {"_affinity": None, "_open_dispatcher": None, "_beat_threads": [], "_background_logs": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._listen_to_backend()
 
-    def second(self) -> AgentRegistry:
+    def second(self, logs: BackgroundLogs) -> AgentRegistry:
         """Return a second registry for the same store, to be opened in the event loop of another thread; not open.
+
+        Args:
+            logs: Where it logs.
 
         Raises:
             ConfigurationError: The store does not support this.
         """
         second = type(self).__new__(type(self))
-        second.__setstate__(self._state(self.backend.second()) | {"wait": 0.0, "_is_second": True})
+        second.__setstate__(self._state(self.backend.second()) | {"wait": 0.0, "_background_logs": logs})
         return second
 
     def beat_thread(self) -> BeatThread:
@@ -333,7 +338,8 @@ class AgentRegistry:
         """
         self._beat_threads = [each for each in self._beat_threads if not each.has_ended]
         if not self._beat_threads or self._beat_threads[-1].is_ending:
-            self._beat_threads.append(BeatThread(self.second(), self._log))
+            logs = BackgroundLogs()
+            self._beat_threads.append(BeatThread(self.second(logs), logs, self._log))
         return self._beat_threads[-1]
 
     # --- one agent ---
@@ -744,7 +750,8 @@ class AgentRegistry:
 
     @property
     def _log(self) -> FieldLogger:
-        return FieldLogger(self._logger, store=self.store)
+        log = FieldLogger(self._logger, store=self.store)
+        return log if self._background_logs is None else self._background_logs.log(log)
 
     @property
     def _dispatcher(self) -> Dispatcher:

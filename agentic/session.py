@@ -16,7 +16,7 @@ from agentic.beat_thread import BeatThread, SecondRegistry
 from agentic.clock import positive_seconds
 from agentic.concurrency import finish
 from agentic.errors import ConfigurationError, RegistryClosedError
-from agentic.logs import FieldLogger
+from agentic.logs import BackgroundLogs, FieldLogger
 from agentic.options import flag
 from agentic.presence import AgentCalls, Presence
 from agentic.service import Service
@@ -42,7 +42,7 @@ class Registry(AgentCalls, Protocol):
     def store(self) -> str: ...  # noqa: D102
 
     def check_open(self) -> None: ...  # noqa: D102
-    def second(self) -> SecondRegistry: ...  # noqa: D102
+    def second(self, logs: BackgroundLogs) -> SecondRegistry: ...  # noqa: D102
     def beat_thread(self) -> BeatThread: ...  # noqa: D102
 
 
@@ -101,7 +101,7 @@ class AgentSession(Service):
         self.replaced = asyncio.Event()
         self._in_thread = flag(thread, "thread")
         if thread:
-            registry.second()  # Raises if the store does not support it.
+            registry.second(BackgroundLogs())  # Raises if the store does not support it.
         self._thread: BeatThread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._presence = self._new_presence(agent)

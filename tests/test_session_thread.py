@@ -219,6 +219,33 @@ async def test_heartbeats_begin_although_the_event_loop_is_blocked_while_a_sessi
 
 
 @on_shared_stores
+async def test_heartbeats_continue_although_a_registration_is_logged_by_a_handler_that_blocks(
+    store: StoreUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, start = logging.StreamHandler(), BeatThread.start
+
+    def start_and_block(thread: BeatThread, call: Any) -> Any:
+        with handler.lock:  # type: ignore[union-attr]
+            started = start(thread, call)
+            time.sleep(2)
+        return started
+
+    logging.getLogger("agentic").addHandler(handler)
+    try:
+        async with store.make() as registry, registry.session(AgentInfo("a"), interval=0.1, thread=True):
+            async with store.make() as other:
+                await other.register(AgentInfo("b"))  # Replaced by the session, which is logged.
+            with monkeypatch.context() as patched:
+                patched.setattr(BeatThread, "start", start_and_block)
+                opening = asyncio.create_task(registry.session(AgentInfo("b"), thread=True).open())
+                await asyncio.sleep(0.1)
+            assert has_just_beaten(await registry.get("a"))
+            await opening
+    finally:
+        logging.getLogger("agentic").removeHandler(handler)
+
+
+@on_shared_stores
 async def test_an_agent_whose_record_has_no_room_for_the_text_stays_alive(store: StoreUnderTest) -> None:
     async with store.make() as registry, registry.session(largest_agent(), interval=0.1, thread=True) as session:
         time.sleep(0.5)  # noqa: ASYNC251
